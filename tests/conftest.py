@@ -1,0 +1,40 @@
+"""The checkpoints that every test may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests import weights
+
+
+@pytest.fixture(scope="session")
+def minilm() -> weights.Pair:
+    """The real MiniLM and its fine-tune, fp32, 91 MB each. Read only."""
+    return weights.minilm()
+
+
+@pytest.fixture(scope="session")
+def minilm_bf16() -> weights.Pair:
+    """The same in bfloat16, 45 MB each. Read only."""
+    return weights.minilm_bf16()
+
+
+@pytest.fixture(scope="session")
+def anarcii() -> Mapping[str, Path]:
+    """The real protein models by name, fp32, 4 MB each. Read only."""
+    return weights.anarcii()
+
+
+@pytest.fixture(scope="session")
+def anarcii_bf16() -> Mapping[str, Path]:
+    """The same in bfloat16, 2 MB each. Read only."""
+    return weights.anarcii(bf16=True)
+
+
+@pytest.fixture(scope="session")
+def small_llama(tmp_path_factory: pytest.TempPathFactory) -> weights.Pair:
+    """A generated bf16 pair of about 10 MB each, in three shards. Read only."""
+    return weights.Pair(*weights.synthetic(tmp_path_factory.mktemp("small-llama"), 0.01, seed=1, shards=3))

@@ -1,0 +1,58 @@
+"""The registry and package manager for post-training weight deltas.
+
+    import deltareg
+
+    registry = deltareg.Registry()
+    deltareg.diff("base/", "post/", registry, "acme/search:1.0.0")
+    deltareg.apply("target/", {"acme/search:1.0.0": 0.5}, registry, "out/")
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deltareg.apply import apply as apply
+    from deltareg.apply import verify as verify
+    from deltareg.catalog import Registry as Registry
+    from deltareg.checkpoint import Checkpoint as Checkpoint
+    from deltareg.diff import diff as diff
+    from deltareg.errors import DeltaregError as DeltaregError
+    from deltareg.transfer import pull as pull
+    from deltareg.transfer import push as push
+
+__all__ = ["Checkpoint", "DeltaregError", "Registry", "__version__", "apply", "diff", "pull", "push", "verify"]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Checkpoint": "deltareg.checkpoint",
+    "DeltaregError": "deltareg.errors",
+    "Registry": "deltareg.catalog",
+    "apply": "deltareg.apply",
+    "diff": "deltareg.diff",
+    "pull": "deltareg.transfer",
+    "push": "deltareg.transfer",
+    "verify": "deltareg.apply",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: `deltareg --help` must not wait for what it does not need.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'deltareg' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+class _Package(ModuleType):
+    """Keeps `deltareg.diff` and `deltareg.apply` the functions: importing a submodule would bind its name over them."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,349 @@
+"""Every error that deltareg raises on purpose.
+
+One class is one fault that a user can meet: it has a stable `code`, the exit status of the command line and a
+docstring. `docs/errors.md` is generated from the docstrings, whose first paragraph says what happened and whose second
+says what to do, so a new class here is documented by the act of writing it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import ClassVar
+
+__all__ = [
+    "BadCheckpoint",
+    "BadConfig",
+    "BadHeader",
+    "BadManifest",
+    "BadName",
+    "BadRecord",
+    "Busy",
+    "ChannelMoved",
+    "CheckpointNotFound",
+    "DeltaregError",
+    "DigestMismatch",
+    "DiskFull",
+    "HubUnavailable",
+    "InvalidArgument",
+    "NetworkFilesystem",
+    "NotAllowed",
+    "NotFound",
+    "NotHomologous",
+    "NotReproduced",
+    "OutputExists",
+    "PickleRefused",
+    "RemoteUnavailable",
+    "UnsupportedFormat",
+    "UsageError",
+    "VersionExists",
+    "all_errors",
+    "translate_os_errors",
+]
+
+
+class DeltaregError(Exception):
+    """Something failed that has no code of its own.
+
+    Read the message; if it does not say enough, run `deltareg doctor` and report what it prints.
+    """
+
+    code: ClassVar[str] = "DR0001"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, cause: str | None = None, hint: str | None = None, **data: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.cause = cause
+        self.hint = hint
+        self.data = data
+
+    def as_dict(self) -> dict[str, object]:
+        """The error as the `--json` output has it."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "cause": self.cause,
+            "hint": self.hint,
+            "data": {key: value if isinstance(value, (str, int, float, list, dict, type(None))) else str(value) for key, value in self.data.items()},
+        }
+
+
+# --- 1: failed ----------------------------------------------------------------------------------------------------
+
+
+class NotFound(DeltaregError):
+    """No delta has this name, version, channel or digest in the registry that was asked.
+
+    Run `deltareg list` to see what is there, or `deltareg pull` to bring the delta from a remote.
+    """
+
+    code = "DR0002"
+
+
+class CheckpointNotFound(DeltaregError):
+    """The path or `hf://` name does not lead to a checkpoint.
+
+    Give a directory that holds `model.safetensors` (or shards with `model.safetensors.index.json`), or one
+    `.safetensors` file.
+    """
+
+    code = "DR0003"
+
+
+class DiskFull(DeltaregError):
+    """The disk has no room for what was being written. Nothing half written was kept.
+
+    Free space, or name an output or a `DELTAREG_HOME` on a larger disk, and run the command again.
+    """
+
+    code = "DR0004"
+
+
+class Busy(DeltaregError):
+    """Another process holds the lock of this registry or of this output.
+
+    Wait until it ends and run the command again.
+    """
+
+    code = "DR0005"
+
+
+class NetworkFilesystem(DeltaregError):
+    """The catalog's database would lie on a network file system, where SQLite's write-ahead log corrupts.
+
+    Set `DELTAREG_HOME` to a directory on a local disk; share deltas through a remote instead.
+    """
+
+    code = "DR0006"
+
+
+class ChannelMoved(DeltaregError):
+    """A channel points elsewhere than the change of it expected: somebody moved it in between.
+
+    Look at where it points now, and move it again if that is still right.
+    """
+
+    code = "DR0007"
+
+
+# --- 2: usage -----------------------------------------------------------------------------------------------------
+
+
+class UsageError(DeltaregError):
+    """The command was called in a way that cannot work.
+
+    Read the message and `deltareg COMMAND --help`.
+    """
+
+    code = "DR0100"
+    exit_code = 2
+
+
+class InvalidArgument(UsageError):
+    """An argument has a value that is not allowed, such as a weight that is no finite number.
+
+    The message names the argument and what it takes.
+    """
+
+    code = "DR0101"
+
+
+class BadName(UsageError):
+    """A name, version, channel or digest is not written as deltareg's names are.
+
+    Write `namespace/name:1.2.3`, `namespace/name:channel` or `namespace/name@sha256:…`: lower-case letters and digits,
+    single `.`, `_` or `-` between them; versions are SemVer without build metadata.
+    """
+
+    code = "DR0102"
+
+
+class BadConfig(UsageError):
+    """`deltareg.toml` or a `DELTAREG_…` variable has a value that deltareg does not understand.
+
+    Mend the file and key that the message names.
+    """
+
+    code = "DR0103"
+
+
+class OutputExists(UsageError):
+    """The output exists already, or is one of the inputs.
+
+    Choose another `-o`, or remove the old output first.
+    """
+
+    code = "DR0104"
+
+
+class PickleRefused(UsageError):
+    """The checkpoint is stored as pickle (`.bin`, `.pt`, `.pth`, `.ckpt`), which can run code when it is read.
+
+    Convert it to safetensors on a machine where you trust it, with the command that the message gives.
+    """
+
+    code = "DR0105"
+
+
+# --- 3: incompatible ----------------------------------------------------------------------------------------------
+
+
+class NotHomologous(DeltaregError):
+    """Two checkpoints, or a delta and its target, do not share one parameter space.
+
+    The message names every tensor that differs. Use a target of the base's family and size.
+    """
+
+    code = "DR0200"
+    exit_code = 3
+
+
+class UnsupportedFormat(DeltaregError):
+    """The artifact, store or file has a format version or a data type that this deltareg does not know.
+
+    Upgrade deltareg (`pip install -U deltareg`), or ask the publisher for an older format.
+    """
+
+    code = "DR0201"
+    exit_code = 3
+
+
+# --- 4: not allowed -----------------------------------------------------------------------------------------------
+
+
+class NotAllowed(DeltaregError):
+    """The operating system or the remote does not let you read or write there.
+
+    Check the permissions of the path in the message, or ask the remote's owner for the right.
+    """
+
+    code = "DR0300"
+    exit_code = 4
+
+
+class VersionExists(NotAllowed):
+    """This version is published already, with other bytes. Versions never change.
+
+    Publish under a new version number.
+    """
+
+    code = "DR0301"
+
+
+# --- 5: integrity -------------------------------------------------------------------------------------------------
+
+
+class DigestMismatch(DeltaregError):
+    """Stored or received bytes do not have the digest that names them. They were not used.
+
+    Run `deltareg cache fsck` to find every damaged blob, then `deltareg pull` to fetch it again.
+    """
+
+    code = "DR0400"
+    exit_code = 5
+
+
+class BadHeader(DeltaregError):
+    """A safetensors file is truncated, corrupt or hostile: its header breaks a rule of the format.
+
+    Fetch the file again from where it came; the message names the file, the tensor and the byte.
+    """
+
+    code = "DR0401"
+    exit_code = 5
+
+
+class BadCheckpoint(DeltaregError):
+    """A checkpoint's files do not agree: a shard is missing, or index and shards tell different things.
+
+    Fetch the checkpoint again, all of its files.
+    """
+
+    code = "DR0402"
+    exit_code = 5
+
+
+class BadManifest(DeltaregError):
+    """A manifest, config, inventory or index document is not what its schema says.
+
+    Fetch the artifact again; if it is still refused, its publisher must mend it.
+    """
+
+    code = "DR0403"
+    exit_code = 5
+
+
+class BadRecord(DeltaregError):
+    """A tensor's record in a pack breaks a rule of the format. Nothing of it was applied.
+
+    Fetch the artifact again; if it is still refused, its publisher must mend it.
+    """
+
+    code = "DR0404"
+    exit_code = 5
+
+
+class NotReproduced(DeltaregError):
+    """Verification found that base + delta is not post, bit for bit.
+
+    The message names the tensors. Take the delta again from the two checkpoints.
+    """
+
+    code = "DR0405"
+    exit_code = 5
+
+
+# --- 6: network ---------------------------------------------------------------------------------------------------
+
+
+class RemoteUnavailable(DeltaregError):
+    """The remote does not answer, or its directory is not mounted.
+
+    Check `deltareg remote list` and the connection, and run the command again: what was sent is kept.
+    """
+
+    code = "DR0500"
+    exit_code = 6
+
+
+class HubUnavailable(RemoteUnavailable):
+    """The Hugging Face Hub could not be reached, or refused the request.
+
+    Check the name, the revision and your token, or download the model first and give its path.
+    """
+
+    code = "DR0501"
+
+
+def all_errors() -> list[type[DeltaregError]]:
+    """Every error class, ordered by code."""
+    found: list[type[DeltaregError]] = [DeltaregError]
+    for cls in found:
+        found.extend(cls.__subclasses__())
+    return sorted(found, key=lambda cls: cls.code)
+
+
+@contextmanager
+def translate_os_errors(doing: str, path: os.PathLike[str] | str) -> Generator[None]:
+    """Turn an `OSError` of the body into the `DeltaregError` that says what to do about it.
+
+    `doing` completes the sentence "could not …": "write the pack".
+    """
+    try:
+        yield
+    except OSError as error:
+        where = os.fspath(error.filename) if isinstance(error.filename, str) else os.fspath(path)
+        reason = error.strerror or str(error)
+        message = f"could not {doing}: {where}: {reason}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskFull(
+                message, cause=reason, hint="free some space or choose another disk, then run this again", path=where
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise NotAllowed(
+                message, cause=reason, hint=f"check the permissions of {where}", path=where
+            ) from error
+        raise DeltaregError(message, cause=reason, path=where) from error

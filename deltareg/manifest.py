@@ -1,0 +1,217 @@
+"""The documents of an artifact, typed: OCI manifest and descriptors, the delta's config, its inventory.
+
+Fields that this version does not know are kept when a document is read and written. The JSON Schemas in `schemas/`
+are generated from these models.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from deltareg.digest import canonical_json, parse_json
+from deltareg.errors import BadManifest, UnsupportedFormat
+
+__all__ = [
+    "CONFIG_TYPE",
+    "DELTA_TYPE",
+    "FORMAT_VERSION",
+    "INDEX_TYPE",
+    "INVENTORY_TYPE",
+    "MANIFEST_TYPE",
+    "PACK_TYPE",
+    "SIDE_FILE_TYPE",
+    "TITLE",
+    "DeltaConfig",
+    "Descriptor",
+    "Document",
+    "Exactness",
+    "Fingerprint",
+    "Index",
+    "Inventory",
+    "Manifest",
+    "Norms",
+    "Parent",
+    "TensorEntry",
+    "encode",
+    "parse",
+]
+
+FORMAT_VERSION = 1
+"""Version of the artifact format, as `docs/format.md` describes it."""
+
+DELTA_TYPE = "application/vnd.deltareg.delta.v1+json"
+CONFIG_TYPE = "application/vnd.deltareg.config.v1+json"
+PACK_TYPE = "application/vnd.deltareg.pack.v1+safetensors"
+INVENTORY_TYPE = "application/vnd.deltareg.inventory.v1+json+zstd"
+SIDE_FILE_TYPE = "application/vnd.deltareg.side-file.v1+zstd"
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+TITLE = "org.opencontainers.image.title"
+"""The annotation that names a layer's file."""
+
+DigestText = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
+
+
+class Document(BaseModel):
+    """A JSON object with camel-case keys that keeps what it does not know."""
+
+    model_config = ConfigDict(
+        extra="allow", frozen=True, alias_generator=to_camel, populate_by_name=True, serialize_by_alias=True
+    )
+
+
+class Descriptor(Document):
+    """An OCI content descriptor."""
+
+    media_type: str = Field(min_length=1)
+    digest: DigestText
+    size: Count
+    artifact_type: str | None = None
+    annotations: dict[str, str] | None = None
+
+    @property
+    def title(self) -> str | None:
+        """The file name that the descriptor's annotation gives."""
+        return (self.annotations or {}).get(TITLE)
+
+
+class Manifest(Document):
+    """An OCI image manifest that holds one delta."""
+
+    schema_version: Literal[2] = 2
+    media_type: Literal["application/vnd.oci.image.manifest.v1+json"] = MANIFEST_TYPE
+    artifact_type: Literal["application/vnd.deltareg.delta.v1+json"] = DELTA_TYPE
+    config: Descriptor
+    layers: list[Descriptor]
+    annotations: dict[str, str] | None = None
+
+    def layers_of(self, media_type: str) -> list[Descriptor]:
+        """The layers of one media type, in order."""
+        return [layer for layer in self.layers if layer.media_type == media_type]
+
+    @property
+    def blobs(self) -> list[Descriptor]:
+        """Every blob that the manifest needs, each once: config and layers."""
+        return list({blob.digest: blob for blob in [self.config, *self.layers]}.values())
+
+
+class Index(Document):
+    """An OCI image index: the `index.json` of a store."""
+
+    schema_version: Literal[2] = 2
+    media_type: Literal["application/vnd.oci.image.index.v1+json"] = INDEX_TYPE
+    manifests: list[Descriptor] = []
+    annotations: dict[str, str] | None = None
+
+
+class Parent(Document):
+    """The identity of a checkpoint that a delta was taken from."""
+
+    id: str = Field(description="hf:// name, or the directory's name")
+    revision: str | None = Field(default=None, description="commit of the hub repository")
+    digest: DigestText = Field(description="digest of the tensors: names, dtypes, shapes, bytes")
+    dtypes: dict[str, Count] = Field(description="elements of each dtype")
+    parameters: Count = Field(description="elements of all tensors")
+    size: Count = Field(description="bytes of all tensors")
+    licence: str | None = Field(default=None, description="SPDX identifier")
+
+
+class Fingerprint(Document):
+    """What must agree for two checkpoints to share a parameter space."""
+
+    inventory: DigestText = Field(description="digest of the base's tensor names and shapes")
+    model_type: str | None = Field(default=None, description="model_type of the base's config.json")
+
+
+class Exactness(Document):
+    """Whether weight 1 on the base gives post bit for bit."""
+
+    kind: Literal["exact", "lossy"] = "exact"
+    relative_error: float | None = Field(default=None, ge=0, description="measured, of a lossy delta")
+
+
+class Norms(Document):
+    """Frobenius norms over the tensors of one module class."""
+
+    base: float = Field(ge=0)
+    delta: float = Field(ge=0)
+    parameters: Count
+
+
+class DeltaConfig(Document):
+    """The description of a delta: the artifact's config blob."""
+
+    format_version: Literal[1] = 1
+    fingerprint: Fingerprint
+    base: Parent
+    post: Parent
+    exactness: Exactness
+    licence: str | None = Field(default=None, description="SPDX identifier of the delta")
+    preset: Literal["fast", "small"]
+    norms: dict[str, Norms] = Field(description="by module class: attention, mlp, embedding, norm, lm_head, other")
+    requires: list[DigestText] = Field(default=[], description="manifests of deltas that this one is stacked on")
+    producer: str = Field(description="program and version that wrote the artifact")
+    description: str | None = None
+
+
+class TensorEntry(Document):
+    """One tensor of the delta."""
+
+    name: str = Field(min_length=1)
+    kind: Literal["zero", "palette", "sparse", "planes", "full", "removed"] = Field(
+        description="kind of the frames that hold most of the record's bytes"
+    )
+    base_dtype: str | None = Field(default=None, description="absent where base lacks the tensor")
+    post_dtype: str | None = Field(default=None, description="absent where post lacks the tensor")
+    shape: list[Count]
+    packs: list[Count] = Field(default=[], description="numbers of the packs that hold the record's parts, in order")
+    size: Count = Field(default=0, description="bytes of the record")
+    changed: Count = Field(default=0, description="elements that differ")
+    mended: Count = Field(default=0, description="elements with a second term D2")
+    overwritten: Count = Field(default=0, description="elements that no sum can give")
+    base_norm: float = Field(default=0, ge=0)
+    delta_norm: float = Field(default=0, ge=0)
+
+
+class Inventory(Document):
+    """Every tensor of base and post, ordered by name's place in the checkpoint."""
+
+    format_version: Literal[1] = 1
+    tensors: list[TensorEntry]
+
+
+DocumentType = TypeVar("DocumentType", bound=Document)
+
+
+def encode(document: Document) -> bytes:
+    """The canonical JSON of a document; fields that are None are left out."""
+    return canonical_json(document.model_dump(by_alias=True, exclude_none=True))
+
+
+def parse(kind: type[DocumentType], data: bytes | bytearray | memoryview, *, what: str) -> DocumentType:
+    """Read a document.
+
+    Raises BadManifest with every fault that the schema finds, UnsupportedFormat for another format version.
+    """
+    value = parse_json(data, what=what)
+    version = _format_version(value)
+    if version is not None and version != FORMAT_VERSION:
+        raise UnsupportedFormat(
+            f"{what} has format version {version!r}; this deltareg reads version {FORMAT_VERSION}",
+            hint="pip install --upgrade deltareg",
+            version=version,
+        )
+    try:
+        return kind.model_validate(value, by_name=False, by_alias=True)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc'])) or 'document'}: {fault['msg']}" for fault in error.errors()]
+        shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
+        raise BadManifest(f"{what} is not a valid {kind.__name__}: {shown}", cause=shown, faults=faults) from error
+
+
+def _format_version(value: Any) -> Any:
+    return cast("dict[str, Any]", value).get("formatVersion") if isinstance(value, dict) else None

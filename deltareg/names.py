@@ -1,0 +1,110 @@
+"""References to deltas: `namespace/name:version`, `namespace/name:channel`, `namespace/name@sha256:…`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import semver
+
+from deltareg.digest import Digest, parse_digest
+from deltareg.errors import BadName
+
+__all__ = ["LATEST", "Reference", "is_version", "latest_of", "parse_reference", "parse_version", "version_key"]
+
+LATEST = "latest"
+"""The channel that a reference without a version means: the highest version that is no pre-release."""
+
+_PART = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
+_PART_LIMIT = 64
+_CHANNEL = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
+_VERSION_LIMIT = 64
+_HINT = "write namespace/name:1.2.3, namespace/name:channel or namespace/name@sha256:…"
+
+
+@dataclass(frozen=True, order=True)
+class Reference:
+    """A delta's name with at most one of tag (a version or a channel) and digest."""
+
+    namespace: str
+    name: str
+    tag: str | None = None
+    digest: Digest | None = None
+
+    @property
+    def repository(self) -> str:
+        """`namespace/name`."""
+        return f"{self.namespace}/{self.name}"
+
+    @property
+    def version(self) -> str | None:
+        """The tag, if it is a version."""
+        return self.tag if self.tag is not None and is_version(self.tag) else None
+
+    def __str__(self) -> str:
+        if self.digest is not None:
+            return f"{self.repository}@{self.digest}"
+        return self.repository if self.tag is None else f"{self.repository}:{self.tag}"
+
+    def with_tag(self, tag: str) -> Reference:
+        """The same name with another tag."""
+        return Reference(self.namespace, self.name, tag)
+
+
+def is_version(text: str) -> bool:
+    """Whether `text` is a version: SemVer without build metadata."""
+    return len(text) <= _VERSION_LIMIT and semver.Version.is_valid(text) and "+" not in text
+
+
+def parse_version(text: str) -> str:
+    """Return `text` if it is a version. Raises BadName."""
+    if not is_version(text):
+        raise BadName(
+            f"not a version: {text!r}",
+            cause="build metadata (+…) is not allowed" if "+" in text else None,
+            hint="versions are SemVer: 1.2.3 or 1.2.3-rc.1",
+        )
+    return text
+
+
+def version_key(text: str) -> semver.Version:
+    """The sort key of a version."""
+    return semver.Version.parse(text)
+
+
+def latest_of(tags: list[str]) -> str | None:
+    """The highest release among `tags`; the highest pre-release if there is no release; None if no tag is a version."""
+    versions = [tag for tag in tags if is_version(tag)]
+    releases = [tag for tag in versions if version_key(tag).prerelease is None]
+    return max(releases or versions, key=version_key, default=None)
+
+
+def parse_reference(text: str, *, version_required: bool = False) -> Reference:
+    """Parse a reference.
+
+    With `version_required` only `namespace/name:version` is taken, as publishing needs it. Raises BadName.
+    """
+    rest, at, digest_text = text.partition("@")
+    digest = parse_digest(digest_text) if at else None
+    repository, colon, tag = rest.partition(":")
+    namespace, slash, name = repository.partition("/")
+    if not slash:
+        raise BadName(f"{text!r} has no namespace", hint=_HINT)
+    for role, part in (("namespace", namespace), ("name", name)):
+        if len(part) > _PART_LIMIT or _PART.fullmatch(part) is None:
+            raise BadName(
+                f"{role} {part!r} in {text!r} is not allowed",
+                cause=f"at most {_PART_LIMIT} lower-case letters and digits, single '.', '_' or '-' between them",
+                hint=_HINT,
+            )
+    if colon and not is_version(tag) and (len(tag) > _VERSION_LIMIT or _CHANNEL.fullmatch(tag) is None):
+        raise BadName(
+            f"{tag!r} in {text!r} is neither a version nor a channel",
+            cause="build metadata (+…) is not allowed" if "+" in tag else None,
+            hint="versions are SemVer (1.2.3, 1.2.3-rc.1); channels are lower-case words (latest, prod)",
+        )
+    if colon and digest is not None:
+        raise BadName(f"{text!r} has both a tag and a digest", hint="give one of them")
+    if version_required and (not colon or not is_version(tag)):
+        raise BadName(f"{text!r} does not name a version", hint="to publish, write namespace/name:1.2.3")
+    return Reference(namespace, name, tag if colon else None, digest)

@@ -1,0 +1,44 @@
+"""Work in many threads whose results come back in order."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from deltareg.errors import InvalidArgument
+
+__all__ = ["in_order", "thread_count"]
+
+Result = TypeVar("Result")
+
+
+def thread_count(asked: int | None) -> int:
+    """The number of threads to use: what was asked for, or one for each core that the process may run on."""
+    if asked is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if asked < 1:
+        raise InvalidArgument(f"{asked} threads cannot do anything", hint="--threads takes 1 or more")
+    return asked
+
+
+def in_order(tasks: Iterable[Callable[[], Result]], threads: int) -> Generator[Result]:
+    """Run `tasks` in `threads` threads and yield their results in the tasks' order.
+
+    At most twice as many tasks as threads are begun before their results are taken, so that memory stays bounded. The
+    first error ends it: no further task is begun, and those that run are waited for.
+    """
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="deltareg") as pool:
+        try:
+            for task in tasks:
+                waiting.append(pool.submit(task))
+                if len(waiting) >= 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,160 @@
+"""From what a user names to a folder with weights: a directory, a file, or `hf://org/name@revision`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltareg.checkpoint.hub import PREFIX, Hub, HubName, parse_hub_name
+from deltareg.checkpoint.layout import Weights, convert_command, find_weights, is_pickle, refuse_pickle, side_files_of
+from deltareg.checkpoint.source import FileSource, Folder, LocalFolder
+from deltareg.errors import (
+    BadCheckpoint,
+    CheckpointNotFound,
+    DeltaregError,
+    HubUnavailable,
+    PickleRefused,
+    translate_os_errors,
+)
+
+__all__ = ["Located", "locate"]
+
+_PICKLE_MAGICS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+@dataclass(frozen=True)
+class Located:
+    """A checkpoint that was found. `path` is None where it lies on the hub only."""
+
+    id: str
+    revision: str | None
+    folder: Folder
+    weights: Weights
+    path: Path | None
+    root: Path | None
+
+
+def locate(
+    name: str | os.PathLike[str], *, offline: bool = False, headers_only: bool = False, hub: Hub | None = None
+) -> Located:
+    """Find the checkpoint called `name`.
+
+    A `hf://` name is looked up in the local cache first, then downloaded; with `headers_only` nothing is downloaded.
+    A cached model without a tokenizer is completed where the hub can be reached. With `offline` the network is not
+    asked. Raises CheckpointNotFound, BadCheckpoint, PickleRefused, HubUnavailable.
+    """
+    text = os.fspath(name)
+    if text.startswith(PREFIX):
+        return _locate_on_hub(parse_hub_name(text), hub or Hub(), offline, headers_only)
+    path = Path(text).expanduser()
+    with translate_os_errors("look at the checkpoint", path):
+        if path.is_dir():
+            return _locate_directory(path)
+        if path.exists():
+            return _locate_file(path)
+    raise CheckpointNotFound(
+        f"there is no checkpoint at {path}",
+        hint=f"for a model on the hub write {PREFIX}{text}" if text.count("/") == 1 else "give a directory or a file",
+        path=path,
+    )
+
+
+def _locate_directory(path: Path) -> Located:
+    folder = LocalFolder(path)
+    known_as, revision = _identity(path)
+    return Located(known_as, revision, folder, find_weights(folder), path, path)
+
+
+def _identity(path: Path) -> tuple[str, str | None]:
+    """A directory's name, or that of the model whose snapshot in the hub's cache it is."""
+    full = path.resolve()
+    owner = full.parent.parent.name
+    if full.parent.name == "snapshots" and owner.startswith("models--"):
+        return PREFIX + owner.removeprefix("models--").replace("--", "/"), full.name
+    return full.name or "checkpoint", None
+
+
+def _locate_file(path: Path) -> Located:
+    if is_pickle(path.name) or (path.suffix != ".safetensors" and _starts_as_pickle(path)):
+        raise refuse_pickle(str(path), [path.name], convert_command([path.name], str(path.parent)))
+    if path.suffix == ".json":
+        raise CheckpointNotFound(f"{path} holds no weights", hint=f"give the directory: {path.parent}", path=path)
+    return Located(path.name, None, LocalFolder(path.parent), Weights((path.name,)), path, path.parent)
+
+
+def _starts_as_pickle(path: Path) -> bool:
+    source = FileSource(path)
+    try:
+        return source.read(0, min(source.size, 4)).startswith(_PICKLE_MAGICS)
+    finally:
+        source.close()
+
+
+def _locate_on_hub(name: HubName, hub: Hub, offline: bool, headers_only: bool) -> Located:
+    cached, fault = _locate_cached(name, hub)
+    if cached is not None and (offline or headers_only or _has_tokenizer(cached.folder)):
+        return cached
+    if offline:
+        raise fault
+    try:
+        return _fetch(name, hub, headers_only)
+    except HubUnavailable:
+        if cached is None:
+            raise
+        return cached
+
+
+def _locate_cached(name: HubName, hub: Hub) -> tuple[Located | None, DeltaregError]:
+    """The model in the local cache; None with the error that tells why it cannot be used."""
+    snapshot = hub.cached(name)
+    message, cause = f"{name.text} is not in the local cache", None
+    if snapshot is not None:
+        try:
+            return _locate_snapshot(name, snapshot), CheckpointNotFound(message)
+        except PickleRefused as error:
+            return None, error
+        except (BadCheckpoint, CheckpointNotFound) as error:
+            message, cause = f"{name.text} is cached in parts only", error.message
+    hint = f"fetch it where the network allows: {_download_command(name)}"
+    return None, CheckpointNotFound(message, cause=cause, hint=hint, path=name.text)
+
+
+def _has_tokenizer(folder: Folder) -> bool:
+    """Whether the tokenizer was fetched as well: loading a model caches its weights without it."""
+    return any(file.startswith(("tokenizer", "vocab", "tekken")) or file.endswith(".model") for file in folder.names())
+
+
+def _fetch(name: HubName, hub: Hub, headers_only: bool) -> Located:
+    remote = hub.folder(name)
+    try:
+        weights = find_weights(remote)
+    except PickleRefused as error:
+        raise _refuse_on_hub(name, error) from error
+    if headers_only:
+        return Located(name.id, remote.commit, remote, weights, None, None)
+    wanted = {*weights.files, *side_files_of(remote.names()), "config.json", "README.md"}
+    if weights.index is not None:
+        wanted.add(weights.index.file)
+    return _locate_snapshot(name, hub.download(name, sorted(wanted)))
+
+
+def _locate_snapshot(name: HubName, snapshot: Path) -> Located:
+    folder = LocalFolder(snapshot, name.id)
+    try:
+        return Located(name.id, snapshot.name, folder, find_weights(folder), snapshot, snapshot)
+    except PickleRefused as error:
+        raise _refuse_on_hub(name, error) from error
+
+
+def _refuse_on_hub(name: HubName, error: PickleRefused) -> PickleRefused:
+    pickles: list[str] = error.data["pickles"]  # type: ignore[assignment]
+    directory = name.repository.partition("/")[2]
+    fetch = _download_command(name, *pickles, "--local-dir", directory)
+    return refuse_pickle(name.id, pickles, f"{fetch} && {convert_command(pickles, directory)}")
+
+
+def _download_command(name: HubName, *arguments: str) -> str:
+    revision = [] if name.revision is None else ["--revision", name.revision]
+    return shlex.join(["hf", "download", name.repository, *arguments, *revision])

@@ -1,0 +1,158 @@
+"""The hidden directory in which an output is built, and the one rename that makes it visible."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from pathlib import Path
+
+from deltareg.errors import InvalidArgument, OutputExists, translate_os_errors
+
+__all__ = ["check_free", "create_staging", "publish", "remove_stale", "replace_by_renames"]
+
+_MARK = ".deltareg-"
+_OLD = ".old"
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def check_free(out: Path, overwrite: bool) -> None:
+    """Raise OutputExists unless `out` is absent or an empty directory; with `overwrite` it may be a checkpoint."""
+    with translate_os_errors("look at the output", out):
+        if not os.path.lexists(out):
+            return
+        if not out.is_dir():
+            raise _exists(out, "it is a file")
+        if out.is_mount():
+            raise InvalidArgument(
+                f"{out} is a mount point, which cannot appear at once", hint=f"name a directory in it: {out / 'model'}"
+            )
+        names = [path.name for path in out.iterdir()]
+    if not names:
+        return
+    if not overwrite:
+        raise _exists(out, "it is a directory with files in it")
+    if not any(name.endswith(".safetensors") for name in names):
+        # Overwriting removes all that is there: only for what is a checkpoint.
+        raise _exists(out, "it holds other things than a checkpoint, and is not overwritten")
+
+
+def _exists(out: Path, cause: str) -> OutputExists:
+    return OutputExists(f"the output exists already: {out}", cause=cause, hint="choose another output", path=out)
+
+
+def create_staging(out: Path) -> tuple[Path, int]:
+    """A new locked directory beside `out`, with the descriptor that holds the lock."""
+    while True:
+        path = out.with_name(f".{out.name}{_MARK}{secrets.token_hex(4)}")
+        # Not by tempfile: the checkpoint is to have the permissions that the user's umask gives.
+        path.mkdir()
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if _lock(lock) is not False and path.exists():
+            return path, lock
+        # A cleaner was between our mkdir and our lock, and has taken the directory for a stale one.
+        os.close(lock)
+
+
+def _lock(file: int) -> bool | None:
+    """Whether the lock was taken; None where the file system has none for directories (NFS)."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def remove_stale(out: Path) -> None:
+    """Remove what killed writers to `out` have left: directories that nobody holds locked."""
+    staging = re.compile(rf"\.{re.escape(out.name + _MARK)}[0-9a-f]{{8}}({re.escape(_OLD)})?")
+    try:
+        entries = list(os.scandir(out.parent))
+    except OSError:  # absent, or not to be listed: then there is nothing that can be removed
+        return
+    for entry in entries:
+        if staging.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+            _remove_unlocked(Path(entry.path), out)
+
+
+def _remove_unlocked(path: Path, out: Path) -> None:
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        if _lock(file) is not True:
+            return
+        if path.name.endswith(_OLD) and not os.path.lexists(out):
+            path.rename(out)  # killed in `replace_by_renames`
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    except OSError:
+        return
+    finally:
+        os.close(file)
+
+
+def publish(staging: Path, out: Path, *, overwrite: bool) -> Path | None:
+    """Make what `staging` holds durable and visible as `out`.
+
+    Returns where an overwritten directory lies now, to be removed. Raises OutputExists if another process was faster.
+    """
+    for folder, _, _ in os.walk(staging):
+        _sync_directory(Path(folder))
+    old: Path | None = None
+    try:
+        if overwrite and out.exists():
+            old = staging if _exchange(staging, out) else replace_by_renames(staging, out)
+        else:
+            staging.rename(out)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise _exists(out, "another process wrote it meanwhile") from error
+        raise
+    _sync_directory(out.parent)
+    return old
+
+
+def _sync_directory(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def replace_by_renames(new: Path, out: Path) -> Path:
+    """Put `new` in the place of the directory `out` where the two cannot be swapped; returns where the old one lies.
+
+    A kill between the renames leaves no `out`, but a directory that `remove_stale` brings back.
+    """
+    old = new.with_name(new.name + _OLD)
+    file = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _lock(file)  # other writers must not take it for what a killed one left
+        out.rename(old)
+        try:
+            new.rename(out)
+        except OSError:
+            old.rename(out)
+            raise
+    finally:
+        os.close(file)
+    return old
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two directories in one step; False where the system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    return renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0

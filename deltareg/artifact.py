@@ -1,0 +1,200 @@
+"""An artifact opened for reading: its documents, its side files, and the records in its packs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Protocol, Self
+
+import zstandard
+
+from deltareg.checkpoint import ByteSource, FileSource, Header, read_header
+from deltareg.digest import Digest
+from deltareg.errors import BadManifest, BadRecord
+from deltareg.manifest import (
+    INVENTORY_TYPE,
+    PACK_TYPE,
+    SIDE_FILE_TYPE,
+    DeltaConfig,
+    Descriptor,
+    Inventory,
+    Manifest,
+    TensorEntry,
+    parse,
+)
+
+__all__ = ["PACK_LIMIT", "Artifact", "BlobSource", "Packs", "Part", "pack", "unpack"]
+
+PACK_LIMIT = 512 * 2**20
+"""Bytes that a pack has at most."""
+
+_MANIFEST_LIMIT = 4 * 2**20
+_CONFIG_LIMIT = 16 * 2**20
+_INVENTORY_LIMIT = 512 * 2**20
+_SIDE_FILE_LIMIT = 512 * 2**20
+
+
+class BlobSource(Protocol):
+    """Where the blobs of an artifact lie."""
+
+    def path(self, digest: Digest) -> Path:
+        """The file of a blob. Raises NotFound."""
+        ...
+
+    def read(self, digest: Digest, *, limit: int = ...) -> bytes:
+        """A small blob, verified. Raises NotFound, DigestMismatch."""
+        ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a record: `length` bytes of `source` from byte `start` on."""
+
+    source: ByteSource
+    start: int
+    length: int
+
+
+class Artifact:
+    """One delta, as a store has it."""
+
+    def __init__(self, blobs: BlobSource, digest: Digest, manifest: Manifest, manifest_size: int) -> None:
+        self.digest = digest
+        self.manifest = manifest
+        self._blobs = blobs
+        self._manifest_size = manifest_size
+
+    @classmethod
+    def open(cls, blobs: BlobSource, digest: Digest) -> Self:
+        """Open the artifact whose manifest has this digest.
+
+        Raises NotFound, DigestMismatch, BadManifest, UnsupportedFormat.
+        """
+        raw = blobs.read(digest, limit=_MANIFEST_LIMIT)
+        return cls(blobs, digest, parse(Manifest, raw, what=f"manifest {digest}"), len(raw))
+
+    @cached_property
+    def config(self) -> DeltaConfig:
+        """The delta's description. Raises DigestMismatch, BadManifest, UnsupportedFormat."""
+        digest = Digest(self.manifest.config.digest)
+        return parse(DeltaConfig, self._blobs.read(digest, limit=_CONFIG_LIMIT), what=f"config {digest}")
+
+    @cached_property
+    def inventory(self) -> Inventory:
+        """Every tensor of base and post. Raises DigestMismatch, BadManifest, UnsupportedFormat."""
+        layers = self.manifest.layers_of(INVENTORY_TYPE)
+        if len(layers) != 1:
+            raise BadManifest(f"manifest {self.digest} has {len(layers)} inventories instead of one")
+        digest = Digest(layers[0].digest)
+        packed = self._blobs.read(digest, limit=_INVENTORY_LIMIT)
+        raw = unpack(packed, limit=_INVENTORY_LIMIT, what=f"inventory {digest}")
+        inventory = parse(Inventory, raw, what=f"inventory {digest}")
+        self._check(inventory)
+        return inventory
+
+    @property
+    def packs(self) -> list[Descriptor]:
+        """The packs, in order."""
+        return self.manifest.layers_of(PACK_TYPE)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the manifest and of all that it names."""
+        return self._manifest_size + sum(blob.size for blob in self.manifest.blobs)
+
+    def side_files(self) -> dict[str, bytes]:
+        """The side files by relative POSIX path. Raises BadManifest for a path that leads out of a directory."""
+        found: dict[str, bytes] = {}
+        for layer in self.manifest.layers_of(SIDE_FILE_TYPE):
+            title = layer.title or ""
+            path = PurePosixPath(title)
+            if path.is_absolute() or not path.parts or ".." in path.parts or "\\" in title or "\0" in title:
+                raise BadManifest(f"manifest {self.digest} has a side file called {title!r}", path=title)
+            packed = self._blobs.read(Digest(layer.digest), limit=_SIDE_FILE_LIMIT)
+            found[str(path)] = unpack(packed, limit=_SIDE_FILE_LIMIT, what=f"side file {title}")
+        return found
+
+    def open_packs(self) -> Packs:
+        """Open the packs for reading records. Raises NotFound, BadHeader."""
+        return Packs([self._blobs.path(Digest(pack.digest)) for pack in self.packs])
+
+    def _check(self, inventory: Inventory) -> None:
+        names = [entry.name for entry in inventory.tensors]
+        if len(set(names)) != len(names):
+            raise BadManifest(f"the inventory of {self.digest} names a tensor twice")
+        for entry in inventory.tensors:
+            here, there = entry.base_dtype is not None, entry.post_dtype is not None
+            if (
+                not (here or there)
+                or (entry.kind == "removed") != (here and not there)
+                or any(number >= len(self.packs) for number in entry.packs)
+                or (entry.kind in ("zero", "removed")) != (not entry.packs)
+            ):
+                raise BadManifest(f"the inventory of {self.digest} contradicts itself at tensor {entry.name!r}")
+
+
+class Packs:
+    """The open packs of one artifact. A context manager."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._sources: list[FileSource] = []
+        self._headers: list[dict[str, tuple[int, int]]] = []
+        with ExitStack() as stack:
+            stack.callback(self.close)
+            for path in paths:
+                source = FileSource(path)
+                self._sources.append(source)
+                self._headers.append(_ranges(read_header(source)))
+            stack.pop_all()
+
+    def parts(self, entry: TensorEntry) -> list[Part]:
+        """The parts of a tensor's record, in order. Raises BadRecord where a pack lacks one."""
+        found: list[Part] = []
+        for number in entry.packs:
+            place = self._headers[number].get(entry.name)
+            if place is None:
+                raise BadRecord(f"pack {self._sources[number].name} lacks the record of {entry.name!r}")
+            found.append(Part(self._sources[number], place[0], place[1] - place[0]))
+        if sum(part.length for part in found) != entry.size:
+            raise BadRecord(f"the record of {entry.name!r} has another size than the inventory says")
+        return found
+
+    def close(self) -> None:
+        """Close the files."""
+        for source in self._sources:
+            source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _ranges(header: Header) -> dict[str, tuple[int, int]]:
+    return {info.name: (info.start, info.end) for info in header.tensors}
+
+
+def pack(raw: bytes) -> bytes:
+    """A document or a side file as its layer stores it: one zstd frame with its content size."""
+    return zstandard.ZstdCompressor(level=19, write_content_size=True).compress(raw)
+
+
+def unpack(data: bytes, *, limit: int, what: str) -> bytes:
+    """The inverse of `pack`. Raises BadManifest, also where more than `limit` bytes would come out."""
+    try:
+        size = zstandard.frame_content_size(data)
+        if not 0 <= size <= limit:
+            raise BadManifest(f"{what} says that it decodes to {size} bytes; at most {limit} are allowed")
+        raw = zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise BadManifest(f"{what} is not a zstd frame: {error}", cause=str(error)) from error
+    if len(raw) != size:
+        raise BadManifest(f"{what} decodes to {len(raw)} bytes instead of {size}")
+    return raw

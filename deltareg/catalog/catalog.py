@@ -1,0 +1,125 @@
+"""The catalog: a table of what a store holds, kept in SQLite so that listing reads no artifact.
+
+It is a cache. It notices by itself when the store's names changed, is rebuilt where it is damaged or of another
+schema, and where it cannot be written its rows are computed from the store.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from deltareg.catalog.mounts import refuse_network
+from deltareg.catalog.rows import CatalogRow, describe
+from deltareg.catalog.tables import Tables, open_tables
+from deltareg.errors import Busy, DiskFull, NotAllowed, translate_os_errors
+from deltareg.names import parse_reference, version_key
+from deltareg.store import FileLock, Store
+
+__all__ = ["Catalog"]
+
+_DAMAGED = (sqlite3.DatabaseError, ValidationError)
+_UNUSABLE = (NotAllowed, Busy, DiskFull, sqlite3.Error)
+
+
+class Catalog:
+    """The rows of one store, cached in the database at `path`. Safe for many processes at once.
+
+    Raises NetworkFilesystem where the database would lie on a network file system.
+    """
+
+    def __init__(self, path: Path) -> None:
+        refuse_network(path)
+        self.path = path
+        self._lock = FileLock(path.with_name(path.name + ".lock"))
+
+    def rows(self, store: Store, repository: str | None = None) -> list[CatalogRow]:
+        """The published versions, of one repository or of all, by name and then by version."""
+        try:
+            found = self._cached(store, repository)
+        except _UNUSABLE:
+            entries = store.entries() if repository is None else store.snapshot().repositories.get(repository, [])
+            found = [describe(store, entry) for entry in entries]
+        return sorted(_with_channels(found), key=_place)
+
+    def reindex(self, store: Store) -> int:
+        """Build the database anew from the store; return the number of names."""
+        with self._lock.exclusive():
+            self._delete()
+            with open_tables(self.path) as tables:
+                return _synchronise(tables, store)
+
+    def _cached(self, store: Store, repository: str | None) -> list[CatalogRow]:
+        # Damage is mended below, under the exclusive lock.
+        with self._lock.shared(), suppress(*_DAMAGED), open_tables(self.path) as tables:
+            if tables.source() == _signature(store):
+                return _select(tables, store, repository)
+        with self._lock.exclusive():
+            try:
+                return self._refreshed(store, repository)
+            except _DAMAGED:
+                self._delete()
+                return self._refreshed(store, repository)
+
+    def _refreshed(self, store: Store, repository: str | None) -> list[CatalogRow]:
+        with open_tables(self.path) as tables:
+            _synchronise(tables, store)
+            return _select(tables, store, repository)
+
+    def _delete(self) -> None:
+        with translate_os_errors("remove the old catalog", self.path):
+            for suffix in ("", "-wal", "-shm", "-journal"):
+                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+
+
+def _signature(store: Store) -> str:
+    return json.dumps([str(store.root.resolve()), store.signature()])
+
+
+def _synchronise(tables: Tables, store: Store) -> int:
+    """Make the tables say what the store's index says; return the number of names."""
+    tables.prepare()
+    # Taken before the index is read: should it change in between, the next reader synchronises again.
+    signature = _signature(store)
+    entries = {str(entry.reference): entry for entry in store.entries()}
+    known = tables.digests()
+    changed = [entry for name, entry in entries.items() if known.get(name) != entry.digest]
+    tables.update(known.keys() - entries, (describe(store, entry) for entry in changed), signature)
+    return len(entries)
+
+
+def _select(tables: Tables, store: Store, repository: str | None) -> list[CatalogRow]:
+    # A fault may have been mended by a pull since; sound rows never change.
+    return [row if row.fault is None else _anew(store, row) for row in tables.rows(repository)]
+
+
+def _anew(store: Store, row: CatalogRow) -> CatalogRow:
+    entry = store.snapshot().entries.get(row.reference)
+    return row if entry is None else describe(store, entry)
+
+
+def _with_channels(rows: Iterable[CatalogRow]) -> list[CatalogRow]:
+    """Versions only, each with the channels that point to it."""
+    versions: list[tuple[str, CatalogRow]] = []
+    channels: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        reference = parse_reference(row.reference)
+        if reference.version is not None:
+            versions.append((reference.repository, row))
+        else:
+            channels.setdefault((reference.repository, row.digest), []).append(str(reference.tag))
+    return [
+        row.model_copy(update={"channels": sorted(channels.get((repository, row.digest), []))})
+        for repository, row in versions
+    ]
+
+
+def _place(row: CatalogRow) -> Any:
+    reference = parse_reference(row.reference)
+    return reference.repository, version_key(str(reference.tag))

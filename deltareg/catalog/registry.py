@@ -1,0 +1,82 @@
+"""The embedded registry: a store and its catalog in one home directory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+from deltareg.artifact import Artifact
+from deltareg.catalog.catalog import Catalog
+from deltareg.catalog.rows import CatalogRow
+from deltareg.digest import Digest
+from deltareg.errors import NotFound
+from deltareg.names import Reference, parse_reference
+from deltareg.progress import Progress
+from deltareg.store import FsckReport, GcReport, Store
+
+__all__ = ["Registry", "default_home"]
+
+
+class Registry:
+    """The deltas on this machine.
+
+    `home` is `DELTAREG_HOME`, or else the platform's data directory, unless it is given. Without `create` it must
+    exist. Raises NotFound, NetworkFilesystem, NotAllowed, UnsupportedFormat, UsageError.
+    """
+
+    home: Path
+    store: Store
+    catalog: Catalog
+
+    def __init__(self, home: Path | str | None = None, *, create: bool = True) -> None:
+        self.home = (default_home() if home is None else Path(home)).expanduser().absolute()
+        self.catalog = Catalog(self.home / "catalog.db")
+        self.store = Store(self.home / "registry", create=create)
+
+    def resolve(self, reference: Reference | str) -> Digest:
+        """The digest that a name means. Raises NotFound, BadName."""
+        return self.store.resolve(_parsed(reference))
+
+    def artifact(self, reference: Reference | str) -> Artifact:
+        """The delta of that name. Raises NotFound, BadName, DigestMismatch, BadManifest."""
+        return Artifact.open(self.store, self.resolve(reference))
+
+    def publish(self, reference: Reference | str, manifest: bytes) -> Digest:
+        """Name a manifest whose blobs are in the store: see `Store.publish`."""
+        return self.store.publish(_parsed(reference), manifest)
+
+    def list(self, repository: str | None = None) -> list[CatalogRow]:
+        """The published versions, of one repository or of all. Raises BadName; NotFound for an unknown repository."""
+        if repository is None:
+            return self.catalog.rows(self.store)
+        wanted = parse_reference(repository).repository
+        rows = self.catalog.rows(self.store, wanted)
+        if not rows:
+            raise NotFound(f"{wanted} is not in {self.home}", hint="deltareg list", reference=wanted)
+        return rows
+
+    def reindex(self) -> int:
+        """Build the catalog anew; return the number of names."""
+        return self.catalog.reindex(self.store)
+
+    def gc(self, grace_seconds: float = 3600, *, dry_run: bool = False) -> GcReport:
+        """Remove what no name leads to: see `Store.gc`."""
+        return self.store.gc(grace_seconds, dry_run=dry_run)
+
+    def fsck(self, progress: Progress | None = None, *, drop_damaged: bool = False) -> FsckReport:
+        """Read everything and report each fault: see `Store.fsck`."""
+        return self.store.fsck(progress, drop_damaged=drop_damaged)
+
+
+def default_home() -> Path:
+    """`DELTAREG_HOME`, or else the platform's data directory for deltareg."""
+    home = os.environ.get("DELTAREG_HOME")
+    if home:
+        return Path(home)
+    return platformdirs.user_data_path("deltareg")
+
+
+def _parsed(reference: Reference | str) -> Reference:
+    return reference if isinstance(reference, Reference) else parse_reference(reference)

@@ -1,0 +1,83 @@
+"""What every remote can do. A new kind is one class, a line in the table, and a subclass of the contract suite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import Field
+
+from deltareg.digest import Digest
+from deltareg.manifest import Descriptor, Document
+from deltareg.names import Reference
+from deltareg.progress import Progress
+from deltareg.store import Entry
+
+__all__ = ["PROTOCOL_VERSION", "Capabilities", "Remote", "RemoteEntry"]
+
+PROTOCOL_VERSION = 1
+
+RemoteEntry = Entry
+"""One name of a remote."""
+
+
+class Capabilities(Document):
+    """What a remote can do beyond the least."""
+
+    protocol_version: int = PROTOCOL_VERSION
+    writable: bool = Field(description="this user may push")
+    resumable: bool = Field(description="a blob that was cut off is sent on from there")
+    conditional_put: bool = Field(description="of two writers of one version exactly one wins")
+    search: bool = Field(description="finds deltas by base, not only by name")
+
+
+class Remote(Protocol):
+    """A registry reached by URL. Its methods may be called from several threads at once.
+
+    Every method raises RemoteUnavailable where the remote does not answer, NotAllowed where it refuses, and no OSError.
+    What a remote returns is not trusted: `transfer` checks sizes and digests itself.
+    """
+
+    url: str
+
+    def capabilities(self) -> Capabilities:
+        """What it can do."""
+        ...
+
+    def missing(self, digests: Iterable[Digest]) -> set[Digest]:
+        """Those of `digests` that have to be sent. The others stay there long enough for a push to end."""
+        ...
+
+    def put_blob(self, descriptor: Descriptor, source: Path, progress: Progress) -> int:
+        """Send a blob from a file; return the bytes that were sent, fewer where an earlier try was cut off.
+
+        Verified before it is visible; sending it again is no error. `progress` advances by the blob's size in all, and
+        an exception from it ends the sending. Raises DigestMismatch where `source` is not what the descriptor says,
+        DiskFull.
+        """
+        ...
+
+    def get_blob(self, descriptor: Descriptor, offset: int) -> Iterator[bytes]:
+        """The bytes of a blob from `offset` on, in pieces of at most a few MiB. Raises NotFound."""
+        ...
+
+    def put_manifest(self, reference: Reference, manifest: bytes, *, if_absent: bool = True) -> Digest:
+        """Publish a manifest, all of whose blobs are there, under a version; return its digest.
+
+        The same bytes again are no error. Raises VersionExists for other bytes; NotFound where blobs are missing;
+        NotAllowed without `if_absent` where the remote keeps versions immutable.
+        """
+        ...
+
+    def get_manifest(self, digest: Digest) -> bytes:
+        """The bytes of a manifest. Raises NotFound."""
+        ...
+
+    def resolve(self, reference: Reference) -> Digest:
+        """The digest that a version, a channel, `latest` or a digest names. Raises NotFound."""
+        ...
+
+    def list(self, repository: str | None = None) -> list[RemoteEntry]:
+        """The names of one repository, or all."""
+        ...

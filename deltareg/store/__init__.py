@@ -1,0 +1,27 @@
+"""The store: an OCI image layout with atomic writes, garbage collection and a check of every bit."""
+
+from __future__ import annotations
+
+from deltareg.store.blobs import Blobs
+from deltareg.store.collect import GcReport
+from deltareg.store.index import Entry, Signature
+from deltareg.store.inspect import Fault, FsckReport
+from deltareg.store.lock import FileLock
+from deltareg.store.store import MANIFEST_LIMIT, Store, is_vacant, parse_manifest
+from deltareg.store.writer import BLOCK, BlobWriter
+
+__all__ = [
+    "BLOCK",
+    "MANIFEST_LIMIT",
+    "BlobWriter",
+    "Blobs",
+    "Entry",
+    "Fault",
+    "FileLock",
+    "FsckReport",
+    "GcReport",
+    "Signature",
+    "Store",
+    "is_vacant",
+    "parse_manifest",
+]

@@ -1,0 +1,314 @@
+"""The store: an OCI image layout on disk whose names are references to deltas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from deltareg.digest import Digest, canonical_json, parse_digest, parse_json, sha256
+from deltareg.errors import (
+    BadManifest,
+    BadName,
+    ChannelMoved,
+    NotAllowed,
+    NotFound,
+    UnsupportedFormat,
+    UsageError,
+    VersionExists,
+    translate_os_errors,
+)
+from deltareg.manifest import DELTA_TYPE, MANIFEST_TYPE, Descriptor, Index, Manifest, parse
+from deltareg.names import LATEST, Reference, latest_of, parse_reference
+from deltareg.progress import Progress
+from deltareg.store import collect, inspect
+from deltareg.store.blobs import Blobs
+from deltareg.store.collect import GcReport
+from deltareg.store.files import sync_directory, write_atomically
+from deltareg.store.index import CREATED, REF_NAME, Entry, Signature, Snapshot, read_index, signature_of, write_index
+from deltareg.store.inspect import FsckReport
+from deltareg.store.writer import mismatch
+
+__all__ = ["LAYOUT", "MANIFEST_LIMIT", "Store", "is_vacant", "parse_manifest"]
+
+LAYOUT = {"imageLayoutVersion": "1.0.0"}
+
+MANIFEST_LIMIT = 4 << 20
+"""Bytes of the largest manifest, as OCI registries have it."""
+
+_LAYOUT_LIMIT = 4096
+_MAKINGS = {"blobs", "tmp", "lock", "index.json", "lost+found"}
+
+
+class Store(Blobs):
+    """Deltas by name and digest at `root`. Safe for many threads and processes at once.
+
+    With `create`, an empty or absent directory becomes a store. Raises NotFound without it, UsageError for a directory
+    that holds something else, UnsupportedFormat for another layout version.
+    """
+
+    def __init__(self, root: Path, *, create: bool = True) -> None:
+        super().__init__(root)
+        self.index_path = root / "index.json"
+        self._layout_path = root / "oci-layout"
+        self._snapshot: Snapshot | None = None
+        if not self._exists():
+            if not create:
+                raise NotFound(f"there is no registry at {root}", hint="make one with `deltareg init`", path=root)
+            self._create()
+        self._check_layout()
+
+    # --- names ---
+
+    def publish(self, reference: Reference, manifest: bytes) -> Digest:
+        """Give a manifest, whose blobs are all here, the name of a version.
+
+        Publishing the same bytes again changes nothing. Raises VersionExists for other bytes, also where the version
+        was removed; BadName where `reference` is no version; BadManifest; NotFound and DigestMismatch where blobs are
+        missing or have another size.
+        """
+        if reference.version is None:
+            raise BadName(f"{reference} does not name a version", hint="to publish, write namespace/name:1.2.3")
+        document = parse_manifest(manifest, what=f"the manifest of {reference}")
+        digest = sha256(manifest)
+        self.check_free(reference, digest)
+        with self.hold():
+            self.put(manifest)
+            with self.lock.exclusive():
+                self._check_blobs(reference, document.blobs)
+                snapshot = self.snapshot()
+                self.check_free(reference, digest)
+                if str(reference) not in snapshot.entries:
+                    self._write(snapshot.with_entry(reference, _named(reference, digest, len(manifest))))
+        return digest
+
+    def check_free(self, reference: Reference, digest: Digest) -> None:
+        """Raise VersionExists where the version has, or had before it was removed, other bytes."""
+        snapshot = self.snapshot()
+        entry = snapshot.entries.get(str(reference))
+        other = entry.digest if entry is not None else snapshot.removed.get(str(reference))
+        if other is not None and other != digest:
+            gone = "" if entry is not None else " and was removed"
+            raise VersionExists(
+                f"{reference} was published already{gone}, with other bytes: {other}",
+                cause="versions never change and are never used again",
+                hint="publish under a new version number",
+                reference=str(reference),
+                found=other,
+            )
+
+    def set_channel(self, repository: str, channel: str, digest: Digest, expected: Digest | None) -> None:
+        """Let a channel name a published version, if it still points to `expected` (None: to nothing).
+
+        Raises ChannelMoved where it does not, NotFound where no version has the digest, BadName for a name that is no
+        channel or is computed, as `latest` is.
+        """
+        reference = parse_reference(f"{repository}:{channel}")
+        if reference.version is not None or channel == LATEST:
+            raise BadName(f"{channel!r} cannot be set", hint="a channel is a lower-case word other than latest")
+        with self.lock.exclusive():
+            snapshot = self.snapshot()
+            found = snapshot.entries.get(str(reference))
+            now = None if found is None else found.digest
+            if now == digest:
+                return
+            if now != expected:
+                raise ChannelMoved(
+                    f"{reference} points to {now or 'nothing'}, not to {expected or 'nothing'}",
+                    hint=f"deltareg show {reference}",
+                    found=now,
+                    expected=expected,
+                )
+            published = [
+                entry
+                for entry in snapshot.repositories.get(repository, [])
+                if entry.digest == digest and entry.reference.version is not None
+            ]
+            if not published:
+                raise self._unknown(Reference(reference.namespace, reference.name, digest=digest), snapshot)
+            self._write(snapshot.with_entry(reference, _named(reference, digest, published[0].size)))
+
+    def remove(self, reference: Reference) -> None:
+        """Drop a version or a channel; `gc` removes the bytes. A removed version is never free for other bytes.
+
+        Raises NotFound, NotAllowed while a channel points to the version, BadName for `latest` and digests.
+        """
+        if reference.tag is None or reference.tag == LATEST:
+            raise BadName(f"{reference} is no stored name", hint="name a version or a channel: namespace/name:1.2.3")
+        with self.lock.exclusive():
+            snapshot = self.snapshot()
+            entry = snapshot.entries.get(str(reference))
+            if entry is None:
+                raise self._unknown(reference, snapshot)
+            others = [other for other in snapshot.repositories[reference.repository] if other.digest == entry.digest]
+            versions = [other for other in others if other.reference.version is not None]
+            channels = [str(other.reference) for other in others if other.reference.version is None]
+            if versions == [entry] and channels:
+                raise NotAllowed(
+                    f"{reference} cannot be removed while {', '.join(channels)} points to it",
+                    hint="move or remove the channel first",
+                )
+            self._write(snapshot.without_entry(reference, entry.digest))
+
+    def resolve(self, reference: Reference) -> Digest:
+        """The digest that a version, a channel, `latest` (also: no tag) or a digest names. Raises NotFound."""
+        return self.entry(reference).digest
+
+    def entry(self, reference: Reference) -> Entry:
+        """The entry that a reference leads to. Raises NotFound, which lists what there is."""
+        snapshot = self.snapshot()
+        siblings = snapshot.repositories.get(reference.repository, [])
+        if reference.digest is not None:
+            found = next((entry for entry in siblings if entry.digest == reference.digest), None)
+        else:
+            tag = reference.tag or LATEST
+            if tag == LATEST:
+                tag = latest_of([entry.reference.tag or "" for entry in siblings]) or tag
+            found = snapshot.entries.get(f"{reference.repository}:{tag}")
+        if found is None:
+            raise self._unknown(reference, snapshot)
+        return found
+
+    def entries(self) -> list[Entry]:
+        """Every version and channel, in the order of their names."""
+        return sorted(self.snapshot().entries.values())
+
+    def manifest(self, digest: Digest) -> Manifest:
+        """A manifest, verified. Raises NotFound, DigestMismatch, BadManifest."""
+        return parse_manifest(self.read(digest, limit=MANIFEST_LIMIT), what=f"the manifest {digest}")
+
+    def snapshot(self) -> Snapshot:
+        """The names as they are now; read again only where the index was replaced."""
+        signature = signature_of(self.index_path)
+        cached = self._snapshot
+        if cached is None or signature != cached.signature:
+            cached = self._snapshot = read_index(self.index_path)
+        return cached
+
+    def signature(self) -> Signature | None:
+        """What changes whenever a name changes."""
+        return signature_of(self.index_path)
+
+    # --- upkeep ---
+
+    def gc(self, grace_seconds: float = 3600, *, dry_run: bool = False) -> GcReport:
+        """Remove blobs that no name leads to and stale temporary files, once they are older than the grace period.
+
+        Raises an integrity error, and removes nothing, where a manifest cannot be read: what it needs is unknown then.
+        """
+        with self.lock.exclusive():
+            return collect.collect(self, self.snapshot().index, grace_seconds, dry_run=dry_run)
+
+    def fsck(self, progress: Progress | None = None, *, drop_damaged: bool = False) -> FsckReport:
+        """Read everything and report each fault. With `drop_damaged`, damaged blobs go, so that a pull brings them."""
+        return inspect.inspect(self, progress or Progress(), drop_damaged=drop_damaged)
+
+    def layout_fault(self) -> str | None:
+        """What is wrong with `oci-layout`, or None."""
+        try:
+            self._check_layout()
+        except (BadManifest, UnsupportedFormat, NotFound) as error:
+            return error.message
+        return None
+
+    # --- inside ---
+
+    def _exists(self) -> bool:
+        with translate_os_errors("open the registry", self.root):
+            try:
+                self._layout_path.stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+        return True
+
+    def _create(self) -> None:
+        with translate_os_errors("make the registry", self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+        # Or it became a store just now, by another process.
+        if not is_vacant(self.root) and not self._exists():
+            raise UsageError(
+                f"{self.root} is not empty and no registry", hint="name an empty or a new directory", path=self.root
+            )
+        with translate_os_errors("make the registry", self.root):
+            self.blobs_path.mkdir(parents=True, exist_ok=True)
+            sync_directory(self.blobs_path.parent)
+        with self.lock.exclusive():
+            # The layout file comes last: a store is a store once it is there.
+            if not self.index_path.exists():
+                write_index(self.index_path, Index(), temporary=self.scratch())
+            if not self._layout_path.exists():
+                write_atomically(self._layout_path, canonical_json(LAYOUT), temporary=self.scratch())
+
+    def _check_layout(self) -> None:
+        with translate_os_errors("read the layout version", self._layout_path):
+            try:
+                with self._layout_path.open("rb") as file:
+                    data = file.read(_LAYOUT_LIMIT)
+            except FileNotFoundError as error:
+                raise NotFound(f"there is no registry at {self.root}", path=self.root) from error
+        value = parse_json(data, what=str(self._layout_path))
+        if value != LAYOUT:
+            raise UnsupportedFormat(
+                f"{self._layout_path} does not say image layout version 1.0.0, the only one that this deltareg reads",
+                hint="pip install --upgrade deltareg",
+            )
+
+    def _write(self, index: Index) -> None:
+        write_index(self.index_path, index, temporary=self.scratch())
+
+    def _check_blobs(self, reference: Reference, blobs: Iterable[Descriptor]) -> None:
+        absent: list[str] = []
+        for blob in blobs:
+            digest = parse_digest(blob.digest)
+            if not self.has(digest):
+                absent.append(digest)
+            elif self.size(digest) != blob.size:
+                raise mismatch(digest, self.place(digest), expected=blob.size, found=self.size(digest))
+        if absent:
+            raise NotFound(
+                f"{reference} cannot be published: {len(absent)} of its blobs are missing: {', '.join(absent[:3])}",
+                hint="run the command again",
+                missing=absent,
+            )
+
+    def _unknown(self, reference: Reference, snapshot: Snapshot) -> NotFound:
+        siblings = [str(entry.reference.tag) for entry in sorted(snapshot.repositories.get(reference.repository, []))]
+        if siblings:
+            cause = f"{reference.repository} has {', '.join(siblings[-20:])}"
+        else:
+            names = sorted(snapshot.repositories)
+            cause = f"there are {', '.join(names[:20])}" if names else "the registry is empty"
+        message = f"{reference} is not in {self.root}"
+        return NotFound(message, cause=cause, hint="deltareg list", reference=str(reference))
+
+
+def is_vacant(root: Path) -> bool:
+    """Whether a directory is empty, or holds only what a store that is being made has."""
+    with translate_os_errors("list the registry", root):
+        return all(path.name in _MAKINGS for path in root.iterdir())
+
+
+def parse_manifest(data: bytes, *, what: str) -> Manifest:
+    """Read a manifest that may come from anywhere.
+
+    Raises BadManifest where it is larger than 4 MiB, breaks the schema, or gives one digest two sizes.
+    """
+    if len(data) > MANIFEST_LIMIT:
+        raise BadManifest(f"{what} has {len(data)} bytes; at most {MANIFEST_LIMIT} are allowed")
+    document = parse(Manifest, data, what=what)
+    sizes: dict[str, int] = {}
+    for blob in [document.config, *document.layers]:
+        if sizes.setdefault(blob.digest, blob.size) != blob.size:
+            raise BadManifest(f"{what} gives {blob.digest} two sizes: {sizes[blob.digest]} and {blob.size}")
+    return document
+
+
+def _named(reference: Reference, digest: Digest, size: int) -> Descriptor:
+    created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return Descriptor(
+        media_type=MANIFEST_TYPE,
+        digest=digest,
+        size=size,
+        artifact_type=DELTA_TYPE,
+        annotations={REF_NAME: str(reference), CREATED: created},
+    )

@@ -1,0 +1,308 @@
+"""Push and pull: only what is missing travels, and nothing is named before all of it was verified."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+
+from pydantic import Field
+
+from deltareg.catalog import Registry
+from deltareg.digest import Digest, parse_digest, sha256
+from deltareg.errors import DigestMismatch, DiskFull, InvalidArgument, NotFound, VersionExists
+from deltareg.manifest import Descriptor, Document, Manifest
+from deltareg.names import LATEST, Reference, latest_of, parse_reference
+from deltareg.progress import Progress
+from deltareg.remote import Remote
+from deltareg.store import MANIFEST_LIMIT, Entry, Store, parse_manifest
+
+__all__ = ["TransferReport", "pull", "push"]
+
+_ROUNDS = 3
+
+
+class TransferReport(Document):
+    """What a push or a pull moved, or would move."""
+
+    reference: str = Field(description="the version that the other end has now")
+    digest: str = Field(description="of the manifest")
+    remote: str = Field(description="URL")
+    blobs: int = Field(description="blobs of the artifact, without the manifest")
+    sent: int = Field(description="blobs that were moved")
+    bytes: int = Field(description="bytes that were moved")
+    skipped_bytes: int = Field(description="bytes of blobs that were there already, whole or in part")
+    seconds: float
+    dry_run: bool
+
+
+def push(
+    registry: Registry,
+    reference: Reference | str,
+    remote: Remote,
+    *,
+    threads: int = 4,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> TransferReport:
+    """Send a version to a remote: first the blobs that it lacks, `threads` at a time, then the manifest.
+
+    A channel or `latest` is sent as the version that it names here. Raises NotFound, VersionExists, NotAllowed,
+    RemoteUnavailable, DiskFull; DigestMismatch where a local blob is damaged: the remote's names are unchanged then.
+    """
+    begun = time.monotonic()
+    _check_threads(threads)
+    store = registry.store
+    wanted = _parsed(reference)
+    digest = store.resolve(wanted)
+    version = _version_of(wanted, digest, store.entries())
+    data = store.read(digest, limit=MANIFEST_LIMIT)
+    manifest = parse_manifest(data, what=f"the manifest of {version}")
+    _check_free(remote, version, digest)
+    if dry_run:
+        absent = _missing(remote.missing, manifest)
+        moved = sum(blob.size for blob in absent)
+        return _report(version, digest, remote, manifest, len(absent), moved, begun, dry_run=True)
+    sent = moved = 0
+    for attempt in range(_ROUNDS):
+        absent = _missing(remote.missing, manifest)
+        moved += _in_parallel("push", _sender(store, remote), absent, threads, progress)
+        sent += len(absent)
+        try:
+            remote.put_manifest(version, data)
+            break
+        except NotFound:
+            # Collected at the remote while a long push went on: what is gone is sent again.
+            if attempt == _ROUNDS - 1:
+                raise
+    return _report(version, digest, remote, manifest, sent, moved, begun, dry_run=False)
+
+
+def pull(
+    registry: Registry,
+    reference: Reference | str,
+    remote: Remote,
+    *,
+    threads: int = 4,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> TransferReport:
+    """Bring a version from a remote: the blobs that are not here in sound form, `threads` at a time, then the name.
+
+    A channel, `latest` or a digest brings the version that it names there; a channel is set here too. A damaged local
+    copy is mended. Raises NotFound, VersionExists, RemoteUnavailable, DiskFull; DigestMismatch and BadManifest where
+    the remote's bytes are not what they should be: nothing is named then.
+    """
+    begun = time.monotonic()
+    _check_threads(threads)
+    store = registry.store
+    wanted = _parsed(reference)
+    digest = parse_digest(remote.resolve(wanted))
+    version = _version_of(wanted, digest, remote.list(wanted.repository))
+    data = _manifest_of(remote, wanted, digest)
+    manifest = parse_manifest(data, what=f"the manifest of {version} from {remote.url}")
+    store.check_free(version, digest)
+    if dry_run:
+        absent = _missing(lambda digests: store.missing(digests, touch=False), manifest)
+        moved = sum(blob.size - store.kept(blob) for blob in absent)
+        return _report(version, digest, remote, manifest, len(absent), moved, begun, dry_run=True)
+    with store.hold():
+        absent = _missing(store.missing, manifest)
+        present = [blob for blob in manifest.blobs if blob not in absent]
+        absent += _damaged(store, present, threads, progress)
+        _check_space(store, absent)
+        moved = _in_parallel("pull", _fetcher(store, remote), absent, threads, progress)
+        store.publish(version, data)
+        _follow_channel(store, wanted, digest)
+    return _report(version, digest, remote, manifest, len(absent), moved, begun, dry_run=False)
+
+
+class _Stopped(Exception):
+    """Another blob failed, or the user interrupted."""
+
+
+class _Stoppable(Progress):
+    """Passes on what it hears, and ends the work of whoever tells it once `stop` is set."""
+
+    def __init__(self, inner: Progress, stop: threading.Event) -> None:
+        self._inner = inner
+        self._stop = stop
+
+    def advance(self, count: int) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+        self._inner.advance(count)
+
+
+_Work = Callable[[Descriptor, Progress], int]
+
+
+def _in_parallel(step: str, work: _Work, blobs: Sequence[Descriptor], threads: int, progress: Progress | None) -> int:
+    """Do `work` for each blob and add up what it returns. The first error ends all of it, as does an interrupt."""
+    if not blobs:
+        return 0
+    progress = progress or Progress()
+    stop = threading.Event()
+    stoppable = _Stoppable(progress, stop)
+
+    def attempt(blob: Descriptor) -> int:
+        if stop.is_set():
+            raise _Stopped
+        try:
+            return work(blob, stoppable)
+        except BaseException:
+            stop.set()
+            raise
+
+    progress.begin(step, sum(blob.size for blob in blobs))
+    try:
+        with ThreadPoolExecutor(threads, thread_name_prefix=step) as pool:
+            futures = [pool.submit(attempt, blob) for blob in blobs]
+            try:
+                wait(futures)
+            finally:
+                stop.set()
+    finally:
+        progress.end()
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    for error in errors:
+        if not isinstance(error, _Stopped):
+            raise error
+    return sum(future.result() for future in futures)
+
+
+def _sender(store: Store, remote: Remote) -> _Work:
+    def send(blob: Descriptor, progress: Progress) -> int:
+        return remote.put_blob(blob, store.path(Digest(blob.digest)), progress)
+
+    return send
+
+
+def _fetcher(store: Store, remote: Remote) -> _Work:
+    def fetch(blob: Descriptor, progress: Progress) -> int:
+        with store.resume(blob) as writer:
+            moved = writer.fill(lambda offset: remote.get_blob(blob, offset), progress, origin=remote.url)
+            writer.commit()
+        return moved
+
+    return fetch
+
+
+def _damaged(store: Store, blobs: Sequence[Descriptor], threads: int, progress: Progress | None) -> list[Descriptor]:
+    """Those of the blobs in the store that are not what their descriptors say."""
+    found: list[Descriptor] = []
+
+    def check(blob: Descriptor, progress: Progress) -> int:
+        try:
+            store.verify(blob, progress)
+        except DigestMismatch:
+            found.append(blob)
+        return 0
+
+    _in_parallel("check", check, blobs, threads, progress)
+    return found
+
+
+def _missing(ask: Callable[[Iterable[Digest]], set[Digest]], manifest: Manifest) -> list[Descriptor]:
+    digests = ask([Digest(blob.digest) for blob in manifest.blobs])
+    return [blob for blob in manifest.blobs if blob.digest in digests]
+
+
+def _manifest_of(remote: Remote, wanted: Reference, digest: Digest) -> bytes:
+    if wanted.digest is not None and wanted.digest != digest:
+        raise DigestMismatch(f"{remote.url} answers {wanted} with {digest}", digest=digest)
+    data = remote.get_manifest(digest)
+    if sha256(data) != digest:
+        raise DigestMismatch(
+            f"{remote.url} sent a manifest that is not {digest}",
+            cause="at least one bit differs",
+            hint="ask the owner of the remote to check it",
+            digest=digest,
+        )
+    return data
+
+
+def _version_of(wanted: Reference, digest: Digest, entries: Iterable[Entry]) -> Reference:
+    """The version that `digest` has: the one that is wanted, or the highest."""
+    if wanted.version is not None:
+        return wanted
+    tags = [
+        str(entry.reference.tag)
+        for entry in entries
+        if entry.digest == digest and entry.reference.repository == wanted.repository
+    ]
+    tag = latest_of(tags)
+    if tag is None:
+        raise NotFound(f"{wanted} names no version", cause=f"{digest} has none", hint="name a version")
+    return wanted.with_tag(tag)
+
+
+def _check_free(remote: Remote, version: Reference, digest: Digest) -> None:
+    """Refuse before any blob is sent; `put_manifest` is what decides."""
+    try:
+        found = remote.resolve(version)
+    except NotFound:
+        return
+    if found != digest:
+        raise VersionExists(
+            f"{version} was published already at {remote.url}, with other bytes: {found}",
+            cause="versions never change and are never used again",
+            hint="publish under a new version number",
+            reference=str(version),
+            found=found,
+        )
+
+
+def _check_space(store: Store, blobs: Iterable[Descriptor]) -> None:
+    # Sizes come from the remote: an absurd one is refused here, before a byte is asked for.
+    needed = sum(blob.size - store.kept(blob) for blob in blobs)
+    free = shutil.disk_usage(store.root).free
+    if needed > free:
+        raise DiskFull(
+            f"{needed} bytes are to be stored in {store.root}, where {free} are free",
+            hint="free some space, or set DELTAREG_HOME to a directory on a larger disk",
+            needed=needed,
+            free=free,
+        )
+
+
+def _follow_channel(store: Store, wanted: Reference, digest: Digest) -> None:
+    if wanted.tag is None or wanted.tag == LATEST or wanted.version is not None:
+        return
+    now = store.snapshot().entries.get(str(wanted))
+    store.set_channel(wanted.repository, wanted.tag, digest, None if now is None else now.digest)
+
+
+def _report(
+    version: Reference,
+    digest: Digest,
+    remote: Remote,
+    manifest: Manifest,
+    sent: int,
+    moved: int,
+    begun: float,
+    *,
+    dry_run: bool,
+) -> TransferReport:
+    return TransferReport(
+        reference=str(version),
+        digest=digest,
+        remote=remote.url,
+        blobs=len(manifest.blobs),
+        sent=sent,
+        bytes=moved,
+        skipped_bytes=max(0, sum(blob.size for blob in manifest.blobs) - moved),
+        seconds=time.monotonic() - begun,
+        dry_run=dry_run,
+    )
+
+
+def _check_threads(threads: int) -> None:
+    if threads < 1:
+        raise InvalidArgument(f"threads is {threads}; it takes 1 or more")
+
+
+def _parsed(reference: Reference | str) -> Reference:
+    return reference if isinstance(reference, Reference) else parse_reference(reference)

@@ -1,0 +1,272 @@
+"""What every remote must do. A test class of a remote inherits from this and says how to make one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from deltareg.digest import Digest, sha256
+from deltareg.errors import BadManifest, BadName, DeltaregError, DigestMismatch, NotAllowed, NotFound, VersionExists
+from deltareg.manifest import Descriptor, Manifest, encode, parse
+from deltareg.names import parse_reference
+from deltareg.progress import Progress
+from deltareg.remote import PROTOCOL_VERSION, Remote
+from deltareg.store import Store
+from tests.deltas import add_delta, descriptor, flip, noise
+
+__all__ = ["Counted", "Interrupted", "RemoteContract"]
+
+
+class Interrupted(Exception):
+    """The user pressed a key."""
+
+
+class Counted(Progress):
+    """Counts the bytes; interrupts once more than `limit` were sent."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.total = 0
+        self._limit = limit
+
+    def advance(self, count: int) -> None:
+        self.total += count
+        if self._limit is not None and self.total > self._limit:
+            raise Interrupted
+
+
+class RemoteContract:
+    """Subclasses define the fixture `remote`: an empty one that may be written."""
+
+    @pytest.fixture
+    def remote(self, tmp_path: Path) -> Iterator[Remote]:
+        raise NotImplementedError
+
+    def another(self, remote: Remote) -> Remote:
+        """A second client of the same remote."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def local(self, tmp_path: Path) -> Store:
+        return Store(tmp_path / "local")
+
+    # --- an empty one ---
+
+    def test_new_remote_is_empty(self, remote: Remote) -> None:
+        assert remote.list() == []
+        assert remote.list("acme/search") == []
+        assert remote.missing([sha256(b"x"), sha256(b"y")]) == {sha256(b"x"), sha256(b"y")}
+        assert remote.missing([]) == set()
+        for name in ("acme/search:1.0.0", "acme/search", "acme/search:prod", f"acme/search@{sha256(b'x')}"):
+            with pytest.raises(NotFound):
+                remote.resolve(parse_reference(name))
+
+    def test_capabilities_name_the_protocol(self, remote: Remote) -> None:
+        capabilities = remote.capabilities()
+        assert capabilities.protocol_version == PROTOCOL_VERSION
+        assert capabilities.writable
+
+    def test_url_says_where_it_is(self, remote: Remote) -> None:
+        assert "://" in remote.url
+        assert self.another(remote).url == remote.url
+
+    # --- blobs ---
+
+    @pytest.mark.parametrize("size", [0, 1, 5_000_000])
+    def test_blob_arrives_as_it_was_sent(self, remote: Remote, local: Store, size: int) -> None:
+        blob = stored(local, noise(size))
+        counted = Counted()
+        assert send(remote, local, blob, counted) == size
+        assert counted.total == size
+        assert remote.missing([Digest(blob.digest), sha256(b"other")]) == {sha256(b"other")}
+        assert received(self.another(remote), blob) == noise(size)
+
+    def test_blob_is_read_from_any_offset(self, remote: Remote, local: Store) -> None:
+        data = noise(3_000_000)
+        blob = stored(local, data)
+        send(remote, local, blob)
+        for offset in (0, 1, 1 << 20, len(data) - 1, len(data)):
+            assert received(remote, blob, offset) == data[offset:]
+
+    def test_sending_a_blob_again_is_no_error(self, remote: Remote, local: Store) -> None:
+        blob = stored(local, b"bytes")
+        send(remote, local, blob)
+        send(remote, local, blob)
+        assert received(remote, blob) == b"bytes"
+
+    def test_one_blob_from_several_threads_is_no_error(self, remote: Remote, local: Store) -> None:
+        data = noise(2_000_000)
+        blob = stored(local, data)
+        clients = [remote, remote, self.another(remote), self.another(remote)]
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda client: send(client, local, blob), clients))
+        assert received(remote, blob) == data
+
+    @pytest.mark.parametrize("damage", ["flipped", "shorter", "longer"])
+    def test_damaged_source_is_refused_and_stays_missing(self, remote: Remote, local: Store, damage: str) -> None:
+        data = noise(1_500_000)
+        blob = stored(local, data)
+        path = local.path(Digest(blob.digest))
+        if damage == "flipped":
+            flip(path, 8 * 1_400_000)
+        else:
+            path.write_bytes(data[:-1] if damage == "shorter" else data + b"\0")
+        with pytest.raises(DigestMismatch) as caught:
+            send(remote, local, blob)
+        assert caught.value.exit_code == 5
+        assert remote.missing([Digest(blob.digest)]) == {blob.digest}
+        path.write_bytes(data)
+        send(remote, local, blob)
+        assert received(remote, blob) == data
+
+    def test_interrupted_blob_stays_missing_and_is_sent_on(self, remote: Remote, local: Store) -> None:
+        data = noise(6_000_000)
+        blob = stored(local, data)
+        with pytest.raises(Interrupted):
+            send(remote, local, blob, Counted(3_000_000))
+        assert remote.missing([Digest(blob.digest)]) == {blob.digest}
+        counted = Counted()
+        sent = send(self.another(remote), local, blob, counted)
+        assert counted.total == len(data)
+        if remote.capabilities().resumable:
+            assert sent < 4_000_000
+        assert received(remote, blob) == data
+
+    def test_absent_blob_is_not_found(self, remote: Remote, local: Store) -> None:
+        with pytest.raises(NotFound):
+            received(remote, descriptor(b"absent"))
+        publish(remote, local, "acme/search:1.0.0")
+        with pytest.raises(NotFound):
+            received(remote, descriptor(b"absent"))
+
+    @pytest.mark.parametrize("text", ["sha256:../../../../etc/passwd", "sha256:" + "F" * 64, ""])
+    def test_what_is_no_digest_is_refused(self, remote: Remote, local: Store, text: str) -> None:
+        publish(remote, local, "acme/search:1.0.0")
+        hostile = descriptor(b"").model_copy(update={"digest": text})
+        for ask in (
+            lambda: remote.missing([Digest(text)]),
+            lambda: remote.get_manifest(Digest(text)),
+            lambda: received(remote, hostile),
+            lambda: remote.put_blob(hostile, local.path(local.put(b"")), Progress()),
+        ):
+            with pytest.raises(BadName):
+                ask()
+
+    # --- names ---
+
+    def test_published_artifact_is_found_by_every_name(self, remote: Remote, local: Store) -> None:
+        digest, manifest = publish(remote, local, "acme/search:1.0.0")
+        client = self.another(remote)
+        for name in ("acme/search:1.0.0", "acme/search", "acme/search:latest", f"acme/search@{digest}"):
+            assert client.resolve(parse_reference(name)) == digest
+        assert client.get_manifest(digest) == manifest
+        (entry,) = client.list()
+        assert (str(entry.reference), entry.digest, entry.size) == ("acme/search:1.0.0", digest, len(manifest))
+
+    def test_list_takes_one_repository_or_all(self, remote: Remote, local: Store) -> None:
+        for name in ("acme/search:1.0.0", "acme/search:1.1.0", "acme/searching:1.0.0", "zeta/search:1.0.0"):
+            publish(remote, local, name)
+        assert [str(entry.reference) for entry in remote.list("acme/search")] == [
+            "acme/search:1.0.0",
+            "acme/search:1.1.0",
+        ]
+        assert len(remote.list()) == 4
+
+    def test_absent_manifest_is_not_found(self, remote: Remote, local: Store) -> None:
+        publish(remote, local, "acme/search:1.0.0")
+        with pytest.raises(NotFound):
+            remote.get_manifest(sha256(b"absent"))
+        with pytest.raises(NotFound):
+            remote.resolve(parse_reference("acme/search:1.0.1"))
+
+    def test_same_bytes_again_are_no_error(self, remote: Remote, local: Store) -> None:
+        assert publish(remote, local, "acme/search:1.0.0") == publish(remote, local, "acme/search:1.0.0")
+        assert len(remote.list()) == 1
+
+    def test_other_bytes_under_a_version_are_refused(self, remote: Remote, local: Store) -> None:
+        digest, _ = publish(remote, local, "acme/search:1.0.0")
+        with pytest.raises(VersionExists):
+            publish(self.another(remote), local, "acme/search:1.0.0", [b"other"])
+        assert remote.resolve(parse_reference("acme/search:1.0.0")) == digest
+
+    def test_versions_are_not_replaced_on_request_either(self, remote: Remote, local: Store) -> None:
+        digest, _ = publish(remote, local, "acme/search:1.0.0")
+        other = add_delta(local, [b"other"])
+        for blob in parse(Manifest, other, what="test").blobs:
+            send(remote, local, blob)
+        with pytest.raises(NotAllowed):
+            remote.put_manifest(parse_reference("acme/search:1.0.0"), other, if_absent=False)
+        assert remote.resolve(parse_reference("acme/search:1.0.0")) == digest
+
+    def test_of_two_writers_of_one_version_exactly_one_wins(self, remote: Remote, local: Store) -> None:
+        if not remote.capabilities().conditional_put:
+            pytest.skip("the remote has no conditional put")
+
+        def attempt(number: int) -> Digest | None:
+            try:
+                return publish(self.another(remote), local, "acme/search:1.0.0", [str(number).encode()])[0]
+            except VersionExists:
+                return None
+
+        with ThreadPoolExecutor(4) as pool:
+            results = [result for result in pool.map(attempt, range(4)) if result is not None]
+        assert results == [remote.resolve(parse_reference("acme/search:1.0.0"))]
+
+    def test_manifest_whose_blobs_are_missing_is_not_named(self, remote: Remote, local: Store) -> None:
+        manifest = add_delta(local, [b"never sent"])
+        publish(remote, local, "acme/other:1.0.0")
+        with pytest.raises(NotFound):
+            remote.put_manifest(parse_reference("acme/search:1.0.0"), manifest)
+        assert remote.list("acme/search") == []
+
+    def test_manifest_that_breaks_a_rule_is_not_named(self, remote: Remote, local: Store) -> None:
+        manifest = add_delta(local)
+        for blob in parse(Manifest, manifest, what="test").blobs:
+            send(remote, local, blob)
+        good = parse(Manifest, manifest, what="test")
+        larger = good.layers[-1].model_copy(update={"size": 7})
+        for hostile in (
+            b"{",
+            b"[]",
+            manifest.replace(b"sha256:", b"sha256:../"),
+            encode(good.model_copy(update={"layers": [*good.layers, larger]})),
+        ):
+            with pytest.raises(BadManifest):
+                remote.put_manifest(parse_reference("acme/search:1.0.0"), hostile)
+        with pytest.raises(DigestMismatch):
+            remote.put_manifest(
+                parse_reference("acme/search:1.0.0"), encode(good.model_copy(update={"layers": [larger]}))
+            )
+        assert remote.list() == []
+
+    @pytest.mark.parametrize("name", ["acme/search", "acme/search:prod", "acme/search:latest"])
+    def test_only_versions_are_published(self, remote: Remote, local: Store, name: str) -> None:
+        with pytest.raises(BadName):
+            publish(remote, local, name)
+
+    def test_errors_are_those_of_deltareg(self, remote: Remote, local: Store) -> None:
+        with pytest.raises(DeltaregError):
+            remote.put_blob(descriptor(b"x"), local.root / "absent", Progress())
+
+
+def stored(local: Store, data: bytes) -> Descriptor:
+    local.put(data)
+    return descriptor(data)
+
+
+def send(remote: Remote, local: Store, blob: Descriptor, progress: Progress | None = None) -> int:
+    return remote.put_blob(blob, local.path(Digest(blob.digest)), progress or Progress())
+
+
+def received(remote: Remote, blob: Descriptor, offset: int = 0) -> bytes:
+    return b"".join(remote.get_blob(blob, offset))
+
+
+def publish(remote: Remote, local: Store, name: str, packs: list[bytes] | None = None) -> tuple[Digest, bytes]:
+    """Send an artifact and name it; return its digest and manifest."""
+    manifest = add_delta(local, packs or [b"a pack"])
+    for blob in parse(Manifest, manifest, what="test").blobs:
+        send(remote, local, blob)
+    return remote.put_manifest(parse_reference(name), manifest), manifest

@@ -1,0 +1,98 @@
+"""Small artifacts, made of their documents and of any bytes as packs; and damage done to files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import zstandard
+
+from deltareg.digest import Digest, sha256
+from deltareg.manifest import (
+    CONFIG_TYPE,
+    INVENTORY_TYPE,
+    PACK_TYPE,
+    DeltaConfig,
+    Descriptor,
+    Exactness,
+    Fingerprint,
+    Inventory,
+    Manifest,
+    Norms,
+    Parent,
+    encode,
+)
+from deltareg.names import parse_reference
+from deltareg.store import Store
+
+__all__ = ["add_delta", "blob_files", "descriptor", "flip", "noise", "publish"]
+
+
+def add_delta(
+    store: Store, packs: Sequence[bytes] = (b"a pack",), *, description: str | None = None, requires: Sequence[str] = ()
+) -> bytes:
+    """Store the blobs of an artifact and return its manifest."""
+    parent = Parent(
+        id="hf://acme/base",
+        digest=sha256(b"tensors"),
+        dtypes={"BF16": 1000},
+        parameters=1000,
+        size=2000,
+        licence="apache-2.0",
+    )
+    config = DeltaConfig(
+        fingerprint=Fingerprint(inventory=sha256(b"names and shapes"), model_type="bert"),
+        base=parent,
+        post=parent,
+        exactness=Exactness(),
+        licence="apache-2.0",
+        preset="fast",
+        norms={"other": Norms(base=1, delta=0.1, parameters=1000)},
+        requires=list(requires),
+        producer="deltareg tests",
+        description=description,
+    )
+    inventory = zstandard.ZstdCompressor().compress(encode(Inventory(tensors=[])))
+    manifest = Manifest(
+        config=_put(store, encode(config), CONFIG_TYPE),
+        layers=[_put(store, inventory, INVENTORY_TYPE), *(_put(store, pack, PACK_TYPE) for pack in packs)],
+    )
+    return encode(manifest)
+
+
+def publish(store: Store, name: str, packs: Sequence[bytes] = (b"a pack",)) -> Digest:
+    """Store an artifact and give it a version's name."""
+    return store.publish(parse_reference(name), add_delta(store, packs))
+
+
+def descriptor(data: bytes, media_type: str = PACK_TYPE) -> Descriptor:
+    """What names `data` in a manifest."""
+    return Descriptor(media_type=media_type, digest=sha256(data), size=len(data))
+
+
+def noise(size: int, seed: int = 0) -> bytes:
+    """`size` bytes that look random and are the same for the same seed."""
+    block = b"".join(sha256(f"{seed} {number}".encode())[-32:].encode() for number in range(256))
+    return (block * (size // len(block) + 1))[:size]
+
+
+def blob_files(root: Path) -> list[Path]:
+    """The files of a store's blobs."""
+    return sorted((root / "blobs" / "sha256").iterdir())
+
+
+def flip(path: Path, bit: int = 0) -> None:
+    """Flip one bit of a file, in place: size and times stay."""
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.seek(bit // 8)
+        byte = file.read(1)[0]
+        file.seek(bit // 8)
+        file.write(bytes([byte ^ 1 << bit % 8]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _put(store: Store, data: bytes, media_type: str) -> Descriptor:
+    store.put(data)
+    return descriptor(data, media_type)

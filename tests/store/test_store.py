@@ -1,0 +1,371 @@
+"""Names: versions never change, channels move by compare-and-set, and every name leads to a whole artifact."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from deltareg.digest import Digest, sha256
+from deltareg.errors import (
+    BadManifest,
+    BadName,
+    ChannelMoved,
+    DigestMismatch,
+    DiskFull,
+    NotAllowed,
+    NotFound,
+    UnsupportedFormat,
+    UsageError,
+    VersionExists,
+)
+from deltareg.manifest import Descriptor, Manifest, encode, parse
+from deltareg.names import Reference, parse_reference
+from deltareg.store import MANIFEST_LIMIT, Store
+from deltareg.store.index import REF_NAME, write_index
+from tests.deltas import add_delta, blob_files, descriptor, publish
+from tests.disks import fill, read_only, small_disk
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def names(store: Store) -> list[str]:
+    return [str(entry.reference) for entry in store.entries()]
+
+
+def resolve(store: Store, text: str) -> Digest:
+    return store.resolve(parse_reference(text))
+
+
+# --- the layout ---
+
+
+def test_new_store_is_an_oci_image_layout(store: Store) -> None:
+    assert json.loads((store.root / "oci-layout").read_text()) == {"imageLayoutVersion": "1.0.0"}
+    publish(store, "acme/search:1.0.0")
+    index = json.loads((store.root / "index.json").read_text())
+    assert index["schemaVersion"] == 2
+    assert index["mediaType"] == "application/vnd.oci.image.index.v1+json"
+    (entry,) = index["manifests"]
+    assert entry["artifactType"] == "application/vnd.deltareg.delta.v1+json"
+    assert entry["annotations"][REF_NAME] == "acme/search:1.0.0"
+    assert sha256((store.root / "blobs" / entry["digest"].replace(":", "/")).read_bytes()) == entry["digest"]
+
+
+def test_store_that_must_exist_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="there is no registry"):
+        Store(tmp_path / "absent", create=False)
+    assert not (tmp_path / "absent").exists()
+
+
+def test_directory_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "letters").write_text("dear …")
+    with pytest.raises(UsageError, match="not empty and no registry"):
+        Store(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["letters"]
+
+
+def test_store_whose_making_was_cut_off_is_completed(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    publish(store, "acme/search:1.0.0")
+    (store.root / "oci-layout").unlink()
+    assert names(Store(store.root)) == ["acme/search:1.0.0"]
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ('{"imageLayoutVersion": "2.0.0"}', UnsupportedFormat),
+        ("{}", UnsupportedFormat),
+        ("[]", UnsupportedFormat),
+        ("", BadManifest),
+        ("\0\0", BadManifest),
+    ],
+)
+def test_other_layout_version_is_refused(store: Store, content: str, error: type[Exception]) -> None:
+    (store.root / "oci-layout").write_text(content)
+    with pytest.raises(error, match="oci-layout"):
+        Store(store.root)
+
+
+def test_lost_index_is_told_and_never_replaced_by_an_empty_one(store: Store) -> None:
+    publish(store, "acme/search:1.0.0")
+    store.index_path.unlink()
+    with pytest.raises(BadManifest, match="is missing"):
+        Store(store.root).entries()
+    with pytest.raises(BadManifest, match="is missing"):
+        publish(store, "acme/search:2.0.0")
+    assert not store.index_path.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"schemaVersion": 1, "manifests": []}',
+        '{"schemaVersion": 2, "manifests": [{"mediaType": "x", "digest": "sha256:../../x", "size": 1}]}',
+        '{"schemaVersion": 2, "manifests": [{"mediaType": "x", "digest": "sha256:' + "0" * 64 + '", "size": -1}]}',
+        '{"schemaVersion": 2, "manifests": [], "manifests": []}',
+        '{"schemaVersion": 2, "manifests": ' + "[" * 5000 + "]" * 5000 + "}",
+    ],
+)
+def test_index_that_is_none_is_refused(store: Store, content: str) -> None:
+    store.index_path.write_text(content)
+    with pytest.raises(BadManifest, match=r"index\.json"):
+        store.entries()
+
+
+def test_entries_and_fields_of_other_programs_are_kept(store: Store) -> None:
+    index = json.loads(store.index_path.read_text())
+    foreign = {"mediaType": "application/x", "digest": sha256(b"x"), "size": 1, "platform": {"os": "linux"}}
+    index["manifests"] = [foreign, {**foreign, "annotations": {REF_NAME: "Some Name"}}]
+    index["subject"] = {"kept": True}
+    store.index_path.write_text(json.dumps(index))
+    publish(store, "acme/search:1.0.0")
+    after = json.loads(store.index_path.read_text())
+    assert names(store) == ["acme/search:1.0.0"]
+    assert foreign in after["manifests"]
+    assert len(after["manifests"]) == 3
+    assert after["subject"] == {"kept": True}
+
+
+# --- publishing ---
+
+
+def test_published_version_resolves_by_every_kind_of_name(store: Store) -> None:
+    digest = publish(store, "acme/search:1.0.0")
+    store.set_channel("acme/search", "prod", digest, None)
+    for text in ("acme/search:1.0.0", "acme/search:prod", "acme/search:latest", "acme/search", f"acme/search@{digest}"):
+        assert resolve(store, text) == digest
+    assert store.manifest(digest) == parse(Manifest, store.read(digest), what="test")
+    assert [entry.size for entry in store.entries()] == [store.size(digest)] * 2
+    assert all(entry.created.endswith("Z") for entry in store.entries())
+
+
+def test_latest_is_the_highest_release(store: Store) -> None:
+    digests = {
+        version: publish(store, f"acme/search:{version}", [version.encode()])
+        for version in ("1.9.0", "1.10.0", "2.0.0-rc.1")
+    }
+    assert resolve(store, "acme/search") == digests["1.10.0"]
+
+
+def test_unknown_names_are_answered_with_what_there_is(store: Store) -> None:
+    with pytest.raises(NotFound) as caught:
+        resolve(store, "acme/search:1.0.0")
+    assert caught.value.cause == "the registry is empty"
+    digest = publish(store, "acme/search:1.0.0")
+    with pytest.raises(NotFound) as caught:
+        resolve(store, "acme/search:1.0.1")
+    assert caught.value.cause == "acme/search has 1.0.0"
+    with pytest.raises(NotFound) as caught:
+        resolve(store, f"acme/other@{digest}")
+    assert caught.value.cause == "there are acme/search"
+    with pytest.raises(NotFound):
+        resolve(store, f"acme/search@{sha256(b'other')}")
+
+
+def test_same_bytes_again_are_no_error_and_change_nothing(store: Store) -> None:
+    digest = publish(store, "acme/search:1.0.0")
+    before = store.index_path.read_bytes(), store.index_path.stat().st_mtime_ns
+    assert publish(store, "acme/search:1.0.0") == digest
+    assert before == (store.index_path.read_bytes(), store.index_path.stat().st_mtime_ns)
+
+
+def test_other_bytes_under_a_published_version_are_refused(store: Store) -> None:
+    digest = publish(store, "acme/search:1.0.0")
+    with pytest.raises(VersionExists) as caught:
+        publish(store, "acme/search:1.0.0", [b"other"])
+    assert caught.value.exit_code == 4
+    assert resolve(store, "acme/search:1.0.0") == digest
+
+
+def test_removed_version_is_never_free_for_other_bytes(store: Store) -> None:
+    digest = publish(store, "acme/search:1.0.0")
+    store.remove(parse_reference("acme/search:1.0.0"))
+    assert names(store) == []
+    with pytest.raises(VersionExists, match="was removed"):
+        publish(Store(store.root), "acme/search:1.0.0", [b"other"])
+    publish(store, "acme/search:1.0.1", [b"other"])
+    assert publish(store, "acme/search:1.0.0") == digest
+    with pytest.raises(VersionExists):
+        publish(store, "acme/search:1.0.0", [b"other"])
+
+
+@pytest.mark.parametrize(
+    "text", ["acme/search", "acme/search:prod", "acme/search:latest", "acme/search@sha256:" + "0" * 64]
+)
+def test_only_versions_are_published(store: Store, text: str) -> None:
+    with pytest.raises(BadName, match="does not name a version"):
+        store.publish(parse_reference(text), add_delta(store))
+
+
+def test_artifact_with_a_missing_blob_is_not_published(store: Store) -> None:
+    manifest = add_delta(store, [b"first", b"second"])
+    store.path(sha256(b"first")).unlink()
+    store.path(sha256(b"second")).unlink()
+    with pytest.raises(NotFound, match="2 of its blobs are missing") as caught:
+        store.publish(parse_reference("acme/search:1.0.0"), manifest)
+    assert caught.value.data["missing"] == [sha256(b"first"), sha256(b"second")]
+    assert names(store) == []
+
+
+def test_artifact_with_a_truncated_blob_is_not_published(store: Store) -> None:
+    manifest = add_delta(store, [b"a pack"])
+    os.truncate(store.path(sha256(b"a pack")), 3)
+    with pytest.raises(DigestMismatch, match="3 bytes instead of 6"):
+        store.publish(parse_reference("acme/search:1.0.0"), manifest)
+    assert names(store) == []
+
+
+def test_manifests_that_break_a_rule_are_not_published(store: Store) -> None:
+    good = parse(Manifest, add_delta(store), what="test")
+    twice = good.model_copy(update={"layers": [*good.layers, descriptor(b"a pack").model_copy(update={"size": 7})]})
+    absurd = encode(good).replace(b'"size":6', b'"size":1152921504606846976')
+    for manifest, fault in [
+        (b"", "not valid JSON"),
+        (b"{}", "not a valid Manifest"),
+        (encode(twice), "two sizes"),
+        (absurd, "layers.1.size"),
+        (encode(good).replace(b"sha256:", b"sha256:../"), "not a valid Manifest"),
+        (encode(good).replace(b"delta.v1", b"delta.v9"), "artifactType"),
+        (b" " * (MANIFEST_LIMIT + 1), "at most"),
+    ]:
+        with pytest.raises(BadManifest, match=fault):
+            store.publish(parse_reference("acme/search:1.0.0"), manifest)
+    assert names(store) == []
+
+
+def test_absurd_size_that_the_schema_allows_is_refused_by_comparison(store: Store) -> None:
+    good = parse(Manifest, add_delta(store), what="test")
+    absurd = Descriptor(media_type="x", digest=sha256(b"a pack"), size=2**53 - 1)
+    with pytest.raises(DigestMismatch, match="instead of 9007199254740991"):
+        store.publish(parse_reference("acme/search:1.0.0"), encode(good.model_copy(update={"layers": [absurd]})))
+
+
+def test_store_sees_what_another_one_published(store: Store) -> None:
+    other = Store(store.root)
+    assert names(store) == []
+    for number in range(20):
+        publish(other, f"acme/search:1.0.{number}", [str(number % 2).encode()])
+        assert len(names(store)) == number + 1
+
+
+def test_full_disk_while_naming_leaves_the_names_as_they_were(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 256) as disk:
+        store = Store(disk / "store")
+        digest = publish(store, "acme/search:1.0.0")
+        manifest = add_delta(store, [b"other"])
+        before = store.index_path.read_bytes()
+        ballast = fill(disk)
+        with pytest.raises(DiskFull):
+            store.publish(parse_reference("acme/search:2.0.0"), manifest)
+        assert store.index_path.read_bytes() == before
+        assert names(Store(store.root)) == ["acme/search:1.0.0"]
+        ballast.unlink()
+        store.publish(parse_reference("acme/search:2.0.0"), manifest)
+        assert resolve(store, "acme/search:1.0.0") == digest
+        assert store.fsck().ok
+
+
+def test_read_only_store_resolves_and_does_not_publish(store: Store) -> None:
+    digest = publish(store, "acme/search:1.0.0")
+    with read_only(store.root):
+        again = Store(store.root)
+        assert resolve(again, "acme/search") == digest
+        assert again.fsck().ok
+        for change in (
+            lambda: again.publish(parse_reference("acme/search:2.0.0"), again.read(digest)),
+            lambda: again.set_channel("acme/search", "prod", digest, None),
+            lambda: again.remove(parse_reference("acme/search:1.0.0")),
+            lambda: again.gc(),
+        ):
+            with pytest.raises(NotAllowed):
+                change()
+
+
+def test_twenty_thousand_names_are_no_burden(store: Store) -> None:
+    manifest = add_delta(store)
+    digest = store.put(manifest)
+    entries = [
+        Descriptor(
+            media_type="application/vnd.oci.image.manifest.v1+json",
+            digest=digest,
+            size=len(manifest),
+            annotations={REF_NAME: f"acme/model-{number % 500}:1.{number // 500}.0"},
+        )
+        for number in range(20_000)
+    ]
+    index = store.snapshot().index.model_copy(update={"manifests": entries})
+    write_index(store.index_path, index, temporary=store.scratch())
+    again = Store(store.root)
+    begun = time.monotonic()
+    assert resolve(again, "acme/model-3") == digest
+    publish(again, "acme/model-3:2.0.0", [b"other"])
+    assert resolve(again, "acme/model-3") != digest
+    assert len(again.entries()) == 20_001
+    assert time.monotonic() - begun < 20
+
+
+# --- channels ---
+
+
+def test_channel_moves_when_it_is_where_it_was_expected(store: Store) -> None:
+    first, second = publish(store, "acme/search:1.0.0"), publish(store, "acme/search:2.0.0", [b"other"])
+    store.set_channel("acme/search", "prod", first, None)
+    store.set_channel("acme/search", "prod", second, first)
+    assert resolve(store, "acme/search:prod") == second
+    with pytest.raises(ChannelMoved, match=f"points to {second}"):
+        store.set_channel("acme/search", "prod", first, first)
+    with pytest.raises(ChannelMoved):
+        store.set_channel("acme/search", "prod", first, None)
+    store.set_channel("acme/search", "prod", second, None)
+    assert resolve(store, "acme/search:prod") == second
+
+
+@pytest.mark.parametrize("channel", ["latest", "1.0.0", "Prod", "a b", ""])
+def test_what_is_no_channel_is_not_set(store: Store, channel: str) -> None:
+    digest = publish(store, "acme/search:1.0.0")
+    with pytest.raises(BadName):
+        store.set_channel("acme/search", channel, digest, None)
+
+
+def test_channel_points_to_published_versions_only(store: Store) -> None:
+    publish(store, "acme/other:1.0.0")
+    for digest in (sha256(b"absent"), resolve(store, "acme/other")):
+        with pytest.raises(NotFound):
+            store.set_channel("acme/search", "prod", digest, None)
+
+
+# --- removal ---
+
+
+def test_version_that_a_channel_points_to_stays(store: Store) -> None:
+    digest = publish(store, "acme/search:1.0.0")
+    store.set_channel("acme/search", "prod", digest, None)
+    with pytest.raises(NotAllowed, match="acme/search:prod points to it"):
+        store.remove(parse_reference("acme/search:1.0.0"))
+    store.remove(parse_reference("acme/search:prod"))
+    store.remove(parse_reference("acme/search:1.0.0"))
+    assert names(store) == []
+    assert len(blob_files(store.root)) == 4
+
+
+@pytest.mark.parametrize("text", ["acme/search", "acme/search:latest", "acme/search@sha256:" + "0" * 64])
+def test_only_stored_names_are_removed(store: Store, text: str) -> None:
+    publish(store, "acme/search:1.0.0")
+    with pytest.raises(BadName):
+        store.remove(parse_reference(text))
+
+
+def test_absent_name_is_not_removed(store: Store) -> None:
+    with pytest.raises(NotFound):
+        store.remove(Reference("acme", "search", "1.0.0"))

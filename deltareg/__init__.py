@@ -1,10 +1,10 @@
 """The registry and package manager for post-training weight deltas.
 
-    import deltareg
+import deltareg
 
-    registry = deltareg.Registry()
-    deltareg.diff("base/", "post/", registry, "acme/search:1.0.0")
-    deltareg.apply("target/", {"acme/search:1.0.0": 0.5}, registry, "out/")
+registry = deltareg.Registry()
+deltareg.diff("base/", "post/", registry, "acme/search:1.0.0")
+deltareg.apply("target/", {"acme/search:1.0.0": 0.5}, registry, "out/")
 """
 
 from __future__ import annotations

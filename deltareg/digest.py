@@ -68,9 +68,7 @@ def parse_json(data: bytes | bytearray | memoryview, *, what: str) -> Any:
     raw = bytes(data)
     try:
         _check_depth(raw)
-        return json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant
-        )
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise BadManifest(f"{what} is not valid JSON: {error}", cause=str(error)) from error
 

@@ -67,7 +67,10 @@ class DeltaregError(Exception):
             "message": self.message,
             "cause": self.cause,
             "hint": self.hint,
-            "data": {key: value if isinstance(value, (str, int, float, list, dict, type(None))) else str(value) for key, value in self.data.items()},
+            "data": {
+                key: value if isinstance(value, (str, int, float, list, dict, type(None))) else str(value)
+                for key, value in self.data.items()
+            },
         }
 
 
@@ -343,7 +346,5 @@ def translate_os_errors(doing: str, path: os.PathLike[str] | str) -> Generator[N
                 message, cause=reason, hint="free some space or choose another disk, then run this again", path=where
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise NotAllowed(
-                message, cause=reason, hint=f"check the permissions of {where}", path=where
-            ) from error
+            raise NotAllowed(message, cause=reason, hint=f"check the permissions of {where}", path=where) from error
         raise DeltaregError(message, cause=reason, path=where) from error

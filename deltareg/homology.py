@@ -76,10 +76,15 @@ def refuse_mismatch(findings: Iterable[Finding], *, message: str, hint: str) -> 
     errors = [finding for finding in findings if finding.severity == "error"]
     if not errors:
         return
-    shown = "; ".join(map(str, errors[:_SHOWN])) + (f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else "")
+    shown = "; ".join(map(str, errors[:_SHOWN])) + (
+        f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
+    )
     raise NotHomologous(
         f"{message}: {shown}",
         cause=f"{len(errors)} tensor{'s' if len(errors) > 1 else ''} of the two parameter spaces differ",
         hint=hint,
-        findings=[{"code": finding.code, "subject": finding.subject, "delta": finding.delta, "target": finding.target} for finding in errors],
+        findings=[
+            {"code": finding.code, "subject": finding.subject, "delta": finding.delta, "target": finding.target}
+            for finding in errors
+        ],
     )

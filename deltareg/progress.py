@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Progress"]
+__all__ = ["SILENT", "Progress"]
 
 
 class Progress:
@@ -16,3 +16,7 @@ class Progress:
 
     def end(self) -> None:
         """The step is done."""
+
+
+SILENT = Progress()
+"""For those who do not watch."""

@@ -17,7 +17,10 @@ _PATTERNS = tuple(
         ("norm", r"norm|(^|[._])ln(_?\w*)?(\.|$)"),
         ("embedding", r"embed|(^|\.)(wte|wpe|shared)(\.|$)"),
         ("attention", r"attn|attention|(^|[._])([qkv]|qkv|[qkvo]_proj|query|key|value)(\.|_|$)"),
-        ("mlp", r"mlp|ffn|feed_forward|feedforward|experts?|intermediate|positionwise|(^|[._])(fc\d?|gate|up|down|dense|wi|wo)(_|\.|$)"),
+        (
+            "mlp",
+            r"mlp|ffn|feed_forward|feedforward|experts?|intermediate|positionwise|(^|[._])(fc\d?|gate|up|down|dense|wi|wo)(_|\.|$)",
+        ),
     )
 )
 _NUMBERS = re.compile(r"(\d+)")

@@ -1,0 +1,173 @@
+"""Applying deltas to a target."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Literal
+
+from deltareg.apply.card import card, config_json
+from deltareg.apply.plan import Plan, WeightedDelta, plan
+from deltareg.apply.run import Outcome, run
+from deltareg.catalog import Registry
+from deltareg.checkpoint import Checkpoint, CheckpointWriter
+from deltareg.errors import InvalidArgument, OutputExists
+from deltareg.manifest import Document
+from deltareg.merge import METHODS
+from deltareg.names import Reference, parse_reference
+from deltareg.progress import SILENT, Progress
+from deltareg.threads import thread_count
+
+__all__ = ["AppliedDelta", "ApplyReport", "SideFiles", "apply"]
+
+SideFiles = Literal["post", "target"]
+
+
+class AppliedDelta(Document):
+    """One delta of an apply: its name, the digest of its manifest, its weight."""
+
+    reference: str
+    digest: str
+    weight: float
+
+
+class ApplyReport(Document):
+    """What `apply` did. `seconds` is all of it, `sync_seconds` the part in which the disk was waited for."""
+
+    out: str
+    target: str
+    method: str
+    deltas: list[AppliedDelta]
+    tensors: int
+    parameters: int
+    bytes_written: int
+    copied_tensors: int
+    added_tensors: int
+    removed_tensors: int
+    overwritten: int
+    skipped_overwrites: int
+    side_files: list[str]
+    warnings: list[str]
+    seconds: float
+    sync_seconds: float
+    dry_run: bool
+
+
+def apply(
+    target: Checkpoint | str | os.PathLike[str],
+    deltas: Mapping[str, float] | Sequence[tuple[str | Reference, float]],
+    registry: Registry,
+    out: str | os.PathLike[str],
+    *,
+    method: str = "linear",
+    side_files: SideFiles = "post",
+    overwrite: bool = False,
+    threads: int | None = None,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> ApplyReport:
+    """Write target + Σ weight · delta as the checkpoint `out`.
+
+    `deltas` are names in `registry` with their weights; a weight of 0 leaves the delta out. The output appears whole or
+    not at all. `side_files` says whose tokenizer, chat template and generation config it gets: "post", those that came
+    with the first delta, or "target". Raises NotHomologous, NotFound, OutputExists, InvalidArgument, DigestMismatch,
+    BadRecord, DiskFull.
+    """
+    started = time.monotonic()
+    pairs = list(deltas.items()) if isinstance(deltas, Mapping) else list(deltas)
+    _check(pairs, method, side_files)
+    with ExitStack() as stack:
+        checkpoint = stack.enter_context(target if isinstance(target, Checkpoint) else Checkpoint.open(target))
+        _refuse_input(checkpoint, Path(out))
+        wanted = [_open(registry, reference, weight) for reference, weight in pairs]
+        active = [delta for delta in wanted if delta.weight != 0]
+        planned = plan(checkpoint, active)
+        files = _files(checkpoint, active, side_files, planned)
+        outcome, synced = Outcome(), 0.0
+        if not dry_run:
+            writer = stack.enter_context(CheckpointWriter(Path(out), planned.shards, overwrite=overwrite))
+            count = thread_count(threads)
+            outcome = run(planned, active, registry.store, writer, method=method, threads=count, progress=progress)
+            for name, data in files.items():
+                writer.add_file(name, data)
+            notes = _notes(planned, outcome)
+            writer.add_file("README.md", card(checkpoint, [(delta, delta.weight) for delta in wanted], method, notes))
+            before = time.monotonic()
+            writer.commit()
+            synced = time.monotonic() - before
+        return ApplyReport(
+            out=str(out),
+            target=checkpoint.id,
+            method=method,
+            deltas=[
+                AppliedDelta(reference=str(delta.reference), digest=delta.artifact.digest, weight=delta.weight)
+                for delta in wanted
+            ],
+            tensors=len(planned.tensors),
+            parameters=sum(math.prod(tensor.shape) for tensor in planned.tensors.values()),
+            bytes_written=0 if dry_run else planned.nbytes,
+            copied_tensors=sum(tensor.action == "copy" for tensor in planned.tensors.values()),
+            added_tensors=sum(tensor.source is None for tensor in planned.tensors.values()),
+            removed_tensors=len(planned.removed),
+            overwritten=outcome.overwritten,
+            skipped_overwrites=outcome.skipped,
+            side_files=sorted(files),
+            warnings=_notes(planned, outcome),
+            seconds=time.monotonic() - started,
+            sync_seconds=synced,
+            dry_run=dry_run,
+        )
+
+
+def _check(pairs: Sequence[tuple[str | Reference, float]], method: str, side_files: str) -> None:
+    if not pairs:
+        raise InvalidArgument("no delta was named", hint="deltareg apply TARGET namespace/name:1.2.3=0.5 -o OUT")
+    if method not in METHODS:
+        raise InvalidArgument(f"unknown method {method!r}", hint=f"methods are: {', '.join(METHODS)}")
+    if side_files not in ("post", "target"):
+        raise InvalidArgument(f"unknown side files {side_files!r}", hint="side files are those of: post, target")
+    for reference, weight in pairs:
+        # Beyond float32 a weight of 16-bit deltas would be infinite.
+        if not math.isfinite(weight) or abs(weight) > 3.4e38:
+            raise InvalidArgument(f"the weight of {reference} is {weight!r}", hint="a weight is a finite number")
+
+
+def _refuse_input(target: Checkpoint, out: Path) -> None:
+    place = out.resolve()
+    root = target.root.resolve()
+    if place in (target.path.resolve(), root, *root.parents):
+        raise OutputExists(f"{out} is the target itself, or holds it", hint="choose another -o", path=out)
+
+
+def _open(registry: Registry, reference: str | Reference, weight: float) -> WeightedDelta:
+    name = reference if isinstance(reference, Reference) else parse_reference(reference)
+    return WeightedDelta(name, registry.artifact(name), float(weight))
+
+
+def _files(
+    target: Checkpoint, deltas: Sequence[WeightedDelta], side_files: SideFiles, planned: Plan
+) -> dict[str, bytes]:
+    """The files beside the weights, by relative path: the target's, and over them those of the first delta."""
+    files = {path.as_posix(): target.read_file(path) for path in target.side_files}
+    config = config_json(target, planned)
+    if config is not None:
+        files["config.json"] = config
+    if side_files == "post" and deltas:
+        files.update(deltas[0].artifact.side_files())
+    return files
+
+
+def _notes(planned: Plan, outcome: Outcome) -> list[str]:
+    notes = list(planned.warnings)
+    if planned.removed:
+        notes.append(f"left out, as in post: {', '.join(planned.removed)}")
+    if outcome.skipped:
+        notes.append(
+            f"{outcome.skipped} elements of post that no sum can give (NaN, Inf, −0.0) were not taken over: "
+            "that is done on the delta's own base, alone and at weight 1"
+        )
+    return notes

@@ -1,0 +1,78 @@
+"""The files beside the weights: `config.json`, side files, and a model card in the Hub's format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import deltareg
+from deltareg.apply.plan import Plan, WeightedDelta
+from deltareg.checkpoint import Checkpoint
+
+__all__ = ["card", "config_json", "merged_licence"]
+
+_DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+_DTYPE_KEYS = ("dtype", "torch_dtype")
+
+
+def config_json(target: Checkpoint, plan: Plan) -> bytes | None:
+    """The target's `config.json`, its dtype corrected where the output has another one; None if there is none."""
+    if target.config is None:
+        return None
+    dtypes = {tensor.dtype for tensor in plan.tensors.values()} & _DTYPE_NAMES.keys()
+    before = {tensor.dtype for tensor in target.tensors.values()} & _DTYPE_NAMES.keys()
+    if len(dtypes) != 1 or dtypes == before:
+        return target.read_file("config.json")
+    name = _DTYPE_NAMES[dtypes.pop()]
+    config = {key: name if key in _DTYPE_KEYS else value for key, value in target.config.items()}
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def merged_licence(target: Checkpoint, deltas: Sequence[WeightedDelta]) -> str | None:
+    """The licence that target and deltas share; `other` where they differ; None where one is unknown."""
+    licences = {target.licence, *(delta.artifact.config.licence for delta in deltas)}
+    if None in licences:
+        return None
+    return licences.pop() if len(licences) == 1 else "other"
+
+
+def card(target: Checkpoint, deltas: Sequence[tuple[WeightedDelta, float]], method: str, notes: Sequence[str]) -> bytes:
+    """The model card. The same build gives the same bytes: no date, no machine."""
+    front: dict[str, Any] = {
+        "base_model": [target.id.removeprefix("hf://")],
+        "base_model_relation": "merge",
+        "tags": ["deltareg", "merge"],
+    }
+    licence = merged_licence(target, [delta for delta, _ in deltas])
+    if licence is not None:
+        front["license"] = licence
+    lines = ["---", *(_yaml(front)), "---", "", f"# {target.id.removeprefix('hf://')} with deltas", ""]
+    lines += [
+        f"Made by deltareg {deltareg.__version__}: target + Σ weight · delta, method `{method}`.",
+        "",
+        "| delta | weight | digest | licence |",
+        "|---|---|---|---|",
+    ]
+    for delta, weight in deltas:
+        config = delta.artifact.config
+        lines.append(
+            f"| `{delta.reference}` | {weight!r} | `{delta.artifact.digest}` | {config.licence or 'unknown'} |"
+        )
+    revision = f" at `{target.revision}`" if target.revision else ""
+    lines += ["", f"Target: `{target.id}`{revision}, licence {target.licence or 'unknown'}.", ""]
+    if notes:
+        lines += ["## Notes", "", *(f"- {note}" for note in notes), ""]
+    return "\n".join(lines).encode()
+
+
+def _yaml(front: Mapping[str, Any]) -> list[str]:
+    # JSON strings are YAML strings: nothing in a name can break out of the front matter.
+    lines: list[str] = []
+    for key, value in front.items():
+        if isinstance(value, list):
+            lines.append(f"{key}:")
+            lines.extend(f"- {json.dumps(item, ensure_ascii=False)}" for item in cast("list[str]", value))
+        else:
+            lines.append(f"{key}: {json.dumps(value, ensure_ascii=False)}")
+    return lines

@@ -1,0 +1,190 @@
+"""Doing what the plan says: frames of the target and of the deltas become frames of the output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+from deltareg.apply.plan import Plan, PlannedTensor, WeightedDelta
+from deltareg.artifact import Packs
+from deltareg.checkpoint import Tensor
+from deltareg.codec import FRAME_LANES, Array, RecordReader, lane_of, replaced
+from deltareg.codec.lanes import view_of
+from deltareg.codec.memory import empty, frame_memory
+from deltareg.errors import BadRecord
+from deltareg.manifest import Descriptor
+from deltareg.merge import METHODS, Addend, Block
+from deltareg.merge.linear import overwrite
+from deltareg.progress import Progress
+from deltareg.store import Store
+from deltareg.threads import in_order
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["Outcome", "Sink", "run"]
+
+
+class Sink(Protocol):
+    """Where the tensors of the output go: a checkpoint, or a comparison with one. Used from many threads."""
+
+    def write(self, tensor: str, offset: int, data: Buffer) -> None:
+        """Take bytes of a tensor, from a byte offset on."""
+        ...
+
+    def copy(self, tensor: str, source: Tensor, progress: Progress | None = None) -> None:
+        """Take a whole tensor as it is."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step did: lanes that were overwritten, and lanes whose overwrite did not apply to this target."""
+
+    overwritten: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: Outcome) -> Outcome:
+        return Outcome(self.overwritten + other.overwritten, self.skipped + other.skipped)
+
+
+_NOTHING = Outcome()
+
+
+def run(
+    plan: Plan,
+    deltas: Sequence[WeightedDelta],
+    store: Store,
+    sink: Sink,
+    *,
+    method: str,
+    threads: int,
+    progress: Progress,
+) -> Outcome:
+    """Write every tensor of the plan. The result does not depend on the number of threads.
+
+    The packs' digests are verified meanwhile, in the same threads. Raises DigestMismatch, BadRecord, DiskFull; the
+    caller then drops what was written.
+    """
+    progress.begin("apply", plan.nbytes)
+    outcome = _NOTHING
+    with ExitStack() as stack:
+        packs = [stack.enter_context(delta.artifact.open_packs()) for delta in deltas]
+        steps = _Steps(plan, deltas, packs, store, sink, METHODS[method], progress)
+        for done in in_order(steps.all(), threads):
+            outcome = outcome + done
+    progress.end()
+    return outcome
+
+
+class _Steps:
+    """The steps of a run; each can be done in any thread, in any order."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        deltas: Sequence[WeightedDelta],
+        packs: Sequence[Packs],
+        store: Store,
+        sink: Sink,
+        method: Callable[[Block], None],
+        progress: Progress,
+    ) -> None:
+        self._plan = plan
+        self._deltas = deltas
+        self._packs = packs
+        self._store = store
+        self._sink = sink
+        self._method = method
+        self._progress = progress
+
+    def all(self) -> Generator[Callable[[], Outcome]]:
+        """First the verification of the packs, then the frames of each tensor."""
+        for delta in self._deltas:
+            for pack in delta.artifact.packs:
+                yield partial(self._verify, pack)
+        for tensor in self._plan.tensors.values():
+            if tensor.action == "copy" and tensor.source is not None:
+                yield partial(self._copy, tensor, tensor.source)
+                continue
+            readers = [
+                (self._deltas[number], RecordReader(entry, self._packs[number].parts(entry)))
+                for number, entry in tensor.pieces
+            ]
+            step = {"convert": self._convert, "add": self._add, "replace": self._replace}[tensor.action]
+            lanes = tensor.nbytes // lane_of(tensor.dtype).width
+            for _, reader in readers:
+                if reader.head.lanes != lanes:
+                    raise BadRecord(f"the record of {tensor.name!r} has {reader.head.lanes} lanes instead of {lanes}")
+            for number in range(-(-lanes // FRAME_LANES)):
+                count = min(FRAME_LANES, lanes - number * FRAME_LANES)
+                yield partial(_in_frame_memory, step, tensor, readers, number, count)
+
+    def _verify(self, pack: Descriptor) -> Outcome:
+        self._store.verify(pack)
+        return _NOTHING
+
+    def _copy(self, tensor: PlannedTensor, source: Tensor) -> Outcome:
+        self._sink.copy(tensor.name, source, self._progress)
+        return _NOTHING
+
+    def _convert(self, tensor: PlannedTensor, readers: list[_Reader], number: int, lanes: int) -> Outcome:
+        """The target in another dtype: no delta changes it."""
+        block = self._block(tensor, (), number, lanes)
+        self._method(block)
+        return self._write(tensor, number, block.out)
+
+    def _add(self, tensor: PlannedTensor, readers: list[_Reader], number: int, lanes: int) -> Outcome:
+        addends: list[Addend] = []
+        for delta, reader in readers:
+            assert reader.head.base is not None
+            addends.append(Addend(reader.read(number), reader.head.base, reader.head.post, delta.weight))
+        block = self._block(tensor, tuple(addends), number, lanes)
+        self._method(block)
+        outcome = _NOTHING
+        for addend in addends:
+            outcome = outcome + Outcome(*overwrite(block, addend))
+        self._write(tensor, number, block.out)
+        return outcome
+
+    def _replace(self, tensor: PlannedTensor, readers: list[_Reader], number: int, lanes: int) -> Outcome:
+        ((_, reader),) = readers
+        target = None
+        if tensor.source is not None and tensor.source.dtype == tensor.dtype:
+            target = _read(tensor.source, number, lanes)
+        return self._write(tensor, number, replaced(target, reader.read(number), lane_of(tensor.dtype)))
+
+    def _block(self, tensor: PlannedTensor, addends: tuple[Addend, ...], number: int, lanes: int) -> Block:
+        assert tensor.source is not None
+        target_lane, out_lane = lane_of(tensor.source.dtype), lane_of(tensor.dtype)
+        target = _read(tensor.source, number, lanes).view(target_lane.stored)
+        return Block(target, target_lane, addends, empty(lanes, out_lane.stored), out_lane)
+
+    def _write(self, tensor: PlannedTensor, number: int, out: Array) -> Outcome:
+        self._sink.write(tensor.name, number * FRAME_LANES * out.itemsize, view_of(out))
+        self._progress.advance(out.nbytes)
+        return _NOTHING
+
+
+def _in_frame_memory(
+    step: Callable[[PlannedTensor, list[_Reader], int, int], Outcome],
+    tensor: PlannedTensor,
+    readers: list[_Reader],
+    number: int,
+    lanes: int,
+) -> Outcome:
+    with frame_memory():
+        return step(tensor, readers, number, lanes)
+
+
+_Reader = tuple[WeightedDelta, RecordReader]
+
+
+def _read(tensor: Tensor, number: int, lanes: int) -> Array:
+    lane = lane_of(tensor.dtype)
+    bits = empty(lanes, lane.bits)
+    tensor.read_into(number * FRAME_LANES * lane.width, view_of(bits))
+    return bits

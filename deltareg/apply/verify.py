@@ -1,0 +1,151 @@
+"""Verifying a delta: its bytes, its records, and that they turn base into post."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING
+
+from deltareg.apply.plan import Plan, WeightedDelta, plan
+from deltareg.apply.run import run
+from deltareg.artifact import Artifact
+from deltareg.catalog import Registry
+from deltareg.checkpoint import Checkpoint, Tensor
+from deltareg.codec import RecordReader
+from deltareg.errors import InvalidArgument, NotReproduced
+from deltareg.manifest import Document
+from deltareg.names import Reference, parse_reference
+from deltareg.progress import SILENT, Progress
+from deltareg.threads import in_order, thread_count
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["VerifyReport", "verify"]
+
+_BLOCK = 4 * 2**20
+_SHOWN = 12
+
+
+class VerifyReport(Document):
+    """What `verify` found sound. `reproduced` is None where base and post were not given."""
+
+    reference: str
+    digest: str
+    blobs: int
+    bytes: int
+    tensors: int
+    reproduced: bool | None
+    seconds: float
+
+
+def verify(
+    reference: Reference | str,
+    registry: Registry,
+    *,
+    base: Checkpoint | str | os.PathLike[str] | None = None,
+    post: Checkpoint | str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> VerifyReport:
+    """Check every digest, and decode every record; with `base` and `post`, also that the one becomes the other.
+
+    Raises DigestMismatch, BadRecord, BadManifest; NotReproduced, naming the tensors; NotHomologous.
+    """
+    started = time.monotonic()
+    if (base is None) != (post is None):
+        raise InvalidArgument("base and post belong together", hint="give both, or neither")
+    name = reference if isinstance(reference, Reference) else parse_reference(reference)
+    artifact = registry.artifact(name)
+    count = thread_count(threads)
+    _verify_blobs(artifact, registry, count, progress)
+    _verify_records(artifact, count)
+    if base is not None and post is not None:
+        with ExitStack() as stack:
+            before = stack.enter_context(base if isinstance(base, Checkpoint) else Checkpoint.open(base))
+            after = stack.enter_context(post if isinstance(post, Checkpoint) else Checkpoint.open(post))
+            _verify_reproduction(WeightedDelta(name, artifact, 1.0), registry, before, after, count, progress)
+    return VerifyReport(
+        reference=str(name),
+        digest=artifact.digest,
+        blobs=len(artifact.manifest.blobs) + 1,
+        bytes=artifact.size,
+        tensors=len(artifact.inventory.tensors),
+        reproduced=None if base is None else True,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _verify_blobs(artifact: Artifact, registry: Registry, threads: int, progress: Progress) -> None:
+    progress.begin("verify", sum(blob.size for blob in artifact.manifest.blobs))
+    for _ in in_order((partial(registry.store.verify, blob, progress) for blob in artifact.manifest.blobs), threads):
+        pass
+    progress.end()
+    artifact.side_files()
+
+
+def _verify_records(artifact: Artifact, threads: int) -> None:
+    with artifact.open_packs() as packs:
+
+        def readings() -> Generator[Callable[[], object]]:
+            for entry in artifact.inventory.tensors:
+                if entry.packs:
+                    reader = RecordReader(entry, packs.parts(entry))
+                    yield from (partial(reader.read, number) for number in range(len(reader.frames)))
+
+        for _ in in_order(readings(), threads):
+            pass
+
+
+def _verify_reproduction(
+    delta: WeightedDelta, registry: Registry, base: Checkpoint, post: Checkpoint, threads: int, progress: Progress
+) -> None:
+    planned = plan(base, [delta])
+    wrong = _other_tensors(planned, post)
+    if not wrong:
+        comparison = _Comparison(post)
+        run(planned, [delta], registry.store, comparison, method="linear", threads=threads, progress=progress)
+        wrong = sorted(comparison.wrong)
+    if wrong:
+        shown = ", ".join(wrong[:_SHOWN]) + (f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else "")
+        raise NotReproduced(
+            f"{base.id} with {delta.reference} is not {post.id}: {shown}",
+            cause=f"{len(wrong)} tensors differ",
+            hint="are these the checkpoints that the delta was taken from?",
+            tensors=wrong,
+        )
+
+
+def _other_tensors(planned: Plan, post: Checkpoint) -> list[str]:
+    """The tensors that only one of the plan and post has, or that have another dtype or shape."""
+    ours = {name: (tensor.dtype, tensor.shape) for name, tensor in planned.tensors.items()}
+    theirs = {name: (tensor.dtype, tensor.shape) for name, tensor in post.tensors.items()}
+    return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+
+
+class _Comparison:
+    """Takes what an apply would write, and notes the tensors in which post has other bytes."""
+
+    def __init__(self, post: Checkpoint) -> None:
+        self.wrong: set[str] = set()
+        self._post = post
+        self._lock = threading.Lock()
+
+    def write(self, tensor: str, offset: int, data: Buffer) -> None:
+        """Compare a part of a tensor."""
+        view = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
+        if memoryview(self._post.tensors[tensor].read(offset, len(view))) != view:
+            with self._lock:
+                self.wrong.add(tensor)
+
+    def copy(self, tensor: str, source: Tensor, progress: Progress | None = None) -> None:
+        """Compare a tensor that stays as it is."""
+        for offset in range(0, source.nbytes, _BLOCK):
+            data = source.read(offset, min(_BLOCK, source.nbytes - offset))
+            self.write(tensor, offset, data)
+            if progress is not None:
+                progress.advance(len(data))

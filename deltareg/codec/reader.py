@@ -1,0 +1,105 @@
+"""Reading the record of one tensor from the packs that hold its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from deltareg.artifact import Part
+from deltareg.checkpoint import ByteSource
+from deltareg.codec.frame import FRAME_HEAD, Frame, decode_frame
+from deltareg.codec.lanes import view_of
+from deltareg.codec.memory import empty
+from deltareg.codec.record import HEAD_LIMIT, Mode, RecordHead, frame_counts
+from deltareg.errors import BadRecord
+from deltareg.manifest import TensorEntry
+
+__all__ = ["FrameRange", "RecordReader"]
+
+# What a frame can need at worst: raw planes, positions, mending and overwrites of every lane, and their heads.
+_FRAME_LIMIT = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class FrameRange:
+    """Where one frame lies: `length` bytes of `source` from byte `start` on, for `lanes` lanes."""
+
+    source: ByteSource
+    start: int
+    length: int
+    lanes: int
+
+
+class RecordReader:
+    """The head and the frames of one record.
+
+    Opening it reads the heads of all frames, a few bytes for each million lanes. Frames can then be read in any order
+    and from any thread. Raises BadRecord, UnsupportedFormat, naming the tensor.
+    """
+
+    def __init__(self, entry: TensorEntry, parts: Sequence[Part]) -> None:
+        self.name = entry.name
+        with self._told():
+            if not parts:
+                raise BadRecord("the record has no parts")
+            first = parts[0]
+            head, length = RecordHead.parse(first.source.read(first.start, min(first.length, HEAD_LIMIT)))
+            self.head = head
+            self._check_entry(entry)
+            self.frames = self._walk(parts, length)
+
+    def read(self, number: int) -> Frame:
+        """Decode a frame, by its number."""
+        place = self.frames[number]
+        with self._told(f" in frame {number} (byte {place.start} of {place.source.name})"):
+            data = view_of(empty(place.length, np.uint8))
+            place.source.read_into(place.start, data)
+            base = self.head.base if self.head.mode is Mode.ADD else None
+            frame = decode_frame(data, place.lanes, base, self.head.post)
+            if self.head.mode is Mode.REPLACE and not self.head.sparse:
+                if frame.symbols is None or frame.positions is not None:
+                    raise BadRecord("a frame leaves lanes open that the target does not have")
+            return frame
+
+    def _walk(self, parts: Sequence[Part], skipped: int) -> list[FrameRange]:
+        counts = frame_counts(self.head.lanes)
+        frames: list[FrameRange] = []
+        for part in parts:
+            at = part.start + skipped
+            end = part.start + part.length
+            skipped = 0
+            while at < end:
+                lanes = next(counts, None)
+                if lanes is None or end - at < FRAME_HEAD.size:
+                    raise BadRecord(f"{end - at} bytes are left over after the last frame")
+                length = FRAME_HEAD.unpack(part.source.read(at, FRAME_HEAD.size))[-1] + FRAME_HEAD.size
+                if length > min(end - at, _FRAME_LIMIT):
+                    raise BadRecord(f"a frame of {length} bytes does not fit into {end - at}")
+                frames.append(FrameRange(part.source, at, length, lanes))
+                at += length
+        if next(counts, None) is not None:
+            raise BadRecord(f"the record ends after {len(frames)} frames, before its {self.head.lanes} lanes")
+        return frames
+
+    def _check_entry(self, entry: TensorEntry) -> None:
+        base = None if self.head.base is None else self.head.base.dtype
+        if (base, self.head.post.dtype, list(self.head.shape)) != (entry.base_dtype, entry.post_dtype, entry.shape):
+            raise BadRecord(
+                f"the record is of {base} → {self.head.post.dtype} {list(self.head.shape)}, the inventory says "
+                f"{entry.base_dtype} → {entry.post_dtype} {entry.shape}"
+            )
+
+    @contextmanager
+    def _told(self, where: str = "") -> Generator[None]:
+        try:
+            yield
+        except BadRecord as error:
+            raise BadRecord(
+                f"the record of {self.name!r} is not valid{where}: {error.message}",
+                cause=error.cause or error.message,
+                hint="deltareg cache fsck, then deltareg pull",
+                tensor=self.name,
+            ) from error

@@ -1,0 +1,107 @@
+"""A record: what a delta holds of one tensor, a head and its frames.
+
+    head   := "DRec", version u8, mode u8, base dtype u8, post dtype u8, dimensions u8, extent …
+    record := head, frame …     (every frame but the last has 1 Mi lanes)
+
+Extents are numbers in base 128. A base dtype of 0 means that base lacks the tensor. The lanes follow from post's dtype
+and the shape.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+from deltareg.codec.lanes import FRAME_LANES, Lane, lane_of
+from deltareg.codec.streams import StreamReader, pack_number
+from deltareg.errors import BadRecord, UnsupportedFormat
+
+__all__ = ["HEAD_LIMIT", "Mode", "RecordHead", "frame_counts"]
+
+_MAGIC = b"DRec"
+_VERSION = 1
+_FIXED = struct.Struct("<4sBBBBB")
+_MOST_DIMENSIONS = 64
+_MOST_ELEMENTS = 2**53
+
+HEAD_LIMIT = _FIXED.size + 10 * _MOST_DIMENSIONS
+"""Bytes that a head has at most."""
+
+
+class Mode(IntEnum):
+    """What the frames' symbols are for. The numbers are part of the format."""
+
+    ADD = 0
+    REPLACE = 1
+
+
+@dataclass(frozen=True)
+class RecordHead:
+    """The head of a record. `base` is None where base lacks the tensor."""
+
+    mode: Mode
+    base: Lane | None
+    post: Lane
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, base_dtype: str | None, post_dtype: str, shape: tuple[int, ...]) -> RecordHead:
+        """The head for a tensor of `post_dtype`.
+
+        Numbers are added; a tensor that base lacks, or that is no number on one side, is replaced.
+        """
+        post = lane_of(post_dtype)
+        base = None if base_dtype is None else lane_of(base_dtype)
+        return cls(Mode.ADD if base is not None and base.adds_to(post) else Mode.REPLACE, base, post, shape)
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of post."""
+        return self.post.lanes_of(math.prod(self.shape))
+
+    @property
+    def sparse(self) -> bool:
+        """Whether a replacing record may leave lanes as the target has them."""
+        return self.mode is Mode.REPLACE and self.base == self.post
+
+    def pack(self) -> bytes:
+        """The head's bytes."""
+        base = 0 if self.base is None else self.base.code
+        fixed = _FIXED.pack(_MAGIC, _VERSION, self.mode, base, self.post.code, len(self.shape))
+        return fixed + b"".join(map(pack_number, self.shape))
+
+    @classmethod
+    def parse(cls, data: bytes) -> tuple[RecordHead, int]:
+        """Read a head from the start of a record; also returns its length.
+
+        Raises BadRecord, and UnsupportedFormat for another version or an unknown dtype.
+        """
+        if len(data) < _FIXED.size:
+            raise BadRecord("a record ends in its head")
+        magic, version, mode, base, post, dimensions = _FIXED.unpack_from(data)
+        if magic != _MAGIC:
+            raise BadRecord(f"a record starts with {magic!r} instead of {_MAGIC!r}")
+        if version != _VERSION:
+            raise UnsupportedFormat(
+                f"a record has version {version}; this deltareg reads version {_VERSION}",
+                hint="pip install --upgrade deltareg",
+            )
+        if dimensions > _MOST_DIMENSIONS or mode not in (Mode.ADD, Mode.REPLACE):
+            raise BadRecord(f"a record has mode {mode} and {dimensions} dimensions")
+        reader = StreamReader(memoryview(data)[_FIXED.size :])
+        shape = tuple(reader.number() for _ in range(dimensions))
+        head = cls(Mode(mode), lane_of(base) if base else None, lane_of(post), shape)
+        if math.prod(shape) > _MOST_ELEMENTS:
+            raise BadRecord(f"a record of shape {list(shape)} has too many elements")
+        if head.mode is Mode.ADD and (head.base is None or not head.base.adds_to(head.post)):
+            raise BadRecord("a record adds to a tensor that cannot be added to")
+        return head, _FIXED.size + reader.position
+
+
+def frame_counts(lanes: int) -> Iterator[int]:
+    """The number of lanes of each frame of a record, in order."""
+    for start in range(0, lanes, FRAME_LANES):
+        yield min(FRAME_LANES, lanes - start)

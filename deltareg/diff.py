@@ -1,0 +1,504 @@
+"""Taking a delta: two checkpoints become an artifact in a registry."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+import deltareg
+from deltareg.artifact import pack
+from deltareg.catalog import Registry
+from deltareg.checkpoint import Checkpoint, Tensor
+from deltareg.codec import (
+    FRAME_LANES,
+    Array,
+    EncodedFrame,
+    Kind,
+    Mode,
+    Preset,
+    RecordHead,
+    decode_frame,
+    encode_difference,
+    encode_replaced,
+    kernels,
+    lane_of,
+    replaced,
+    zero_frame,
+)
+from deltareg.codec.lanes import view_of
+from deltareg.codec.memory import empty, frame_memory
+from deltareg.digest import Digest, canonical_json, sha256
+from deltareg.errors import DeltaregError, InvalidArgument, NotHomologous
+from deltareg.fingerprint import fingerprint_of, layer_order, module_class
+from deltareg.homology import Finding, refuse_mismatch
+from deltareg.manifest import (
+    CONFIG_TYPE,
+    INVENTORY_TYPE,
+    SIDE_FILE_TYPE,
+    TITLE,
+    DeltaConfig,
+    Descriptor,
+    Document,
+    Exactness,
+    Inventory,
+    Manifest,
+    Norms,
+    Parent,
+    TensorEntry,
+    encode,
+)
+from deltareg.merge import Addend, Block, linear
+from deltareg.merge.linear import overwrite
+from deltareg.names import Reference, parse_reference
+from deltareg.progress import SILENT, Progress
+from deltareg.store import Store
+from deltareg.store.packs import PackWriter
+from deltareg.threads import in_order, thread_count
+
+__all__ = ["DiffReport", "diff", "tensors_digest"]
+
+_PRESETS = ("fast", "small")
+
+
+class DiffReport(Document):
+    """What `diff` did. Sizes in bytes; `ratio` is raw size over artifact size."""
+
+    reference: str
+    digest: str | None
+    tensors: int
+    parameters: int
+    raw_size: int
+    artifact_size: int
+    ratio: float
+    bits_per_parameter: float
+    changed: int
+    mended: int
+    overwritten: int
+    kinds: dict[str, int]
+    seconds: float
+    dry_run: bool
+
+
+def diff(
+    base: Checkpoint | str | os.PathLike[str],
+    post: Checkpoint | str | os.PathLike[str],
+    registry: Registry,
+    reference: Reference | str,
+    *,
+    preset: Preset = "fast",
+    licence: str | None = None,
+    description: str | None = None,
+    threads: int | None = None,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> DiffReport:
+    """Store what turns `base` into `post` under `reference`, a name with a version.
+
+    Holds a few frames of each at a time. With `dry_run` everything is encoded and nothing is kept. Raises
+    NotHomologous, naming every tensor whose shape differs; VersionExists; InvalidArgument; what opening a checkpoint
+    raises.
+    """
+    started = time.monotonic()
+    name = reference if isinstance(reference, Reference) else parse_reference(reference, version_required=True)
+    if preset not in _PRESETS:
+        raise InvalidArgument(f"unknown preset {preset!r}", hint="presets are: fast, small")
+    with ExitStack() as stack:
+        before = stack.enter_context(base if isinstance(base, Checkpoint) else Checkpoint.open(base))
+        after = stack.enter_context(post if isinstance(post, Checkpoint) else Checkpoint.open(post))
+        pairs = _pair(before, after)
+        job = _Job(before, after, pairs, preset, thread_count(threads), progress)
+        store = registry.store
+        if dry_run:
+            store = Store(Path(stack.enter_context(TemporaryDirectory(prefix="deltareg-"))) / "registry")
+        stack.enter_context(store.hold())
+        packs = stack.enter_context(PackWriter(store))
+        job.encode(packs)
+        manifest, size = _assemble(job, packs, store, licence, description)
+        digest = None if dry_run else registry.publish(name, manifest)
+    return _report(job, str(name), digest, size, time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """One tensor's name, and the tensor on either side."""
+
+    name: str
+    base: Tensor | None
+    post: Tensor | None
+
+
+def _pair(base: Checkpoint, post: Checkpoint) -> list[_Pair]:
+    """All tensors of both, in the order of the layers. Raises NotHomologous."""
+    shared = base.tensors.keys() & post.tensors.keys()
+    if not shared:
+        raise NotHomologous(
+            f"{base.id} and {post.id} have no tensor in common",
+            hint="base and post must be the same model before and after training",
+        )
+    findings = [
+        Finding(
+            "tensor-shape",
+            "error",
+            name,
+            f"shape {[*base.tensors[name].shape]}",
+            f"shape {[*post.tensors[name].shape]}",
+        )
+        for name in sorted(shared, key=layer_order)
+        if base.tensors[name].shape != post.tensors[name].shape
+    ]
+    refuse_mismatch(
+        findings,
+        message=f"{base.id} and {post.id} differ in shape",
+        hint="base and post must be the same model before and after training",
+    )
+    names = sorted(base.tensors.keys() | post.tensors.keys(), key=lambda name: (layer_order(name), name))
+    return [_Pair(name, base.tensors.get(name), post.tensors.get(name)) for name in names]
+
+
+@dataclass
+class _Tally:
+    """What is known of one tensor once its frames are done."""
+
+    kinds: Counter[str] = field(default_factory=Counter[str])
+    changed: int = 0
+    mended: int = 0
+    overwritten: int = 0
+    base_squares: list[float] = field(default_factory=list[float])
+    delta_squares: list[float] = field(default_factory=list[float])
+    base_digests: list[bytes] = field(default_factory=list[bytes])
+    post_digests: list[bytes] = field(default_factory=list[bytes])
+
+    def add(self, frame: EncodedFrame) -> None:
+        self.kinds[frame.kind.name.lower()] += len(frame.data)
+        self.changed += frame.changed
+        self.mended += frame.mended
+        self.overwritten += frame.overwritten
+        self.base_squares.append(frame.base_squares)
+        self.delta_squares.append(frame.delta_squares)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The work on up to one frame of a tensor: which pair, and which frame; `last` closes the tensor."""
+
+    pair: _Pair
+    head: RecordHead | None
+    number: int
+    last: bool
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What a step found: the frame, and the digests of the chunks of base and post that it read."""
+
+    step: _Step
+    frame: EncodedFrame | None
+    base: bytes
+    post: bytes
+
+
+class _Job:
+    """Encodes all pairs, frame by frame, and gathers what the documents need."""
+
+    def __init__(
+        self, base: Checkpoint, post: Checkpoint, pairs: list[_Pair], preset: Preset, threads: int, progress: Progress
+    ) -> None:
+        self.base = base
+        self.post = post
+        self.pairs = pairs
+        self.preset: Preset = preset
+        self.threads = threads
+        self.progress = progress
+        self.entries: list[TensorEntry] = []
+        self.base_digests: dict[str, bytes] = {}
+        self.post_digests: dict[str, bytes] = {}
+        self.kinds: Counter[str] = Counter()
+
+    def encode(self, packs: PackWriter) -> None:
+        """Encode every tensor into `packs`."""
+        total = sum(tensor.nbytes for pair in self.pairs for tensor in (pair.base, pair.post) if tensor is not None)
+        self.progress.begin("diff", total)
+        tally, opened = _Tally(), False
+        for done in self._results():
+            pair, head = done.step.pair, done.step.head
+            tally.base_digests.append(done.base)
+            tally.post_digests.append(done.post)
+            if done.frame is not None:
+                tally.add(done.frame)
+                if head is not None and (opened or done.frame.kind is not Kind.ZERO or done.frame.overwritten):
+                    opened = opened or self._open(packs, pair, head, done.step.number)
+                    packs.add(done.frame.data)
+            if done.step.last:
+                if head is not None and head.base is None and not opened:
+                    opened = self._open(packs, pair, head, 0)
+                self.entries.append(self._entry(pair, tally, *(packs.end() if opened else ([], 0))))
+                tally, opened = _Tally(), False
+        self.progress.end()
+
+    def _open(self, packs: PackWriter, pair: _Pair, head: RecordHead, number: int) -> bool:
+        """Begin a record at the first frame that says something; the frames before it say that nothing changes."""
+        packs.begin(pair.name)
+        packs.add(head.pack())
+        for _ in range(number):
+            packs.add(zero_frame())
+        return True
+
+    def _results(self) -> Iterator[_Done]:
+        return in_order((partial(self._run, step) for step in self._steps()), self.threads)
+
+    def _steps(self) -> Generator[_Step]:
+        for pair in self.pairs:
+            if pair.post is None:
+                head = None
+                count = _chunks(pair.base)
+            else:
+                base_dtype = None if pair.base is None else pair.base.dtype
+                head = RecordHead.of(base_dtype, pair.post.dtype, pair.post.shape)
+                count = max(_chunks(pair.base), _chunks(pair.post))
+            for number in range(max(count, 1)):
+                yield _Step(pair, head, number, number + 1 >= count)
+
+    def _run(self, step: _Step) -> _Done:
+        """Read one chunk of base and of post, digest them, and encode the frame between them."""
+        with frame_memory():
+            return self._run_in_memory(step)
+
+    def _run_in_memory(self, step: _Step) -> _Done:
+        base = _read_chunk(step.pair.base, step.number)
+        post = _read_chunk(step.pair.post, step.number)
+        self.progress.advance(base.nbytes + post.nbytes)
+        pair = step.pair
+        same = pair.base is not None and pair.post is not None and pair.base.dtype == pair.post.dtype
+        base_digest = _chunk_digest(base)
+        unchanged = same and bool(kernels.equal(base, post))
+        post_digest = base_digest if unchanged else _chunk_digest(post)
+        frame = None
+        if step.head is not None and post.size:
+            frame = _encode(step.head, base, post, self.preset, pair.name)
+        return _Done(step, frame, base_digest, post_digest)
+
+    def _entry(self, pair: _Pair, tally: _Tally, homes: list[int], size: int) -> TensorEntry:
+        if pair.base is not None:
+            self.base_digests[pair.name] = _joined_digest(tally.base_digests)
+        if pair.post is not None:
+            self.post_digests[pair.name] = _joined_digest(tally.post_digests)
+        shown = pair.post or pair.base
+        assert shown is not None
+        kind = _kind(pair, tally)
+        self.kinds[kind] += size
+        return TensorEntry(
+            name=pair.name,
+            kind=kind,
+            base_dtype=None if pair.base is None else pair.base.dtype,
+            post_dtype=None if pair.post is None else pair.post.dtype,
+            shape=list(shown.shape),
+            packs=homes,
+            size=size,
+            changed=tally.changed,
+            mended=tally.mended,
+            overwritten=tally.overwritten,
+            base_norm=_norm(tally.base_squares),
+            delta_norm=_norm(tally.delta_squares),
+        )
+
+
+def _chunks(tensor: Tensor | None) -> int:
+    """How many chunks of 1 Mi lanes the tensor is read in."""
+    if tensor is None:
+        return 0
+    return -(-tensor.nbytes // (FRAME_LANES * lane_of(tensor.dtype).width))
+
+
+def _read_chunk(tensor: Tensor | None, number: int) -> Array:
+    """The chunk's bits, of the lane's unsigned type; empty beyond the tensor's end."""
+    if tensor is None:
+        return np.empty(0, np.uint8)
+    lane = lane_of(tensor.dtype)
+    start = number * FRAME_LANES * lane.width
+    bits = empty(max(0, min(FRAME_LANES, (tensor.nbytes - start) // lane.width)), lane.bits)
+    if bits.size:
+        tensor.read_into(start, view_of(bits))
+    return bits
+
+
+def _chunk_digest(bits: Array) -> bytes:
+    return hashlib.sha256(view_of(bits)).digest() if bits.size else b""
+
+
+def _joined_digest(chunks: list[bytes]) -> bytes:
+    return hashlib.sha256(b"".join(chunks)).digest()
+
+
+def _encode(head: RecordHead, base: Array, post: Array, preset: Preset, name: str) -> EncodedFrame:
+    """Encode one frame, and decode it again to prove that it gives post."""
+    if head.mode is Mode.REPLACE or head.base is None:
+        frame = encode_replaced(base if head.sparse else None, post, head.post, preset)
+    else:
+        typed = base.view(head.base.stored)
+        frame = encode_difference(typed, post.view(head.post.stored), head.base, head.post, preset)
+    if not kernels.equal(_decode(head, base, frame, post.size), post):
+        raise DeltaregError(
+            f"encoding {name!r} did not reproduce post; nothing was stored",
+            hint="this is a defect of deltareg: please report it with the names of both checkpoints",
+            tensor=name,
+        )
+    return frame
+
+
+def _decode(head: RecordHead, base: Array, encoded: EncodedFrame, lanes: int) -> Array:
+    """The bits of post that a frame gives on its base."""
+    additive = head.mode is Mode.ADD
+    frame = decode_frame(memoryview(encoded.data), lanes, head.base if additive else None, head.post)
+    if not additive or head.base is None:
+        return replaced(base if head.sparse else None, frame, head.post)
+    out = empty(lanes, head.post.stored)
+    addend = Addend(frame, head.base, head.post, 1.0)
+    block = Block(base.view(head.base.stored), head.base, (addend,), out, head.post)
+    linear(block)
+    overwrite(block, addend)
+    return out.view(head.post.bits)
+
+
+def _kind(pair: _Pair, tally: _Tally) -> Any:
+    if pair.post is None:
+        return "removed"
+    if pair.base is None:
+        return "full"
+    if tally.changed == 0:
+        return "zero"
+    if not lane_of(pair.base.dtype).adds_to(lane_of(pair.post.dtype)):
+        return "full"
+    largest = max(tally.kinds, key=lambda kind: (tally.kinds[kind], kind))
+    # Where nothing but overwrites changes a tensor, its frames have no symbols: it is sparse to whoever reads of it.
+    return "sparse" if largest == "zero" else largest
+
+
+def _norm(squares: list[float]) -> float:
+    # Six digits: enough to judge a delta by, and the same on every machine whatever its square root rounds.
+    try:
+        total = min(math.fsum(squares), sys.float_info.max)
+    except OverflowError:  # F64 beyond 10**154
+        total = sys.float_info.max
+    return float(f"{math.sqrt(total):.6g}")
+
+
+def _assemble(
+    job: _Job,
+    packs: PackWriter,
+    store: Store,
+    licence: str | None,
+    description: str | None,
+) -> tuple[bytes, int]:
+    """Store the documents and side files; returns the manifest's bytes and the artifact's size in bytes."""
+    config = encode(_config(job, licence, description))
+    inventory = pack(encode(Inventory(tensors=job.entries)))
+    layers = [_titled(layer, f"pack-{number:05}.safetensors") for number, layer in enumerate(packs.finish())]
+    layers.append(_titled(_stored(store, inventory, INVENTORY_TYPE), "inventory.json.zst"))
+    for relative in job.post.side_files:
+        data = pack(job.post.read_file(relative))
+        layers.append(_titled(_stored(store, data, SIDE_FILE_TYPE), relative.as_posix()))
+    manifest = Manifest(config=_stored(store, config, CONFIG_TYPE), layers=layers)
+    raw = encode(manifest)
+    return raw, len(raw) + sum(blob.size for blob in manifest.blobs)
+
+
+def _stored(store: Store, data: bytes, media_type: str) -> Descriptor:
+    return Descriptor(media_type=media_type, digest=store.put(data), size=len(data))
+
+
+def _titled(descriptor: Descriptor, title: str) -> Descriptor:
+    return descriptor.model_copy(update={"annotations": {TITLE: title}})
+
+
+def _config(job: _Job, licence: str | None, description: str | None) -> DeltaConfig:
+    return DeltaConfig(
+        fingerprint=fingerprint_of(job.base),
+        base=_parent(job.base, job.base_digests),
+        post=_parent(job.post, job.post_digests),
+        exactness=Exactness(kind="exact"),
+        licence=licence or job.post.licence,
+        preset=job.preset,
+        norms=_norms(job.entries),
+        producer=f"deltareg {deltareg.__version__}",
+        description=description,
+    )
+
+
+def _parent(checkpoint: Checkpoint, digests: dict[str, bytes]) -> Parent:
+    tensors = checkpoint.tensors.values()
+    dtypes: Counter[str] = Counter()
+    for tensor in tensors:
+        dtypes[tensor.dtype] += tensor.elements
+    return Parent(
+        id=checkpoint.id,
+        revision=checkpoint.revision,
+        digest=tensors_digest(checkpoint, digests),
+        dtypes=dict(dtypes),
+        parameters=sum(dtypes.values()),
+        size=sum(tensor.nbytes for tensor in tensors),
+        licence=checkpoint.licence,
+    )
+
+
+def tensors_digest(checkpoint: Checkpoint, digests: dict[str, bytes]) -> Digest:
+    """The digest of a checkpoint's tensors, whatever files they lie in, from the digest of each tensor.
+
+    A tensor's digest is the SHA-256 of the SHA-256 digests of its chunks of 1 Mi lanes: chunks can be digested in
+    parallel.
+    """
+    rows = [
+        [tensor.name, tensor.dtype, list(tensor.shape), digests[tensor.name].hex()]
+        for tensor in sorted(checkpoint.tensors.values(), key=lambda tensor: tensor.name)
+    ]
+    return sha256(canonical_json(rows))
+
+
+def _norms(entries: list[TensorEntry]) -> dict[str, Norms]:
+    base: dict[str, list[float]] = {}
+    delta: dict[str, list[float]] = {}
+    parameters: Counter[str] = Counter()
+    for entry in entries:
+        if entry.base_dtype is None or entry.post_dtype is None:
+            continue
+        found = module_class(entry.name)
+        base.setdefault(found, []).append(entry.base_norm**2)
+        delta.setdefault(found, []).append(entry.delta_norm**2)
+        parameters[found] += math.prod(entry.shape)
+    return {
+        found: Norms(base=_norm(base[found]), delta=_norm(delta[found]), parameters=parameters[found])
+        for found in sorted(parameters)
+    }
+
+
+def _report(job: _Job, reference: str, digest: Digest | None, size: int, seconds: float) -> DiffReport:
+    raw_size = sum(tensor.nbytes for tensor in job.post.tensors.values())
+    parameters = sum(tensor.elements for tensor in job.post.tensors.values())
+    return DiffReport(
+        reference=reference,
+        digest=digest,
+        tensors=len(job.pairs),
+        parameters=parameters,
+        raw_size=raw_size,
+        artifact_size=size,
+        ratio=raw_size / size,
+        bits_per_parameter=8 * size / max(parameters, 1),
+        changed=sum(entry.changed for entry in job.entries),
+        mended=sum(entry.mended for entry in job.entries),
+        overwritten=sum(entry.overwritten for entry in job.entries),
+        kinds=dict(sorted(job.kinds.items())),
+        seconds=seconds,
+        dry_run=digest is None,
+    )

@@ -1,0 +1,1 @@
+"""Figures: size, speed and memory, beside the peers' in the same run."""

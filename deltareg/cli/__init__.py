@@ -1,0 +1,20 @@
+"""The command line: each command parses its arguments, calls one public function and prints what it returns."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that `arguments`, by default those of the process, name; return the exit status."""
+    try:
+        # Not at the top: an interrupt while modules load has to end as quietly as a later one.
+        from deltareg.cli.run import run
+
+        return run(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

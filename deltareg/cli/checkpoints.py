@@ -1,0 +1,164 @@
+"""`deltareg diff` and `deltareg apply`: from checkpoints to deltas and back."""
+
+from __future__ import annotations
+
+import math
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltareg.cli.options import DryRun, Json, Threads, check_text, complete_delta
+
+__all__ = ["Preset", "SideFiles", "apply", "diff", "parse_weighted"]
+
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+
+
+class Preset(StrEnum):
+    """How hard `diff` tries."""
+
+    fast = "fast"
+    small = "small"
+
+
+class SideFiles(StrEnum):
+    """Whose tokenizer and chat template the result gets."""
+
+    post = "post"
+    target = "target"
+
+
+_CHECKPOINT = "a directory, a .safetensors file or hf://org/name[@revision]"
+
+
+def diff(
+    base: Annotated[str, typer.Argument(metavar="BASE", help=f"The checkpoint before training: {_CHECKPOINT}.")],
+    post: Annotated[str, typer.Argument(metavar="POST", help="The checkpoint after training.")],
+    tag: Annotated[
+        str, typer.Option("--tag", metavar="REFERENCE", help="What to call the delta: namespace/name:1.2.3.")
+    ],
+    preset: Annotated[
+        Preset, typer.Option("--preset", help="small takes longer and gives a smaller artifact.")
+    ] = Preset.fast,
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            "--licence", metavar="SPDX", help="Licence of the delta, such as apache-2.0.", callback=check_text
+        ),
+    ] = None,
+    description: Annotated[
+        str | None,
+        typer.Option(
+            "--description", metavar="TEXT", help="One line about what the training taught.", callback=check_text
+        ),
+    ] = None,
+    threads: Threads = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Store what turns one checkpoint into another.
+
+    The delta is exact: base + delta is post, bit for bit, and the delta can be applied without base. It lands in the
+    local registry under a version that never changes. The same pair gives the same digest on every machine. A dry run
+    encodes everything, so that the sizes are the real ones.
+
+    \b
+      deltareg diff base/ post/ --tag acme/search:1.0.0 --licence apache-2.0
+    """
+    from deltareg.cli.output import print_report
+    from deltareg.cli.progress import watched
+    from deltareg.cli.session import current_settings, writable_registry
+    from deltareg.diff import diff
+
+    settings = current_settings()
+    with writable_registry(settings, dry_run=dry_run) as registry, watched() as progress:
+        report = diff(
+            base,
+            post,
+            registry,
+            tag,
+            preset=preset.value,
+            licence=licence,
+            description=description,
+            threads=threads or settings.threads,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    print_report(report, json=json)
+
+
+def apply(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help=f"The checkpoint to start from: {_CHECKPOINT}.")],
+    deltas: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="REFERENCE[=WEIGHT]",
+            help="The deltas, each with its weight: acme/search:1.0.0=0.5. Without a weight it is 1.",
+            autocompletion=complete_delta,
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The directory to make.")],
+    side_files: Annotated[
+        SideFiles,
+        typer.Option("--side-files", help="Whose tokenizer, chat template and generation config the result gets."),
+    ] = SideFiles.post,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    threads: Threads = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Add deltas to a checkpoint.
+
+    Writes target + Σ weight · delta, rounded once, as a new checkpoint with its config, side files and a model card.
+    It appears whole or not at all. With weight 1 on its own base a delta gives post, bit for bit. A target whose
+    tensors do not fit is refused.
+
+    \b
+      deltareg apply target/ acme/search:1.0.0=0.5 acme/chat:2.1.0=0.5 -o merged/
+    """
+    from deltareg.apply import apply
+    from deltareg.cli.output import print_report, warn
+    from deltareg.cli.progress import watched
+    from deltareg.cli.session import current_settings, open_registry
+    from deltareg.cli.units import ratio, speed
+
+    weighted = [parse_weighted(text) for text in deltas]
+    settings = current_settings()
+    registry = open_registry(settings)
+    with watched() as progress:
+        report = apply(
+            target,
+            weighted,
+            registry,
+            out,
+            side_files=side_files.value,
+            overwrite=overwrite,
+            threads=threads or settings.threads,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    for warning in report.warnings:
+        warn(warning)
+    more = {f"delta {number}": f"{ratio(one.weight)} × {one.reference}" for number, one in enumerate(report.deltas, 1)}
+    if report.bytes_written:
+        more["speed"] = speed(report.bytes_written, report.seconds)
+    print_report(report, json=json, leave_out=["deltas", "warnings"], more=more)
+
+
+def parse_weighted(text: str) -> tuple[str, float]:
+    """Split `reference=weight`; the weight is 1 where none is given. Raises InvalidArgument."""
+    from deltareg.errors import InvalidArgument
+
+    reference, equals, weight = text.rpartition("=")
+    if not equals:
+        return text, 1.0
+    # Python's float() would take "nan", "inf" and "1_0" too.
+    value = float(weight) if _NUMBER.fullmatch(weight) else math.nan
+    if not math.isfinite(value):
+        raise InvalidArgument(
+            f"{weight!r} is no weight for {reference}", hint=f"a weight is a finite number: {reference}=0.5"
+        )
+    return reference, value

@@ -1,0 +1,216 @@
+"""The checks of `deltareg doctor`, one function each; none of them changes anything."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePosixPath
+
+from deltareg import __version__
+from deltareg.catalog import Registry
+from deltareg.catalog.mounts import NETWORK_TYPES, file_system_of, parse_mounts
+from deltareg.cli.reports import Check, DoctorReport
+from deltareg.cli.session import home_of
+from deltareg.cli.units import counted, size
+from deltareg.config import Settings, load_settings, unknown_variables
+from deltareg.digest import Digest
+from deltareg.errors import DeltaregError, NotFound
+from deltareg.remote import open_remote
+
+__all__ = ["PACKAGES", "examine"]
+
+PACKAGES = (
+    "blake3",
+    "huggingface-hub",
+    "numba",
+    "numpy",
+    "platformdirs",
+    "pydantic",
+    "rfc8785",
+    "rich",
+    "semver",
+    "sqlite-utils",
+    "tomlkit",
+    "typer",
+    "zstandard",
+)
+"""What deltareg cannot do without."""
+
+_OPTIONAL = ("safetensors", "torch", "transformers")
+_LITTLE = 1 << 30
+_MOUNTS = Path("/proc/self/mountinfo")
+
+
+def examine(directory: Path, environment: Mapping[str, str]) -> DoctorReport:
+    """Look at everything that a command depends on, for commands that run in `directory`."""
+    checks = [*_versions()]
+    try:
+        settings = load_settings(directory, environment)
+    except DeltaregError as error:
+        checks.append(_fault("settings", error))
+        settings = Settings()
+    else:
+        files = ", ".join(map(str, settings.files)) or "no deltareg.toml: everything is as built in"
+        checks.append(Check(name="settings", status="ok", detail=files))
+    checks += _variables(environment)
+    home = home_of(settings).absolute()
+    checks += [_attempt("home", lambda: _home(home)), _file_system(home), _space(home), *_registry(home)]
+    checks += _remotes(settings)
+    return DoctorReport(ok=all(check.status != "fault" for check in checks), checks=checks)
+
+
+def _versions() -> Iterator[Check]:
+    yield _ok("deltareg", __version__)
+    yield _ok("python", f"{platform.python_version()} ({sys.executable}), {platform.platform()}")
+    yield _ok("processors", f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}")
+    yield _ok("sqlite", sqlite3.sqlite_version)
+    for package in PACKAGES:
+        try:
+            yield _ok(package, version(package))
+        except PackageNotFoundError:
+            yield Check(name=package, status="fault", detail="not installed", hint=f"pip install {package}")
+    for package in _OPTIONAL:
+        try:
+            yield _ok(package, version(package))
+        except PackageNotFoundError:
+            yield _ok(package, "not installed, not needed")
+
+
+def _variables(environment: Mapping[str, str]) -> Iterator[Check]:
+    for name, near in unknown_variables(environment).items():
+        hint = None if near is None else f"did you mean {near}?"
+        yield Check(name=name, status="warning", detail="this variable means nothing to deltareg", hint=hint)
+
+
+def _home(home: Path) -> Check:
+    if not home.exists():
+        place = _nearest_existing(home)
+        if os.access(place, os.W_OK | os.X_OK):
+            return _ok("home", f"{home} (will be made by the first diff or pull)")
+        return Check(
+            name="home",
+            status="fault",
+            detail=f"{home} does not exist, and {place} is not writable",
+            hint="set DELTAREG_HOME to a directory of yours",
+        )
+    if not os.access(home, os.W_OK | os.X_OK):
+        detail = f"{home} is not writable: deltas can be read, none can be stored"
+        return Check(name="home", status="warning", detail=detail, hint=f"check the permissions of {home}")
+    return _ok("home", str(home))
+
+
+def _file_system(home: Path) -> Check:
+    try:
+        text = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return _ok("file system", "of a kind that this system does not tell")
+    kind = file_system_of(PurePosixPath(_nearest_existing(home).resolve()), parse_mounts(text))
+    if kind in NETWORK_TYPES:
+        return Check(
+            name="file system",
+            status="fault",
+            detail=f"{home} lies on a network file system ({kind}), where the catalog would corrupt",
+            hint="set DELTAREG_HOME to a directory on a local disk",
+        )
+    return _ok("file system", kind or "unknown")
+
+
+def _space(home: Path) -> Check:
+    try:
+        usage = shutil.disk_usage(_nearest_existing(home))
+    except OSError as error:
+        return Check(name="disk space", status="warning", detail=str(error))
+    told = f"{size(usage.free)} free of {size(usage.total)}"
+    if usage.free < _LITTLE:
+        hint = "free some space, or set DELTAREG_HOME to a directory on a larger disk; deltareg cache gc may help"
+        return Check(name="disk space", status="warning", detail=told, hint=hint)
+    return _ok("disk space", told)
+
+
+def _registry(home: Path) -> Iterator[Check]:
+    try:
+        registry = Registry(home, create=False)
+    except NotFound:
+        yield _ok("registry", "nothing was stored yet")
+        return
+    except DeltaregError as error:
+        yield _fault("registry", error)
+        return
+    yield _attempt("registry", lambda: _store(registry))
+    yield _attempt("catalog", lambda: _catalog(registry))
+
+
+def _store(registry: Registry) -> Check:
+    """Every name leads to blobs of the right sizes. Their bytes are what `cache fsck` reads."""
+    store = registry.store
+    faults: list[str] = []
+    entries = store.entries()
+    for entry in entries:
+        try:
+            blobs = store.manifest(entry.digest).blobs
+        except DeltaregError as error:
+            faults.append(f"{entry.reference}: {error.message}")
+            continue
+        wrong = [blob for blob in blobs if not _is_there(registry, blob.digest, blob.size)]
+        if wrong:
+            faults.append(f"{entry.reference}: missing or of another size: {counted(len(wrong), 'blob')}")
+    if faults:
+        shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
+        return Check(name="registry", status="fault", detail=shown, hint="deltareg cache fsck")
+    return _ok("registry", f"{counted(len(entries), 'name')}, every blob is there; deltareg cache fsck reads them")
+
+
+def _is_there(registry: Registry, digest: str, expected: int) -> bool:
+    try:
+        return registry.store.size(Digest(digest)) == expected
+    except NotFound:
+        return False
+
+
+def _catalog(registry: Registry) -> Check:
+    rows = registry.list()
+    faults = [row for row in rows if row.fault is not None]
+    if faults:
+        detail = f"{len(faults)} of {len(rows)} versions cannot be read: {faults[0].reference}: {faults[0].fault}"
+        return Check(name="catalog", status="fault", detail=detail, hint="deltareg cache fsck")
+    return _ok("catalog", counted(len(rows), "version"))
+
+
+def _remotes(settings: Settings) -> Iterator[Check]:
+    for remote in settings.remotes.values():
+        yield _attempt(f"remote {remote.name}", lambda remote=remote: _remote(remote.name, remote.url))
+    default = settings.default_remote
+    if default is not None and default not in settings.remotes:
+        yield _attempt("default remote", lambda: _remote("default", settings.remote_url()))
+
+
+def _remote(name: str, url: str) -> Check:
+    capabilities = open_remote(url).capabilities()
+    if not capabilities.writable:
+        detail = f"{url} answers; you may pull from it, not push to it"
+        return Check(name=f"remote {name}", status="warning", detail=detail)
+    return _ok(f"remote {name}", f"{url} answers")
+
+
+def _attempt(name: str, check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except DeltaregError as error:
+        return _fault(name, error)
+
+
+def _ok(name: str, detail: str) -> Check:
+    return Check(name=name, status="ok", detail=detail)
+
+
+def _fault(name: str, error: DeltaregError) -> Check:
+    return Check(name=name, status="fault", detail=error.message, hint=error.hint)
+
+
+def _nearest_existing(path: Path) -> Path:
+    return next(place for place in (path, *path.parents) if place.exists())

@@ -1,0 +1,75 @@
+"""Arguments and options that several commands have, and how the shell completes them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "DryRun",
+    "Json",
+    "ReferenceArgument",
+    "RemoteOption",
+    "Threads",
+    "check_text",
+    "complete_delta",
+    "complete_remote",
+]
+
+
+def complete_remote(incomplete: str) -> list[str]:
+    """The remotes whose names begin so."""
+    from deltareg.cli.session import current_settings
+    from deltareg.errors import DeltaregError
+
+    try:
+        return [name for name in current_settings().remotes if name.startswith(incomplete)]
+    except (DeltaregError, OSError):
+        return []
+
+
+def complete_delta(incomplete: str) -> list[str]:
+    """The deltas of the local registry whose names begin so."""
+    from deltareg.cli.session import open_registry
+    from deltareg.errors import DeltaregError
+
+    try:
+        entries = open_registry().store.entries()
+    except (DeltaregError, OSError):
+        return []
+    return [name for entry in entries if (name := str(entry.reference)).startswith(incomplete)]
+
+
+def check_text(value: str | None) -> str | None:
+    """The callback of an option whose value is stored: bytes that are no text cannot be. Raises BadParameter."""
+    if value is not None and any("\ud800" <= char <= "\udfff" for char in value):
+        raise typer.BadParameter("it is no text in this terminal's encoding")
+    return value
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Write nothing; say what would be done.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", metavar="N", min=1, help="Threads to use. The result does not depend on it.", show_default=False
+    ),
+]
+RemoteOption = Annotated[
+    str | None,
+    typer.Option(
+        "--remote",
+        metavar="REMOTE",
+        help="Name, URL or path (with a slash) of the remote. By default the default remote.",
+        autocompletion=complete_remote,
+    ),
+]
+ReferenceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="REFERENCE",
+        help="The delta: namespace/name:1.2.3, :channel, @sha256:…; without any of them the latest version.",
+        autocompletion=complete_delta,
+    ),
+]

@@ -1,0 +1,194 @@
+"""`deltareg list`, `show` and `verify`: what a registry holds, and whether it is sound."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deltareg.cli.options import Json, ReferenceArgument, Threads, complete_remote
+
+if TYPE_CHECKING:
+    from deltareg.catalog import CatalogRow
+    from deltareg.cli.reports import DeltaDetails
+    from deltareg.manifest import Parent, TensorEntry
+
+__all__ = ["list_deltas", "show", "verify"]
+
+
+def list_deltas(
+    repository: Annotated[
+        str | None, typer.Argument(metavar="REPOSITORY", help="Only these: namespace/name.", show_default=False)
+    ] = None,
+    remote: Annotated[
+        str | None,
+        typer.Option(
+            "--remote",
+            metavar="REMOTE",
+            help="List those of a remote: its name, URL or path (with a slash).",
+            autocompletion=complete_remote,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the deltas of the local registry, or of a remote.
+
+    Every version with its size, its base, its licence and the channels that point to it. The ratio is that of post's
+    bytes to the artifact's. A remote that cannot search tells only names and dates.
+
+    \b
+      deltareg list
+      deltareg list acme/search --remote team
+    """
+    from deltareg.cli.listing import local_deltas, remote_deltas
+    from deltareg.cli.output import hint, print_json, print_table, warn
+    from deltareg.cli.session import current_settings, reach
+
+    settings = current_settings()
+    here = remote is None
+    found = local_deltas(settings, repository) if here else remote_deltas(reach(settings, remote), repository)
+    for row in found.deltas:
+        if row.fault is not None:
+            warn(f"{row.reference}: {row.fault}")
+    if json:
+        print_json(found)
+    elif found.deltas:
+        columns = ["reference", "size", "ratio", "parameters", "base", "licence", "channels", "created"]
+        print_table(columns, [_cells(row) for row in found.deltas], right=["size", "ratio", "parameters"])
+    else:
+        hint(f"{found.registry} has no deltas yet: take one with deltareg diff, or fetch one with deltareg pull")
+
+
+def show(
+    reference: ReferenceArgument,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor too.")] = False,
+    json: Json = False,
+) -> None:
+    """Show what is known of a delta in the local registry.
+
+    Identity, size, base and post, licences, the size of the change by module class (norms, relative to the base's), and
+    with --tensors how each tensor is stored. With --json the manifest and the config as the artifact has them.
+
+    \b
+      deltareg show acme/search:1.0.0 --tensors
+    """
+    from deltareg.cli.listing import details_of
+    from deltareg.cli.output import print_fields, print_json, print_line, print_table
+    from deltareg.cli.session import open_registry
+
+    details = details_of(open_registry(), reference, tensors=tensors)
+    if json:
+        print_json(details)
+        return
+    print_fields(_fields(details))
+    if details.config.norms:
+        print_line("")
+        columns = ["module class", "parameters", "change", "relative"]
+        print_table(columns, _norms(details), right=columns[1:])
+    if details.tensors is not None:
+        print_line("")
+        columns = ["tensor", "dtype", "shape", "kind", "size", "changed", "mended", "overwritten"]
+        print_table(columns, [_tensor_cells(entry) for entry in details.tensors], right=columns[4:])
+
+
+def verify(
+    reference: ReferenceArgument,
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="BASE", help="The checkpoint that the delta was taken from.")
+    ] = None,
+    post: Annotated[
+        str | None, typer.Option("--post", metavar="POST", help="The checkpoint that base + delta has to be.")
+    ] = None,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Check that a delta of the local registry is sound.
+
+    Reads every blob and decodes every record. With --base and --post, which belong together, it also proves that base +
+    delta is post, bit for bit. Ends with status 5 where something is wrong.
+
+    \b
+      deltareg verify acme/search:1.0.0 --base base/ --post post/
+    """
+    from deltareg.apply.verify import verify
+    from deltareg.cli.output import hint, print_report
+    from deltareg.cli.progress import watched
+    from deltareg.cli.session import current_settings, open_registry
+
+    settings = current_settings()
+    registry = open_registry(settings)
+    with watched() as progress:
+        report = verify(
+            reference, registry, base=base, post=post, threads=threads or settings.threads, progress=progress
+        )
+    print_report(report, json=json)
+    if report.reproduced is None:
+        hint("the delta is sound; whether it gives post is checked with --base BASE --post POST")
+
+
+def _cells(row: CatalogRow) -> list[str]:
+    from deltareg.cli.units import number, ratio, size
+
+    return [
+        row.reference,
+        "" if row.size is None else size(row.size),
+        ratio(row.raw_size / row.size) if row.raw_size and row.size else "",
+        "" if row.parameters is None else number(row.parameters),
+        row.base or "",
+        row.licence or "",
+        ", ".join(row.channels),
+        row.created,
+    ]
+
+
+def _fields(details: DeltaDetails) -> dict[str, str]:
+    from deltareg.cli.units import counted, number, ratio, size
+
+    config = details.config
+    exactness = config.exactness.kind
+    if config.exactness.relative_error is not None:
+        exactness += f", relative error {ratio(config.exactness.relative_error)}"
+    fields = {
+        "reference": details.reference,
+        "digest": details.digest,
+        "created": details.created,
+        "description": config.description,
+        "licence": config.licence,
+        "size": f"{size(details.size)} in {counted(len(details.manifest.blobs) + 1, 'blob')}",
+        "ratio": ratio(config.post.size / details.size),
+        "exactness": exactness,
+        "preset": config.preset,
+        "base": _parent(config.base),
+        "post": _parent(config.post),
+        "parameters": number(config.post.parameters),
+        "model type": config.fingerprint.model_type,
+        "fingerprint": config.fingerprint.inventory,
+        "requires": ", ".join(config.requires) or None,
+        "producer": config.producer,
+    }
+    return {label: value for label, value in fields.items() if value is not None}
+
+
+def _parent(parent: Parent) -> str:
+    from deltareg.cli.units import size
+
+    told = [f"{size(parent.size)} of {', '.join(parent.dtypes)}", parent.licence, parent.digest]
+    name = parent.id if parent.revision is None else f"{parent.id}@{parent.revision}"
+    return f"{name} ({'; '.join(one for one in told if one)})"
+
+
+def _norms(details: DeltaDetails) -> list[list[str]]:
+    from deltareg.cli.units import number, ratio
+
+    return [
+        [name, number(norms.parameters), ratio(norms.delta), ratio(norms.delta / norms.base) if norms.base else ""]
+        for name, norms in details.config.norms.items()
+    ]
+
+
+def _tensor_cells(entry: TensorEntry) -> list[str]:
+    from deltareg.cli.units import number, shape, size
+
+    dtypes = dict.fromkeys(dtype for dtype in (entry.base_dtype, entry.post_dtype) if dtype is not None)
+    counts = [number(count) if count else "" for count in (entry.changed, entry.mended, entry.overwritten)]
+    return [entry.name, " → ".join(dtypes), shape(entry.shape), entry.kind, size(entry.size), *counts]

@@ -1,0 +1,128 @@
+"""What commands print with `--json` where the library has no document for it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_serializer
+
+from deltareg.catalog import CatalogRow
+from deltareg.manifest import DeltaConfig, Document, Manifest, TensorEntry
+
+__all__ = [
+    "Check",
+    "DeltaDetails",
+    "DeltaList",
+    "DoctorReport",
+    "ErrorDetails",
+    "ErrorDocument",
+    "InitReport",
+    "ReindexReport",
+    "RemoteChange",
+    "RemoteList",
+    "RemoteRow",
+]
+
+
+class InitReport(Document):
+    """What `init` wrote."""
+
+    file: str
+    remote: str | None = Field(description="URL or path of the first remote")
+    dry_run: bool
+
+
+class DeltaList(Document):
+    """What `list` found."""
+
+    registry: str = Field(description="path of the local registry's home, or the remote's URL")
+    deltas: list[CatalogRow]
+
+
+class DeltaDetails(Document):
+    """What `show` tells of a delta."""
+
+    reference: str
+    digest: str
+    size: int = Field(description="bytes of the artifact: manifest, config and layers")
+    created: str = Field(description="RFC 3339")
+    manifest: Manifest
+    config: DeltaConfig
+    tensors: list[TensorEntry] | None = Field(default=None, description="with --tensors")
+
+    @field_serializer("manifest", "config", "tensors")
+    def _as_stored(self, value: Any) -> Any:
+        # As the artifact has them: without the fields that are not set.
+        if isinstance(value, list):
+            return [_without_gaps(item) for item in value]  # type: ignore[misc]
+        return value if value is None else _without_gaps(value)
+
+
+class RemoteRow(Document):
+    """One remote of the settings."""
+
+    name: str
+    url: str
+    default: bool
+    file: str = Field(description="the settings file that names it")
+
+
+class RemoteList(Document):
+    """What `remote list` found."""
+
+    remotes: list[RemoteRow]
+    default: str | None = Field(description="name, URL or path of the default remote")
+
+
+class RemoteChange(Document):
+    """What `remote add` or `remote remove` changed."""
+
+    name: str
+    url: str
+    file: str = Field(description="the settings file")
+    default: bool = Field(description="whether the file's default remote was set, or removed")
+    dry_run: bool
+
+
+class ReindexReport(Document):
+    """What `cache reindex` built anew."""
+
+    catalog: str = Field(description="path of the database")
+    names: int
+    dry_run: bool
+
+
+class Check(Document):
+    """One line of `doctor`."""
+
+    name: str
+    status: Literal["ok", "warning", "fault"]
+    detail: str
+    hint: str | None = None
+
+
+class DoctorReport(Document):
+    """What `doctor` found."""
+
+    ok: bool = Field(description="no check found a fault")
+    checks: list[Check]
+
+
+class ErrorDetails(Document):
+    """An error: see `docs/errors.md` for each code."""
+
+    code: str = Field(pattern=r"^DR[0-9]{4}$")
+    message: str
+    cause: str | None
+    hint: str | None
+    data: dict[str, Any] = Field(description="what the message tells, as values")
+
+
+class ErrorDocument(Document):
+    """What a command that failed prints with `--json`."""
+
+    error: ErrorDetails
+
+
+def _without_gaps(document: Document) -> dict[str, Any]:
+    return document.model_dump(mode="json", exclude_none=True)

@@ -1,0 +1,61 @@
+"""What a command works with: the settings, the local registry, the remote."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from deltareg.catalog import Registry, default_home
+from deltareg.config import Settings, load_settings
+from deltareg.errors import NotFound, translate_os_errors
+from deltareg.remote import Remote, open_remote
+
+__all__ = ["current_settings", "home_of", "open_registry", "reach", "working_directory", "writable_registry"]
+
+
+def current_settings() -> Settings:
+    """The settings that hold in the working directory. Raises BadConfig."""
+    return load_settings(working_directory(), os.environ)
+
+
+def working_directory() -> Path:
+    """Where the command runs. Raises DeltaregError where the directory was removed meanwhile."""
+    with translate_os_errors("find the working directory", "."):
+        return Path.cwd()
+
+
+def open_registry(settings: Settings | None = None) -> Registry:
+    """The local registry, for reading. Raises NotFound where nothing was ever stored."""
+    home = home_of(settings or current_settings())
+    try:
+        return Registry(home, create=False)
+    except NotFound as error:
+        raise NotFound(
+            f"the local registry at {home} is empty",
+            hint="take a delta with deltareg diff, or fetch one with deltareg pull",
+            path=home,
+        ) from error
+
+
+@contextmanager
+def writable_registry(settings: Settings, *, dry_run: bool) -> Generator[Registry]:
+    """The local registry, made if need be. A dry run that finds none works on an empty one that is then removed."""
+    home = home_of(settings)
+    if not dry_run or (home / "registry").exists():
+        yield Registry(home)
+        return
+    with tempfile.TemporaryDirectory(prefix="deltareg-") as empty:
+        yield Registry(empty)
+
+
+def home_of(settings: Settings) -> Path:
+    """The directory of the local registry."""
+    return settings.home or default_home()
+
+
+def reach(settings: Settings, remote: str | None) -> Remote:
+    """The remote of that name, URL or path; without any the default one. Raises InvalidArgument, UsageError."""
+    return open_remote(settings.remote_url(remote))

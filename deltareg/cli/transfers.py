@@ -1,0 +1,89 @@
+"""`deltareg push` and `deltareg pull`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deltareg.cli.options import DryRun, Json, ReferenceArgument, RemoteOption, Threads
+
+if TYPE_CHECKING:
+    from deltareg.transfer import TransferReport
+
+__all__ = ["pull", "push"]
+
+_THREADS = 4
+
+
+def push(
+    reference: ReferenceArgument,
+    remote: RemoteOption = None,
+    threads: Threads = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Send a delta to a remote.
+
+    Only the blobs that the remote lacks are sent, each verified before it becomes visible; the name comes last. Cut
+    off, the same command goes on where it was. A version that the remote has with other bytes is refused.
+
+    \b
+      deltareg push acme/search:1.0.0 --remote team
+    """
+    from deltareg.cli.progress import watched
+    from deltareg.cli.session import current_settings, open_registry, reach
+    from deltareg.transfer import push
+
+    settings = current_settings()
+    goal = reach(settings, remote)
+    registry = open_registry(settings)
+    with watched() as progress:
+        report = push(
+            registry,
+            reference,
+            goal,
+            threads=threads or settings.threads or _THREADS,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    _print_report(report, json=json)
+
+
+def pull(
+    reference: ReferenceArgument,
+    remote: RemoteOption = None,
+    threads: Threads = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Fetch a delta from a remote into the local registry.
+
+    Only the blobs that are missing here are fetched, each verified; the name comes last. Cut off, the same command goes
+    on where it was. Damaged local copies are mended.
+
+    \b
+      deltareg pull acme/search:1.0.0 --remote team
+    """
+    from deltareg.cli.progress import watched
+    from deltareg.cli.session import current_settings, reach, writable_registry
+    from deltareg.transfer import pull
+
+    settings = current_settings()
+    source = reach(settings, remote)
+    with writable_registry(settings, dry_run=dry_run) as registry, watched() as progress:
+        report = pull(
+            registry,
+            reference,
+            source,
+            threads=threads or settings.threads or _THREADS,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    _print_report(report, json=json)
+
+
+def _print_report(report: TransferReport, *, json: bool) -> None:
+    from deltareg.cli.output import print_report
+    from deltareg.cli.units import speed
+
+    moved = report.bytes if not report.dry_run else 0
+    print_report(report, json=json, more={"speed": speed(moved, report.seconds)} if moved else None)

@@ -1,0 +1,307 @@
+"""Settings: `deltareg.toml` of the project, then of the user; `DELTAREG_…` variables win over both.
+
+A file is read as a whole or refused as a whole: a key that is not known is more likely a slip than a wish.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar, cast
+
+from deltareg.errors import BadConfig, InvalidArgument, translate_os_errors
+
+__all__ = [
+    "CONFIG_NAME",
+    "KEYS",
+    "VARIABLES",
+    "FileSettings",
+    "Remote",
+    "Settings",
+    "check_remote_name",
+    "is_location",
+    "load_settings",
+    "nearest",
+    "parse_settings",
+    "project_file",
+    "read_settings",
+    "unknown_variables",
+    "user_file",
+]
+
+CONFIG_NAME = "deltareg.toml"
+
+KEYS: Mapping[str, str] = MappingProxyType(
+    {
+        "home": "directory of the local registry; a relative path counts from the file's directory",
+        "threads": "number of threads that a command may use; by default the number of processors",
+        "remote": "name of the default remote, which `push` and `pull` use without `--remote`",
+        "remotes.NAME.url": "URL or path of the remote NAME; a relative path counts from the file's directory",
+    }
+)
+"""What a settings file may hold."""
+
+VARIABLES: Mapping[str, str] = MappingProxyType(
+    {
+        "DELTAREG_HOME": "directory of the local registry, as `home`",
+        "DELTAREG_THREADS": "number of threads, as `threads`",
+        "DELTAREG_REMOTE": "name, URL or path of the default remote, as `remote`",
+        "DELTAREG_TRACEBACK": "`1` shows where in the program an unexpected error arose",
+    }
+)
+"""The environment variables that the program reads."""
+
+_REMOTE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LIMIT = 1 << 20
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A remote as a settings file names it."""
+
+    name: str
+    url: str
+    file: Path
+
+
+@dataclass(frozen=True)
+class FileSettings:
+    """What one settings file says."""
+
+    file: Path
+    home: Path | None = None
+    threads: int | None = None
+    remote: str | None = None
+    remotes: Mapping[str, Remote] = field(default_factory=dict[str, Remote])
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What counts once every source was asked. None where none of them says anything."""
+
+    home: Path | None = None
+    threads: int | None = None
+    default_remote: str | None = None
+    """Name, URL or path."""
+    remotes: Mapping[str, Remote] = field(default_factory=dict[str, Remote])
+    files: tuple[Path, ...] = ()
+    """The files that were read, the strongest first."""
+
+    def remote_url(self, name: str | None = None) -> str:
+        """The URL of a remote by its name; a URL or a path is taken as it is; without `name` the default remote.
+
+        Raises InvalidArgument where there is none.
+        """
+        wanted = name if name is not None else self.default_remote
+        if wanted is None:
+            raise InvalidArgument(
+                "no remote was named and there is no default remote",
+                cause=_there_are(self.remotes),
+                hint="add --remote NAME, or make one the default: deltareg remote add NAME URL --default",
+            )
+        if wanted in self.remotes:
+            return self.remotes[wanted].url
+        if is_location(wanted):
+            return wanted
+        raise InvalidArgument(
+            f"no remote is called {wanted!r}",
+            cause=_there_are(self.remotes),
+            hint=_did_you_mean(wanted, self.remotes)
+            or f"deltareg remote add {wanted} URL; a directory is written with a slash: ./{wanted}",
+        )
+
+
+def load_settings(directory: Path, environment: Mapping[str, str]) -> Settings:
+    """The settings for a command that runs in `directory`. Raises BadConfig, NotAllowed."""
+    found = [path for path in (project_file(directory), user_file()) if path is not None and os.path.isfile(path)]
+    files = [read_settings(path) for path in dict.fromkeys(found)]
+    remotes = {name: remote for settings in reversed(files) for name, remote in settings.remotes.items()}
+    home = environment.get("DELTAREG_HOME")
+    return Settings(
+        home=(directory / Path(home).expanduser()) if home else _first(settings.home for settings in files),
+        threads=_threads_of(environment) or _first(settings.threads for settings in files),
+        default_remote=environment.get("DELTAREG_REMOTE")
+        or _first(settings.remote for settings in files)
+        or (next(iter(remotes)) if len(remotes) == 1 else None),
+        remotes=remotes,
+        files=tuple(settings.file for settings in files),
+    )
+
+
+def project_file(directory: Path) -> Path | None:
+    """The nearest `deltareg.toml` in `directory` or above it."""
+    candidates = (place / CONFIG_NAME for place in (directory, *directory.parents))
+    # os.path: a directory that may not be searched has no file, as far as this user is concerned.
+    return next((path for path in candidates if os.path.isfile(path)), None)
+
+
+def user_file() -> Path:
+    """Where the user's settings are, or would be."""
+    import platformdirs
+
+    return platformdirs.user_config_path("deltareg") / CONFIG_NAME
+
+
+def read_settings(path: Path) -> FileSettings:
+    """Read one file. Raises BadConfig, which names every fault in it, NotAllowed."""
+    with translate_os_errors("read the settings", path), path.open("rb") as file:
+        data = file.read(_LIMIT + 1)
+    if len(data) > _LIMIT:
+        raise BadConfig(f"{path} is larger than {_LIMIT} bytes", path=path)
+    return parse_settings(data, path)
+
+
+def parse_settings(data: bytes, path: Path) -> FileSettings:
+    """Settings from the text of the file at `path`. Raises BadConfig, which names every fault."""
+    try:
+        values = tomllib.loads(data.decode("utf-8"))
+    except ValueError as error:
+        raise BadConfig(f"{path} is not valid TOML: {error}", cause=str(error), path=path) from error
+    reader = _Reader(path, values)
+    settings = FileSettings(
+        file=path,
+        home=reader.take("home", _path_from(path.parent)),
+        threads=reader.take("threads", _thread_count),
+        remote=reader.take("remote", _text),
+        remotes=reader.remotes(),
+    )
+    reader.finish()
+    return settings
+
+
+def unknown_variables(environment: Iterable[str]) -> dict[str, str | None]:
+    """The `DELTAREG_…` variables that mean nothing, each with the known one that is nearest to it."""
+    strangers = sorted(name for name in environment if name.startswith("DELTAREG_") and name not in VARIABLES)
+    return {name: nearest(name, VARIABLES) for name in strangers}
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that `word` is most likely a slip of."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+
+
+def is_location(text: str) -> bool:
+    """Whether a remote is named by its URL or path: whatever no name of a remote can be."""
+    return "/" in text or text in (".", "..") or text.startswith(("~", "file:"))
+
+
+def check_remote_name(name: str) -> str:
+    """Return `name` if a remote may be called so. Raises InvalidArgument."""
+    if _REMOTE_NAME.fullmatch(name) is None:
+        raise InvalidArgument(
+            f"a remote cannot be called {name!r}", cause="names have letters, digits, '.', '_' and '-', at most 64"
+        )
+    return name
+
+
+class _Reader:
+    """Takes values out of a table and gathers what is wrong with it."""
+
+    def __init__(self, path: Path, values: dict[str, Any]) -> None:
+        self._path = path
+        self._values = values
+        self._faults: list[str] = []
+        self._refuse_strangers("", values, ["home", "threads", "remote", "remotes"])
+
+    def take(self, key: str, convert: Callable[[Any], Value]) -> Value | None:
+        return self._convert(key, self._values[key], convert) if key in self._values else None
+
+    def remotes(self) -> dict[str, Remote]:
+        found: dict[str, Remote] = {}
+        for name, table in self._table("remotes", self._values.get("remotes", {})).items():
+            entry = self._table(f"remotes.{name}", table)
+            self._refuse_strangers(f"remotes.{name}.", entry, ["url"])
+            if _REMOTE_NAME.fullmatch(name) is None:
+                self._faults.append(f"remotes.{name}: no name for a remote")
+            elif "url" in entry:
+                url = self._convert(f"remotes.{name}.url", entry["url"], _url_from(self._path.parent))
+                found[name] = Remote(name, url or "", self._path)
+            elif isinstance(table, dict):
+                self._faults.append(f"remotes.{name}: url is missing")
+        return found
+
+    def finish(self) -> None:
+        if self._faults:
+            raise BadConfig(
+                f"{self._path}: " + "; ".join(self._faults),
+                hint=f"known keys are {', '.join(KEYS)}",
+                path=self._path,
+                faults=self._faults,
+            )
+
+    def _refuse_strangers(self, prefix: str, values: Mapping[str, Any], known: list[str]) -> None:
+        for key in values:
+            if key not in known:
+                near = nearest(key, known)
+                self._faults.append(f"unknown key {prefix}{key}" + (f" (did you mean {prefix}{near}?)" if near else ""))
+
+    def _table(self, key: str, value: Any) -> dict[str, Any]:
+        if isinstance(value, dict):
+            return cast(dict[str, Any], value)
+        self._faults.append(f"{key} is a {_type_name(value)}, not a table")
+        return {}
+
+    def _convert(self, key: str, value: Any, convert: Callable[[Any], Value]) -> Value | None:
+        try:
+            return convert(value)
+        except ValueError as error:
+            self._faults.append(f"{key} {error}")
+            return None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"takes a text, not {value!r}")
+    return value
+
+
+def _thread_count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"takes a number from 1 on, not {value!r}")
+    return value
+
+
+def _path_from(directory: Path) -> Callable[[Any], Path]:
+    return lambda value: directory / Path(_text(value)).expanduser()
+
+
+def _url_from(directory: Path) -> Callable[[Any], str]:
+    def convert(value: Any) -> str:
+        url = _text(value)
+        return url if "://" in url or url.startswith("file:") else str(directory / Path(url).expanduser())
+
+    return convert
+
+
+def _threads_of(environment: Mapping[str, str]) -> int | None:
+    text = environment.get("DELTAREG_THREADS")
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise BadConfig(f"DELTAREG_THREADS takes a number from 1 on, not {text!r}", hint="unset DELTAREG_THREADS")
+    return int(text)
+
+
+def _first(values: Iterable[Value | None]) -> Value | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _type_name(value: Any) -> str:
+    return type(value).__name__
+
+
+def _there_are(remotes: Mapping[str, Remote]) -> str:
+    return f"there are {', '.join(remotes)}" if remotes else "no remote is set up"
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    near = nearest(word, known)
+    return None if near is None else f"did you mean {near}?"

@@ -1,0 +1,175 @@
+"""Pages and schemas that are made from the program: `python -m tests.docs` writes them, `--check` compares them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+from typer.main import get_command
+
+from deltareg.apply import ApplyReport
+from deltareg.apply.verify import VerifyReport
+from deltareg.cli import reports
+from deltareg.cli.app import EXIT_CODES, app
+from deltareg.config import KEYS, VARIABLES
+from deltareg.diff import DiffReport
+from deltareg.errors import DeltaregError, all_errors
+from deltareg.manifest import DeltaConfig, Descriptor, Document, Index, Inventory, Manifest
+from deltareg.store import FsckReport, GcReport
+from deltareg.transfer import TransferReport
+
+__all__ = ["ROOT", "SCHEMAS", "commands", "generated", "main"]
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SCHEMAS: Mapping[str, type[Document]] = {
+    "manifest": Manifest,
+    "config": DeltaConfig,
+    "inventory": Inventory,
+    "index": Index,
+    "descriptor": Descriptor,
+    "error": reports.ErrorDocument,
+    "init": reports.InitReport,
+    "diff": DiffReport,
+    "list": reports.DeltaList,
+    "show": reports.DeltaDetails,
+    "transfer": TransferReport,
+    "verify": VerifyReport,
+    "apply": ApplyReport,
+    "remote-list": reports.RemoteList,
+    "remote-change": reports.RemoteChange,
+    "gc": GcReport,
+    "fsck": FsckReport,
+    "reindex": reports.ReindexReport,
+    "doctor": reports.DoctorReport,
+}
+"""The documents that leave the program: those of an artifact, and those that `--json` prints."""
+
+_WIDTH = 100
+_CLI_HEAD = """\
+# The command line
+
+This page is made from the program by `make docs`.
+
+Data goes to stdout; progress (on a terminal only), hints, warnings and errors go to stderr. With `--json` a command
+prints one JSON document, whose schema is in `schemas/`, on stdout; a command that fails prints
+`{"error": {"code": …, "message": …, "cause": …, "hint": …, "data": {…}}}` there. For people an error reads:
+
+```text
+error[DR0002]: acme/search:9.9.9 is not in …
+cause: acme/search has 1.0.0
+hint: deltareg list
+```
+
+Every code is explained in [errors.md](errors.md). Commands that write take `--dry-run`. With `NO_COLOR` set there are
+no colours. `deltareg --install-completion` teaches the shell to complete commands, remotes and deltas.
+"""
+_SETTINGS = """\
+`deltareg.toml`: the nearest one in the working directory or above it, then that in the user's configuration directory.
+The project's settings win over the user's, variables over both. A key that is not known is an error.
+"""
+_ERRORS_HEAD = """\
+# Errors
+
+This page is made from the program by `make docs`. The code of an error never changes its meaning; the exit status says
+of which kind it is.
+"""
+
+
+def generated() -> dict[Path, str]:
+    """The text of every generated file, by its path in the repository."""
+    found = {Path("docs/cli.md"): _cli_page(), Path("docs/errors.md"): _errors_page()}
+    for name, model in SCHEMAS.items():
+        found[Path(f"schemas/{name}.schema.json")] = _schema(name, model)
+    return found
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command with its context, the program itself first. Any: typer keeps click's classes to itself."""
+    root = get_command(app)
+    yield from _walk("deltareg", root, None)
+
+
+def _walk(path: str, command: Any, parent: Any) -> Iterator[tuple[str, Any]]:
+    name = path.rpartition(" ")[2]
+    # Wide enough for every terminal that reads the page, and the same on every machine.
+    context = command.make_context(name, [], parent=parent, resilient_parsing=True, terminal_width=_WIDTH)
+    yield path, context
+    for child, inner in getattr(command, "commands", {}).items():
+        yield from _walk(f"{path} {child}", inner, context)
+
+
+def _cli_page() -> str:
+    parts = [_CLI_HEAD, "## Exit status\n", _table(["status", "meaning"], EXIT_CODES)]
+    parts += [
+        "## Settings\n",
+        _SETTINGS,
+        _table(["key", "meaning"], {f"`{key}`": text for key, text in KEYS.items()}),
+        _table(["variable", "meaning"], {f"`{name}`": text for name, text in VARIABLES.items()}),
+    ]
+    for path, context in commands():
+        parts.append(f"## `{path}`\n\n```text\n{context.get_help().rstrip()}\n```\n")
+    return "\n".join(parts)
+
+
+def _errors_page() -> str:
+    parts = [_ERRORS_HEAD]
+    for status, meaning in EXIT_CODES.items():
+        group = [error for error in all_errors() if error.exit_code == status]
+        if group:
+            parts.append(f"## Exit status {status}: {meaning}\n")
+            parts += [_error(error) for error in group]
+    return "\n".join(parts)
+
+
+def _error(error: type[DeltaregError]) -> str:
+    happened, todo = inspect.cleandoc(error.__doc__ or "").split("\n\n")
+    return f"### {error.code} {error.__name__}\n\n{happened}\n\n*What to do:* {todo}\n"
+
+
+def _table(head: list[str], rows: Mapping[Any, str]) -> str:
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    return "\n".join(lines + [f"| {key} | {text} |" for key, text in rows.items()]) + "\n"
+
+
+def _schema(name: str, model: type[Document]) -> str:
+    _, schema = models_json_schema([(model, "validation")], by_alias=True)
+    definitions: dict[str, Any] = schema["$defs"]
+    # The document itself at the top, what it refers to below.
+    own = definitions.pop(model.__name__)
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"urn:deltareg:schema:{name}"}
+    whole = {**head, **own, **({"$defs": definitions} if definitions else {})}
+    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+
+
+def main(arguments: list[str], root: Path = ROOT) -> int:
+    """Write the files below `root`, or with `--check` name those that differ; return the exit status."""
+    if arguments not in ([], ["--check"]):
+        print("usage: python -m tests.docs [--check]", file=sys.stderr)
+        return 2
+    files = generated()
+    strangers = {path.relative_to(root) for path in (root / "schemas").glob("*.schema.json")} - files.keys()
+    stale = [path for path, text in files.items() if not _is_current(root / path, text)]
+    for path in sorted([*stale, *strangers]):
+        print(path)
+    if arguments:
+        return 1 if stale or strangers else 0
+    for path in stale:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(files[path], encoding="utf-8")
+    for path in strangers:
+        (root / path).unlink()
+    return 0
+
+
+def _is_current(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,22 @@
+"""The program of this checkout as a user has it: a `deltareg` on the PATH."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+__all__ = ["install"]
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def install(directory: Path) -> Path:
+    """Put a `deltareg` and a `python` that run this checkout into `directory`, which is made; return it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, arguments in (("deltareg", " -m deltareg"), ("python", "")):
+        path = directory / name
+        run = f'PYTHONPATH={shlex.quote(str(_ROOT))} exec {shlex.quote(sys.executable)}{arguments} "$@"'
+        path.write_text(f"#!/bin/sh\n{run}\n")
+        path.chmod(0o755)
+    return directory

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -17,9 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 
-import deltareg
-from deltareg.artifact import pack
 from deltareg.catalog import Registry
 from deltareg.checkpoint import Checkpoint, Tensor
 from deltareg.codec import (
@@ -40,25 +36,14 @@ from deltareg.codec import (
 )
 from deltareg.codec.lanes import view_of
 from deltareg.codec.memory import empty, frame_memory
-from deltareg.digest import Digest, canonical_json, sha256
+from deltareg.describe import Taken, norm, store_documents
+from deltareg.digest import Digest
 from deltareg.errors import DeltaregError, InvalidArgument, NotHomologous
-from deltareg.fingerprint import fingerprint_of, layer_order, module_class
+from deltareg.fingerprint import layer_order
 from deltareg.homology import Finding, refuse_mismatch
 from deltareg.manifest import (
-    CONFIG_TYPE,
-    INVENTORY_TYPE,
-    SIDE_FILE_TYPE,
-    TITLE,
-    DeltaConfig,
-    Descriptor,
     Document,
-    Exactness,
-    Inventory,
-    Manifest,
-    Norms,
-    Parent,
     TensorEntry,
-    encode,
 )
 from deltareg.merge import Addend, Block, linear
 from deltareg.merge.linear import overwrite
@@ -68,7 +53,7 @@ from deltareg.store import Store
 from deltareg.store.packs import PackWriter
 from deltareg.threads import in_order, thread_count
 
-__all__ = ["DiffReport", "diff", "tensors_digest"]
+__all__ = ["DiffReport", "diff"]
 
 _PRESETS = ("fast", "small")
 
@@ -113,6 +98,8 @@ def diff(
     """
     started = time.monotonic()
     name = reference if isinstance(reference, Reference) else parse_reference(reference, version_required=True)
+    if description is not None and description.encode(errors="replace").decode() != description:
+        raise InvalidArgument("the description is not valid Unicode text", hint="write it in UTF-8")
     if preset not in _PRESETS:
         raise InvalidArgument(f"unknown preset {preset!r}", hint="presets are: fast, small")
     with ExitStack() as stack:
@@ -126,7 +113,7 @@ def diff(
         stack.enter_context(store.hold())
         packs = stack.enter_context(PackWriter(store))
         job.encode(packs)
-        manifest, size = _assemble(job, packs, store, licence, description)
+        manifest, size = store_documents(job.taken(), packs.finish(), store, licence=licence, description=description)
         digest = None if dry_run else registry.publish(name, manifest)
     return _report(job, str(name), digest, size, time.monotonic() - started)
 
@@ -248,6 +235,10 @@ class _Job:
                 tally, opened = _Tally(), False
         self.progress.end()
 
+    def taken(self) -> Taken:
+        """What the documents tell of."""
+        return Taken(self.base, self.post, self.entries, self.base_digests, self.post_digests, self.preset)
+
     def _open(self, packs: PackWriter, pair: _Pair, head: RecordHead, number: int) -> bool:
         """Begin a record at the first frame that says something; the frames before it say that nothing changes."""
         packs.begin(pair.name)
@@ -298,7 +289,8 @@ class _Job:
         shown = pair.post or pair.base
         assert shown is not None
         kind = _kind(pair, tally)
-        self.kinds[kind] += size
+        if size:
+            self.kinds[kind] += size
         return TensorEntry(
             name=pair.name,
             kind=kind,
@@ -310,8 +302,8 @@ class _Job:
             changed=tally.changed,
             mended=tally.mended,
             overwritten=tally.overwritten,
-            base_norm=_norm(tally.base_squares),
-            delta_norm=_norm(tally.delta_squares),
+            base_norm=norm(tally.base_squares),
+            delta_norm=norm(tally.delta_squares),
         )
 
 
@@ -335,11 +327,11 @@ def _read_chunk(tensor: Tensor | None, number: int) -> Array:
 
 
 def _chunk_digest(bits: Array) -> bytes:
-    return hashlib.sha256(view_of(bits)).digest() if bits.size else b""
+    return blake3(view_of(bits)).digest() if bits.size else b""
 
 
 def _joined_digest(chunks: list[bytes]) -> bytes:
-    return hashlib.sha256(b"".join(chunks)).digest()
+    return blake3(b"".join(chunks)).digest()
 
 
 def _encode(head: RecordHead, base: Array, post: Array, preset: Preset, name: str) -> EncodedFrame:
@@ -384,103 +376,6 @@ def _kind(pair: _Pair, tally: _Tally) -> Any:
     largest = max(tally.kinds, key=lambda kind: (tally.kinds[kind], kind))
     # Where nothing but overwrites changes a tensor, its frames have no symbols: it is sparse to whoever reads of it.
     return "sparse" if largest == "zero" else largest
-
-
-def _norm(squares: list[float]) -> float:
-    # Six digits: enough to judge a delta by, and the same on every machine whatever its square root rounds.
-    try:
-        total = min(math.fsum(squares), sys.float_info.max)
-    except OverflowError:  # F64 beyond 10**154
-        total = sys.float_info.max
-    return float(f"{math.sqrt(total):.6g}")
-
-
-def _assemble(
-    job: _Job,
-    packs: PackWriter,
-    store: Store,
-    licence: str | None,
-    description: str | None,
-) -> tuple[bytes, int]:
-    """Store the documents and side files; returns the manifest's bytes and the artifact's size in bytes."""
-    config = encode(_config(job, licence, description))
-    inventory = pack(encode(Inventory(tensors=job.entries)))
-    layers = [_titled(layer, f"pack-{number:05}.safetensors") for number, layer in enumerate(packs.finish())]
-    layers.append(_titled(_stored(store, inventory, INVENTORY_TYPE), "inventory.json.zst"))
-    for relative in job.post.side_files:
-        data = pack(job.post.read_file(relative))
-        layers.append(_titled(_stored(store, data, SIDE_FILE_TYPE), relative.as_posix()))
-    manifest = Manifest(config=_stored(store, config, CONFIG_TYPE), layers=layers)
-    raw = encode(manifest)
-    return raw, len(raw) + sum(blob.size for blob in manifest.blobs)
-
-
-def _stored(store: Store, data: bytes, media_type: str) -> Descriptor:
-    return Descriptor(media_type=media_type, digest=store.put(data), size=len(data))
-
-
-def _titled(descriptor: Descriptor, title: str) -> Descriptor:
-    return descriptor.model_copy(update={"annotations": {TITLE: title}})
-
-
-def _config(job: _Job, licence: str | None, description: str | None) -> DeltaConfig:
-    return DeltaConfig(
-        fingerprint=fingerprint_of(job.base),
-        base=_parent(job.base, job.base_digests),
-        post=_parent(job.post, job.post_digests),
-        exactness=Exactness(kind="exact"),
-        licence=licence or job.post.licence,
-        preset=job.preset,
-        norms=_norms(job.entries),
-        producer=f"deltareg {deltareg.__version__}",
-        description=description,
-    )
-
-
-def _parent(checkpoint: Checkpoint, digests: dict[str, bytes]) -> Parent:
-    tensors = checkpoint.tensors.values()
-    dtypes: Counter[str] = Counter()
-    for tensor in tensors:
-        dtypes[tensor.dtype] += tensor.elements
-    return Parent(
-        id=checkpoint.id,
-        revision=checkpoint.revision,
-        digest=tensors_digest(checkpoint, digests),
-        dtypes=dict(dtypes),
-        parameters=sum(dtypes.values()),
-        size=sum(tensor.nbytes for tensor in tensors),
-        licence=checkpoint.licence,
-    )
-
-
-def tensors_digest(checkpoint: Checkpoint, digests: dict[str, bytes]) -> Digest:
-    """The digest of a checkpoint's tensors, whatever files they lie in, from the digest of each tensor.
-
-    A tensor's digest is the SHA-256 of the SHA-256 digests of its chunks of 1 Mi lanes: chunks can be digested in
-    parallel.
-    """
-    rows = [
-        [tensor.name, tensor.dtype, list(tensor.shape), digests[tensor.name].hex()]
-        for tensor in sorted(checkpoint.tensors.values(), key=lambda tensor: tensor.name)
-    ]
-    return sha256(canonical_json(rows))
-
-
-def _norms(entries: list[TensorEntry]) -> dict[str, Norms]:
-    base: dict[str, list[float]] = {}
-    delta: dict[str, list[float]] = {}
-    parameters: Counter[str] = Counter()
-    for entry in entries:
-        if entry.base_dtype is None or entry.post_dtype is None:
-            continue
-        found = module_class(entry.name)
-        base.setdefault(found, []).append(entry.base_norm**2)
-        delta.setdefault(found, []).append(entry.delta_norm**2)
-        parameters[found] += math.prod(entry.shape)
-    return {
-        found: Norms(base=_norm(base[found]), delta=_norm(delta[found]), parameters=parameters[found])
-        for found in sorted(parameters)
-    }
 
 
 def _report(job: _Job, reference: str, digest: Digest | None, size: int, seconds: float) -> DiffReport:

@@ -34,6 +34,7 @@ __all__ = [
     "Manifest",
     "Norms",
     "Parent",
+    "Preset",
     "TensorEntry",
     "encode",
     "parse",
@@ -52,6 +53,9 @@ INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 TITLE = "org.opencontainers.image.title"
 """The annotation that names a layer's file."""
 
+Preset = Literal["fast", "small"]
+"""How hard the codec tries to be small."""
+
 DigestText = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
 
@@ -60,7 +64,12 @@ class Document(BaseModel):
     """A JSON object with camel-case keys that keeps what it does not know."""
 
     model_config = ConfigDict(
-        extra="allow", frozen=True, alias_generator=to_camel, populate_by_name=True, serialize_by_alias=True
+        extra="allow",
+        frozen=True,
+        strict=True,
+        alias_generator=to_camel,
+        populate_by_name=True,
+        serialize_by_alias=True,
     )
 
 
@@ -113,7 +122,9 @@ class Parent(Document):
 
     id: str = Field(description="hf:// name, or the directory's name")
     revision: str | None = Field(default=None, description="commit of the hub repository")
-    digest: DigestText = Field(description="digest of the tensors: names, dtypes, shapes, bytes")
+    digest: str = Field(
+        pattern=r"^blake3:[0-9a-f]{64}$", description="digest of the tensors: names, dtypes, shapes, bytes"
+    )
     dtypes: dict[str, Count] = Field(description="elements of each dtype")
     parameters: Count = Field(description="elements of all tensors")
     size: Count = Field(description="bytes of all tensors")
@@ -151,7 +162,7 @@ class DeltaConfig(Document):
     post: Parent
     exactness: Exactness
     licence: str | None = Field(default=None, description="SPDX identifier of the delta")
-    preset: Literal["fast", "small"]
+    preset: Preset
     norms: dict[str, Norms] = Field(description="by module class: attention, mlp, embedding, norm, lm_head, other")
     requires: list[DigestText] = Field(default=[], description="manifests of deltas that this one is stacked on")
     producer: str = Field(description="program and version that wrote the artifact")

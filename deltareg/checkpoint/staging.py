@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from deltareg.errors import InvalidArgument, OutputExists, translate_os_errors
@@ -50,9 +51,14 @@ def create_staging(out: Path) -> tuple[Path, int]:
     """A new locked directory beside `out`, with the descriptor that holds the lock."""
     while True:
         path = out.with_name(f".{out.name}{_MARK}{secrets.token_hex(4)}")
-        # Not by tempfile: the checkpoint is to have the permissions that the user's umask gives.
-        path.mkdir()
-        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            # Not by tempfile: the checkpoint is to have the permissions that the user's umask gives.
+            path.mkdir()
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except BaseException:  # an interrupt, too, leaves nothing behind
+            with suppress(OSError):
+                path.rmdir()
+            raise
         if _lock(lock) is not False and path.exists():
             return path, lock
         # A cleaner was between our mkdir and our lock, and has taken the directory for a stale one.

@@ -18,7 +18,7 @@ from deltareg.codec import kernels
 from deltareg.codec.choose import Kind, decode_symbols, encode_bits, encode_symbols
 from deltareg.codec.lanes import Array, Lane
 from deltareg.codec.memory import empty
-from deltareg.codec.mend import Mending, Overwrites, find_mending
+from deltareg.codec.mend import Mending, Overwrites, can_mend, find_mending
 from deltareg.codec.streams import Preset, StreamReader
 from deltareg.errors import BadRecord
 
@@ -81,17 +81,17 @@ def encode_difference(base: Array, post: Array, base_lane: Lane, lane: Lane, pre
     if wrong.size:
         mending, overwrites = _mend(base, post, delta, symbols, wrong, base_lane, lane)
     chosen = encode_symbols(symbols, lane, preset, marked=changed < post.size or overwrites is not None)
-    kind, body = chosen.kind, chosen.body
     flags = 0
+    body = [chosen.body]
     if mending is not None:
         flags |= _Flag.MENDING
-        body += mending.encode(lane, preset)
+        body.append(mending.encode(lane, preset))
     if overwrites is not None:
         flags |= _Flag.OVERWRITES
-        body += overwrites.encode(base_lane, lane, preset)
+        body.append(overwrites.encode(base_lane, lane, preset))
     return EncodedFrame(
-        FRAME_HEAD.pack(kind, flags, len(body)) + body,
-        kind,
+        b"".join((FRAME_HEAD.pack(chosen.kind, flags, sum(map(len, body))), *body)),
+        chosen.kind,
         changed,
         0 if mending is None else mending.positions.size,
         0 if overwrites is None else overwrites.positions.size,
@@ -128,12 +128,25 @@ def decode_frame(data: memoryview, lanes: int, base_lane: Lane | None, lane: Lan
     mending, overwrites = None, None
     if flags & _Flag.MENDING:
         mending = Mending.decode(reader, lanes, lane)
-        if symbols is None:
-            raise BadRecord("a frame mends lanes that do not change")
+        if symbols is None or not can_mend(lane):
+            raise BadRecord("a frame mends lanes that do not change, or that are never mended")
+        _check_mended(symbols, positions, mending.positions, lane)
     if flags & _Flag.OVERWRITES and base_lane is not None:
         overwrites = Overwrites.decode(reader, lanes, base_lane, lane)
     reader.close()
     return Frame(lanes, symbols, positions, mending, overwrites)
+
+
+def _check_mended(symbols: Array, positions: Array | None, mended: Array, lane: Lane) -> None:
+    """Only a D1 that is finite and not zero has a second term: of no other the distance to its neighbours is known."""
+    places = mended
+    if positions is not None:
+        places = np.searchsorted(positions, mended)
+        if mended.size and (places[-1] == positions.size or np.any(positions[places] != mended)):
+            raise BadRecord("a frame mends lanes that do not change")
+    magnitudes = symbols[places] & (lane.marker - 1)
+    if np.any((magnitudes == 0) | (magnitudes >= lane.infinity)):
+        raise BadRecord("a frame mends lanes whose difference is zero or not finite")
 
 
 def _mend(

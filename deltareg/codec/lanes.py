@@ -57,6 +57,11 @@ class Lane:
         return self.bits(1 << (8 * self.width - 1))
 
     @property
+    def infinity(self) -> Any:
+        """The bits of +Inf, where lanes are numbers."""
+        return self.bits(((1 << (8 * self.width - self.precision)) - 1) << (self.precision - 1))
+
+    @property
     def rotation(self) -> int:
         """Bits that a symbol is rotated left before it is cut into bytes: the exponent then fills the high byte."""
         return 1 if self.additive else 0

@@ -1,8 +1,9 @@
 """What D1 alone cannot do: second terms D2 that mend a sum, and overwrites where no sum gives post.
 
-D2 = m · 2^−s · ulp(D1) with m odd, and s the smallest that makes base + (D1 + D2) round to post. The pair (s, m) is one
-code: 2q + (m < 0), where q = 0 for s = 1 and q = 2^(s−2) + (|m| − 1)/2 for s ≥ 2. |D2| ≤ ulp(D1)/2, so |m| ≤ 2^(s−1) and
-every code has one meaning. Nearly all mended lanes need s ≤ 3, so that the codes' high bytes are zero and cost nothing.
+D2 = m · 2^−s · ulp(D1) with m odd, and s the smallest that makes base + (D1 + D2) round to post. The pair (s, m) is
+one code: 2q + (m < 0), where q = 0 for s = 1 and q = 2^(s−2) + (|m| − 1)/2 for s ≥ 2. As |D2| ≤ ulp(D1)/2, |m| is at
+most 2^(s−1), and every code has one meaning. Nearly all mended lanes need s ≤ 3: the codes' high bytes are zero and
+cost nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from deltareg.codec import kernels, planes, sparse
 from deltareg.codec.lanes import Array, Lane
 from deltareg.codec.streams import Preset, StreamReader
 
-__all__ = ["Mending", "Overwrites", "find_mending"]
+__all__ = ["Mending", "Overwrites", "can_mend", "find_mending"]
 
 _MOST_HALVINGS = {2: 15, 4: 29}
 """The largest s by lane width: D1 + D2 still fits the accumulator's significand."""
@@ -79,15 +80,19 @@ def _plain(lane: Lane) -> Lane:
     return Lane(0, "code", lane.bits, lane.bits, additive=False)
 
 
+def can_mend(lane: Lane) -> bool:
+    """Whether lanes of this kind can have second terms: not those of 64 bits, whose accumulator is no wider."""
+    return lane.width in _MOST_HALVINGS
+
+
 def find_mending(base: Array, post: Array, delta: Array, positions: Array, lane: Lane) -> tuple[Mending, Array]:
     """Second terms for the lanes at `positions`, and those of the positions that none can mend.
 
-    `base`, `post` and `delta` (D1) are whole frames of typed lanes. Lanes of 64 bits have no wider accumulator in which
-    a second term would survive: they are never mended.
+    `base`, `post` and `delta` (D1) are whole frames of typed lanes.
     """
     codes = np.zeros(positions.size, lane.bits)
     mended = np.zeros(positions.size, bool)
-    if lane.width in _MOST_HALVINGS:
+    if can_mend(lane):
         most = _MOST_HALVINGS[lane.width]
         kernels.find_codes(base, post, delta, positions, lane.precision, lane.least, most, codes, mended)
     return Mending(positions[mended], codes[mended]), positions[~mended]

@@ -24,8 +24,8 @@ NIBBLES = 15
 """Ranks where tokens are nibbles."""
 
 _TABLE_BYTES = 5 * BYTES
-# A rank costs its place in the table and in the Huffman code's own table, about 12 bits; an escape costs some 2 bits more
-# than the rank would. Measured: 8 gives the smallest artifact of a pair with tensors of 65,536 elements.
+# A rank costs its place in the table and in the Huffman code's own table, about 12 bits; an escape costs some 2 bits
+# more than the rank would. Measured: 8 gives the smallest artifact of a pair with tensors of 65,536 elements.
 _RARE = 8
 
 

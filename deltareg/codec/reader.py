@@ -59,9 +59,9 @@ class RecordReader:
             place.source.read_into(place.start, data)
             base = self.head.base if self.head.mode is Mode.ADD else None
             frame = decode_frame(data, place.lanes, base, self.head.post)
-            if self.head.mode is Mode.REPLACE and not self.head.sparse:
-                if frame.symbols is None or frame.positions is not None:
-                    raise BadRecord("a frame leaves lanes open that the target does not have")
+            whole = frame.symbols is not None and frame.positions is None
+            if self.head.mode is Mode.REPLACE and not self.head.sparse and not whole:
+                raise BadRecord("a frame leaves lanes open that the target does not have")
             return frame
 
     def _walk(self, parts: Sequence[Part], skipped: int) -> list[FrameRange]:

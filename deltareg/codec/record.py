@@ -96,8 +96,9 @@ class RecordHead:
         head = cls(Mode(mode), lane_of(base) if base else None, lane_of(post), shape)
         if math.prod(shape) > _MOST_ELEMENTS:
             raise BadRecord(f"a record of shape {list(shape)} has too many elements")
-        if head.mode is Mode.ADD and (head.base is None or not head.base.adds_to(head.post)):
-            raise BadRecord("a record adds to a tensor that cannot be added to")
+        due = cls.of(None if head.base is None else head.base.dtype, head.post.dtype, shape).mode
+        if head.mode is not due:
+            raise BadRecord(f"a record of {head.post.dtype} has mode {head.mode.name} where {due.name} is due")
         return head, _FIXED.size + reader.position
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from enum import IntEnum
-from typing import Literal
 
 import numpy as np
 import zstandard
@@ -12,10 +11,9 @@ import zstandard
 from deltareg.codec.lanes import Array, view_of
 from deltareg.codec.memory import empty
 from deltareg.errors import BadRecord
+from deltareg.manifest import Preset
 
 __all__ = ["Preset", "StreamReader", "compress", "pack_number", "pack_stream"]
-
-Preset = Literal["fast", "small"]
 
 _WINDOW_LOG = 21
 

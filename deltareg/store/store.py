@@ -54,7 +54,11 @@ class Store(Blobs):
         self._snapshot: Snapshot | None = None
         if not self._exists():
             if not create:
-                raise NotFound(f"there is no registry at {root}", hint="make one with `deltareg init`", path=root)
+                raise NotFound(
+                    f"there is no registry at {root}",
+                    hint="check DELTAREG_HOME; deltareg diff and deltareg pull make the registry",
+                    path=root,
+                )
             self._create()
         self._check_layout()
 

@@ -43,7 +43,7 @@ def test_home_holds_an_oci_layout_and_the_catalog(tmp_path: Path) -> None:
 def test_registry_that_must_exist_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="there is no registry") as caught:
         Registry(tmp_path / "home", create=False)
-    assert "deltareg init" in str(caught.value.hint)
+    assert "DELTAREG_HOME" in str(caught.value.hint)
     assert not (tmp_path / "home").exists()
     Registry(tmp_path / "home")
     Registry(tmp_path / "home", create=False)

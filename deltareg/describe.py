@@ -1,0 +1,160 @@
+"""What there is to tell about a delta: its config, its inventory, its manifest."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+
+import deltareg
+from deltareg.artifact import pack
+from deltareg.checkpoint import Checkpoint
+from deltareg.digest import canonical_json
+from deltareg.errors import BadCheckpoint
+from deltareg.fingerprint import fingerprint_of, module_class
+from deltareg.manifest import (
+    CONFIG_TYPE,
+    INVENTORY_TYPE,
+    SIDE_FILE_TYPE,
+    TITLE,
+    DeltaConfig,
+    Descriptor,
+    Exactness,
+    Inventory,
+    Manifest,
+    Norms,
+    Parent,
+    Preset,
+    TensorEntry,
+    encode,
+)
+from deltareg.store import Store
+
+__all__ = ["Taken", "norm", "store_documents", "tensors_digest"]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A delta whose records are written: its parents, its tensors, and the digest of each tensor of either parent."""
+
+    base: Checkpoint
+    post: Checkpoint
+    entries: list[TensorEntry]
+    base_digests: dict[str, bytes]
+    post_digests: dict[str, bytes]
+    preset: Preset
+
+
+def norm(squares: list[float]) -> float:
+    """The square root of a sum of squares, to six digits."""
+    # Six digits: enough to judge a delta by, and the same on every machine whatever its square root rounds.
+    try:
+        total = min(math.fsum(squares), sys.float_info.max)
+    except OverflowError:  # F64 beyond 10**154
+        total = sys.float_info.max
+    return float(f"{math.sqrt(total):.6g}")
+
+
+def store_documents(
+    taken: Taken, packs: Sequence[Descriptor], store: Store, *, licence: str | None, description: str | None
+) -> tuple[bytes, int]:
+    """Store the documents and side files; returns the manifest's bytes and the artifact's size in bytes."""
+    config = encode(_config(taken, licence, description))
+    inventory = pack(encode(Inventory(tensors=taken.entries)))
+    layers = [_titled(layer, f"pack-{number:05}.safetensors") for number, layer in enumerate(packs)]
+    layers.append(_titled(_stored(store, inventory, INVENTORY_TYPE), "inventory.json.zst"))
+    for relative in taken.post.side_files:
+        data = pack(_side_file(taken.post, relative))
+        layers.append(_titled(_stored(store, data, SIDE_FILE_TYPE), relative.as_posix()))
+    manifest = Manifest(config=_stored(store, config, CONFIG_TYPE), layers=layers)
+    raw = encode(manifest)
+    return raw, len(raw) + sum(blob.size for blob in manifest.blobs)
+
+
+def _side_file(post: Checkpoint, relative: Path) -> bytes:
+    """A file that travels with the delta. Raises BadCheckpoint for a link that leads out of the checkpoint."""
+    place = (post.root / relative).resolve()
+    root = post.root.resolve()
+    # The cache of the hub keeps the files of snapshots/REVISION in blobs/.
+    homes = (root, root.parent.parent / "blobs") if root.parent.name == "snapshots" else (root,)
+    if not any(place.is_relative_to(home) for home in homes):
+        raise BadCheckpoint(
+            f"{relative} of {post.id} is a link to {place}, outside of the checkpoint: it would be published",
+            hint=f"copy the file into {post.root} if it belongs to the model",
+            path=place,
+        )
+    return post.read_file(relative)
+
+
+def _stored(store: Store, data: bytes, media_type: str) -> Descriptor:
+    return Descriptor(media_type=media_type, digest=store.put(data), size=len(data))
+
+
+def _titled(descriptor: Descriptor, title: str) -> Descriptor:
+    return descriptor.model_copy(update={"annotations": {TITLE: title}})
+
+
+def _config(taken: Taken, licence: str | None, description: str | None) -> DeltaConfig:
+    return DeltaConfig(
+        fingerprint=fingerprint_of(taken.base),
+        base=_parent(taken.base, taken.base_digests),
+        post=_parent(taken.post, taken.post_digests),
+        exactness=Exactness(kind="exact"),
+        licence=licence or taken.post.licence,
+        preset=taken.preset,
+        norms=_norms(taken.entries),
+        producer=f"deltareg {deltareg.__version__}",
+        description=description,
+    )
+
+
+def _parent(checkpoint: Checkpoint, digests: dict[str, bytes]) -> Parent:
+    tensors = checkpoint.tensors.values()
+    dtypes: Counter[str] = Counter()
+    for tensor in tensors:
+        dtypes[tensor.dtype] += tensor.elements
+    return Parent(
+        # A directory may have a name that is no UTF-8; a JSON document may not.
+        id=checkpoint.id.encode(errors="backslashreplace").decode(),
+        revision=checkpoint.revision,
+        digest=tensors_digest(checkpoint, digests),
+        dtypes=dict(dtypes),
+        parameters=sum(dtypes.values()),
+        size=sum(tensor.nbytes for tensor in tensors),
+        licence=checkpoint.licence,
+    )
+
+
+def tensors_digest(checkpoint: Checkpoint, digests: dict[str, bytes]) -> str:
+    """The digest of a checkpoint's tensors, whatever files they lie in, from the digest of each tensor.
+
+    A tensor's digest is the BLAKE3 of the BLAKE3 digests of its chunks of 1 Mi lanes: chunks can be digested in
+    parallel. BLAKE3, because SHA-256 of both checkpoints would take a quarter of the time of a diff.
+    """
+    rows = [
+        [tensor.name, tensor.dtype, list(tensor.shape), digests[tensor.name].hex()]
+        for tensor in sorted(checkpoint.tensors.values(), key=lambda tensor: tensor.name)
+    ]
+    return "blake3:" + blake3(canonical_json(rows)).hexdigest()
+
+
+def _norms(entries: list[TensorEntry]) -> dict[str, Norms]:
+    base: dict[str, list[float]] = {}
+    delta: dict[str, list[float]] = {}
+    parameters: Counter[str] = Counter()
+    for entry in entries:
+        if entry.base_dtype is None or entry.post_dtype is None:
+            continue
+        found = module_class(entry.name)
+        base.setdefault(found, []).append(entry.base_norm**2)
+        delta.setdefault(found, []).append(entry.delta_norm**2)
+        parameters[found] += math.prod(entry.shape)
+    return {
+        found: Norms(base=norm(base[found]), delta=norm(delta[found]), parameters=parameters[found])
+        for found in sorted(parameters)
+    }

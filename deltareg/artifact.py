@@ -13,6 +13,7 @@ from typing import Protocol, Self
 import zstandard
 
 from deltareg.checkpoint import ByteSource, FileSource, Header, read_header
+from deltareg.checkpoint.layout import side_files_of
 from deltareg.digest import Digest
 from deltareg.errors import BadManifest, BadRecord
 from deltareg.manifest import (
@@ -107,12 +108,17 @@ class Artifact:
         return self._manifest_size + sum(blob.size for blob in self.manifest.blobs)
 
     def side_files(self) -> dict[str, bytes]:
-        """The side files by relative POSIX path. Raises BadManifest for a path that leads out of a directory."""
+        """The side files by relative POSIX path.
+
+        Raises BadManifest for a path that leads out of a directory, and for a file that is no side file.
+        """
         found: dict[str, bytes] = {}
         for layer in self.manifest.layers_of(SIDE_FILE_TYPE):
             title = layer.title or ""
             path = PurePosixPath(title)
-            if path.is_absolute() or not path.parts or ".." in path.parts or "\\" in title or "\0" in title:
+            outside = path.is_absolute() or not path.parts or ".." in path.parts or "\\" in title or "\0" in title
+            # No artifact brings what it has no business with: a config, a model card, weights, code.
+            if outside or not side_files_of([title]):
                 raise BadManifest(f"manifest {self.digest} has a side file called {title!r}", path=title)
             packed = self._blobs.read(Digest(layer.digest), limit=_SIDE_FILE_LIMIT)
             found[str(path)] = unpack(packed, limit=_SIDE_FILE_LIMIT, what=f"side file {title}")

@@ -103,8 +103,8 @@ def diff(
     if preset not in _PRESETS:
         raise InvalidArgument(f"unknown preset {preset!r}", hint="presets are: fast, small")
     with ExitStack() as stack:
-        before = stack.enter_context(base if isinstance(base, Checkpoint) else Checkpoint.open(base))
-        after = stack.enter_context(post if isinstance(post, Checkpoint) else Checkpoint.open(post))
+        before = base if isinstance(base, Checkpoint) else stack.enter_context(Checkpoint.open(base))
+        after = post if isinstance(post, Checkpoint) else stack.enter_context(Checkpoint.open(post))
         pairs = _pair(before, after)
         job = _Job(before, after, pairs, preset, thread_count(threads), progress)
         store = registry.store

@@ -14,10 +14,10 @@ from deltareg.catalog import Registry
 from deltareg.digest import Digest, parse_digest, sha256
 from deltareg.errors import DigestMismatch, DiskFull, InvalidArgument, NotFound, VersionExists
 from deltareg.manifest import Descriptor, Document, Manifest
-from deltareg.names import LATEST, Reference, latest_of, parse_reference
+from deltareg.names import LATEST, Reference, parse_reference
 from deltareg.progress import Progress
-from deltareg.remote import Remote
-from deltareg.store import MANIFEST_LIMIT, Entry, Store, parse_manifest
+from deltareg.remote import Remote, open_remote
+from deltareg.store import MANIFEST_LIMIT, Entry, Store, parse_manifest, version_among
 
 __all__ = ["TransferReport", "pull", "push"]
 
@@ -41,7 +41,7 @@ class TransferReport(Document):
 def push(
     registry: Registry,
     reference: Reference | str,
-    remote: Remote,
+    remote: Remote | str,
     *,
     threads: int = 4,
     dry_run: bool = False,
@@ -54,6 +54,7 @@ def push(
     """
     begun = time.monotonic()
     _check_threads(threads)
+    remote = open_remote(remote) if isinstance(remote, str) else remote
     store = registry.store
     wanted = _parsed(reference)
     digest = store.resolve(wanted)
@@ -83,7 +84,7 @@ def push(
 def pull(
     registry: Registry,
     reference: Reference | str,
-    remote: Remote,
+    remote: Remote | str,
     *,
     threads: int = 4,
     dry_run: bool = False,
@@ -97,6 +98,7 @@ def pull(
     """
     begun = time.monotonic()
     _check_threads(threads)
+    remote = open_remote(remote) if isinstance(remote, str) else remote
     store = registry.store
     wanted = _parsed(reference)
     digest = parse_digest(remote.resolve(wanted))
@@ -225,18 +227,11 @@ def _manifest_of(remote: Remote, wanted: Reference, digest: Digest) -> bytes:
 
 
 def _version_of(wanted: Reference, digest: Digest, entries: Iterable[Entry]) -> Reference:
-    """The version that `digest` has: the one that is wanted, or the highest."""
-    if wanted.version is not None:
-        return wanted
-    tags = [
-        str(entry.reference.tag)
-        for entry in entries
-        if entry.digest == digest and entry.reference.repository == wanted.repository
-    ]
-    tag = latest_of(tags)
-    if tag is None:
+    """The version that `digest` has: the one that is wanted, or the highest. Raises NotFound."""
+    version = version_among(entries, wanted, digest)
+    if version is None:
         raise NotFound(f"{wanted} names no version", cause=f"{digest} has none", hint="name a version")
-    return wanted.with_tag(tag)
+    return version
 
 
 def _check_free(remote: Remote, version: Reference, digest: Digest) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +19,7 @@ from deltareg.checkpoint import Checkpoint, CheckpointWriter
 from deltareg.errors import InvalidArgument, OutputExists
 from deltareg.manifest import Document
 from deltareg.merge import METHODS
-from deltareg.names import Reference, parse_reference
+from deltareg.names import Reference
 from deltareg.progress import SILENT, Progress
 from deltareg.threads import thread_count
 
@@ -81,7 +82,7 @@ def apply(
     pairs = list(deltas.items()) if isinstance(deltas, Mapping) else list(deltas)
     _check(pairs, method, side_files)
     with ExitStack() as stack:
-        checkpoint = stack.enter_context(target if isinstance(target, Checkpoint) else Checkpoint.open(target))
+        checkpoint = target if isinstance(target, Checkpoint) else stack.enter_context(Checkpoint.open(target))
         _refuse_input(checkpoint, Path(out))
         wanted = [_open(registry, reference, weight) for reference, weight in pairs]
         active = [delta for delta in wanted if delta.weight != 0]
@@ -94,8 +95,8 @@ def apply(
             outcome = run(planned, active, registry.store, writer, method=method, threads=count, progress=progress)
             for name, data in files.items():
                 writer.add_file(name, data)
-            notes = _notes(planned, outcome)
-            writer.add_file("README.md", card(checkpoint, [(delta, delta.weight) for delta in wanted], method, notes))
+            notes = _notes(wanted, planned, outcome)
+            writer.add_file("README.md", card(checkpoint, wanted, method, notes))
             before = time.monotonic()
             writer.commit()
             synced = time.monotonic() - before
@@ -116,7 +117,7 @@ def apply(
             overwritten=outcome.overwritten,
             skipped_overwrites=outcome.skipped,
             side_files=sorted(files),
-            warnings=_notes(planned, outcome),
+            warnings=_notes(wanted, planned, outcome),
             seconds=time.monotonic() - started,
             sync_seconds=synced,
             dry_run=dry_run,
@@ -144,8 +145,9 @@ def _refuse_input(target: Checkpoint, out: Path) -> None:
 
 
 def _open(registry: Registry, reference: str | Reference, weight: float) -> WeightedDelta:
-    name = reference if isinstance(reference, Reference) else parse_reference(reference)
-    return WeightedDelta(name, registry.artifact(name), float(weight))
+    # The card says what was applied even after `latest` has moved on.
+    version = registry.version_of(reference)
+    return WeightedDelta(version, registry.artifact(version), float(weight))
 
 
 def _files(
@@ -161,13 +163,20 @@ def _files(
     return files
 
 
-def _notes(planned: Plan, outcome: Outcome) -> list[str]:
+def _notes(deltas: Sequence[WeightedDelta], planned: Plan, outcome: Outcome) -> list[str]:
     notes = list(planned.warnings)
+    counts = Counter(delta.artifact.digest for delta in deltas)
+    notes.extend(
+        f"{delta.reference} is named more than once: the weights of one delta add up"
+        for delta in {delta.artifact.digest: delta for delta in deltas}.values()
+        if counts[delta.artifact.digest] > 1
+    )
     if planned.removed:
         notes.append(f"left out, as in post: {', '.join(planned.removed)}")
     if outcome.skipped:
+        count = f"{outcome.skipped} elements" if outcome.skipped > 1 else "1 element"
         notes.append(
-            f"{outcome.skipped} elements of post that no sum can give (NaN, Inf, −0.0) were not taken over: "
+            f"{count} of post that no sum can give (NaN, Inf, −0.0), not taken over: "
             "that is done on the delta's own base, alone and at weight 1"
         )
     return notes

@@ -37,14 +37,14 @@ def merged_licence(target: Checkpoint, deltas: Sequence[WeightedDelta]) -> str |
     return licences.pop() if len(licences) == 1 else "other"
 
 
-def card(target: Checkpoint, deltas: Sequence[tuple[WeightedDelta, float]], method: str, notes: Sequence[str]) -> bytes:
+def card(target: Checkpoint, deltas: Sequence[WeightedDelta], method: str, notes: Sequence[str]) -> bytes:
     """The model card. The same build gives the same bytes: no date, no machine."""
     front: dict[str, Any] = {
         "base_model": [target.id.removeprefix("hf://")],
         "base_model_relation": "merge",
         "tags": ["deltareg", "merge"],
     }
-    licence = merged_licence(target, [delta for delta, _ in deltas])
+    licence = merged_licence(target, deltas)
     if licence is not None:
         front["license"] = licence
     lines = ["---", *(_yaml(front)), "---", "", f"# {target.id.removeprefix('hf://')} with deltas", ""]
@@ -54,10 +54,10 @@ def card(target: Checkpoint, deltas: Sequence[tuple[WeightedDelta, float]], meth
         "| delta | weight | digest | licence |",
         "|---|---|---|---|",
     ]
-    for delta, weight in deltas:
+    for delta in deltas:
         config = delta.artifact.config
         lines.append(
-            f"| `{delta.reference}` | {weight!r} | `{delta.artifact.digest}` | {config.licence or 'unknown'} |"
+            f"| `{delta.reference}` | {delta.weight!r} | `{delta.artifact.digest}` | {config.licence or 'unknown'} |"
         )
     revision = f" at `{target.revision}`" if target.revision else ""
     lines += ["", f"Target: `{target.id}`{revision}, licence {target.licence or 'unknown'}.", ""]

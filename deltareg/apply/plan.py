@@ -144,7 +144,7 @@ def _planned(
     else:
         action = "replace"
         active = [_strongest(tensor.name, active, deltas, warnings)]
-    nbytes = tensor.nbytes // lane_of(tensor.dtype).width * lane_of(dtype).width
+    nbytes = tensor.elements * lane_of(dtype).element_bits // 8
     return PlannedTensor(tensor.name, action, dtype, tensor.shape, nbytes, tensor, tuple(active))
 
 

@@ -14,7 +14,7 @@ from deltareg.checkpoint import Tensor
 from deltareg.codec import FRAME_LANES, Array, RecordReader, lane_of, replaced
 from deltareg.codec.lanes import view_of
 from deltareg.codec.memory import empty, frame_memory
-from deltareg.errors import BadRecord
+from deltareg.errors import BadHeader, BadRecord, UnsupportedFormat
 from deltareg.manifest import Descriptor
 from deltareg.merge import METHODS, Addend, Block
 from deltareg.merge.linear import overwrite
@@ -71,11 +71,18 @@ def run(
     """
     progress.begin("apply", plan.nbytes)
     outcome = _NOTHING
-    with ExitStack() as stack:
-        packs = [stack.enter_context(delta.artifact.open_packs()) for delta in deltas]
-        steps = _Steps(plan, deltas, packs, store, sink, METHODS[method], progress)
-        for done in in_order(steps.all(), threads):
-            outcome = outcome + done
+    try:
+        with ExitStack() as stack:
+            packs = [stack.enter_context(delta.artifact.open_packs()) for delta in deltas]
+            steps = _Steps(plan, deltas, packs, store, sink, METHODS[method], progress)
+            for done in in_order(steps.all(), threads):
+                outcome = outcome + done
+    except (BadHeader, BadRecord, UnsupportedFormat):
+        # What cannot be read may be damaged, and met before its digest was: then that is what must be told.
+        for delta in deltas:
+            for pack in delta.artifact.packs:
+                store.verify(pack)
+        raise
     progress.end()
     return outcome
 

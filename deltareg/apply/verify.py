@@ -18,7 +18,7 @@ from deltareg.checkpoint import Checkpoint, Tensor
 from deltareg.codec import RecordReader
 from deltareg.errors import InvalidArgument, NotReproduced
 from deltareg.manifest import Document
-from deltareg.names import Reference, parse_reference
+from deltareg.names import Reference
 from deltareg.progress import SILENT, Progress
 from deltareg.threads import in_order, thread_count
 
@@ -59,15 +59,15 @@ def verify(
     started = time.monotonic()
     if (base is None) != (post is None):
         raise InvalidArgument("base and post belong together", hint="give both, or neither")
-    name = reference if isinstance(reference, Reference) else parse_reference(reference)
+    name = registry.version_of(reference)
     artifact = registry.artifact(name)
     count = thread_count(threads)
     _verify_blobs(artifact, registry, count, progress)
     _verify_records(artifact, count)
     if base is not None and post is not None:
         with ExitStack() as stack:
-            before = stack.enter_context(base if isinstance(base, Checkpoint) else Checkpoint.open(base))
-            after = stack.enter_context(post if isinstance(post, Checkpoint) else Checkpoint.open(post))
+            before = base if isinstance(base, Checkpoint) else stack.enter_context(Checkpoint.open(base))
+            after = post if isinstance(post, Checkpoint) else stack.enter_context(Checkpoint.open(post))
             _verify_reproduction(WeightedDelta(name, artifact, 1.0), registry, before, after, count, progress)
     return VerifyReport(
         reference=str(name),

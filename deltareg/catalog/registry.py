@@ -14,7 +14,7 @@ from deltareg.digest import Digest
 from deltareg.errors import NotFound
 from deltareg.names import Reference, parse_reference
 from deltareg.progress import Progress
-from deltareg.store import FsckReport, GcReport, Store
+from deltareg.store import FsckReport, GcReport, Store, version_among
 
 __all__ = ["Registry", "default_home"]
 
@@ -38,6 +38,13 @@ class Registry:
     def resolve(self, reference: Reference | str) -> Digest:
         """The digest that a name means. Raises NotFound, BadName."""
         return self.store.resolve(_parsed(reference))
+
+    def version_of(self, reference: Reference | str) -> Reference:
+        """The version that a channel, `latest` or a digest means; the digest itself where no version has it."""
+        wanted = _parsed(reference)
+        digest = self.store.resolve(wanted)
+        version = version_among(self.store.entries(), wanted, digest)
+        return Reference(wanted.namespace, wanted.name, digest=digest) if version is None else version
 
     def artifact(self, reference: Reference | str) -> Artifact:
         """The delta of that name. Raises NotFound, BadName, DigestMismatch, BadManifest."""

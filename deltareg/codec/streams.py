@@ -24,9 +24,9 @@ class _Coding(IntEnum):
     CONSTANT = 2
 
 
-# Tokens and planes hold almost no repetitions: what shrinks them is zstd's Huffman stage. `fast` therefore searches for
-# matches with a table of 1,024 entries and 7-byte matches only, which costs a third less time than level 1 for the same
-# size; `small` looks for every repetition that there is.
+# Tokens and planes hold almost no repetitions: what shrinks them is zstd's Huffman stage. `fast` therefore looks for
+# matches of 7 bytes and more only, with a table of 1,024 entries: the size of level 1, the time of it where symbols are
+# many, and a third of it where they are few. `small` looks for every repetition that there is.
 _PARAMETERS: dict[str, zstandard.ZstdCompressionParameters] = {
     "fast": zstandard.ZstdCompressionParameters(
         window_log=_WINDOW_LOG,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deltareg.store.blobs import Blobs
 from deltareg.store.collect import GcReport
-from deltareg.store.index import Entry, Signature
+from deltareg.store.index import Entry, Signature, version_among
 from deltareg.store.inspect import Fault, FsckReport
 from deltareg.store.lock import FileLock
 from deltareg.store.store import MANIFEST_LIMIT, Store, is_vacant, parse_manifest
@@ -24,4 +24,5 @@ __all__ = [
     "Store",
     "is_vacant",
     "parse_manifest",
+    "version_among",
 ]

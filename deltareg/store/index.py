@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from deltareg.digest import Digest, parse_json, sha256
 from deltareg.errors import BadManifest, BadName, DeltaregError, translate_os_errors
 from deltareg.manifest import Descriptor, Index, parse
-from deltareg.names import Reference, parse_reference
+from deltareg.names import Reference, latest_of, parse_reference
 from deltareg.store.files import write_atomically
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "checksum_fault",
     "read_index",
     "signature_of",
+    "version_among",
     "write_index",
 ]
 
@@ -95,6 +97,15 @@ class Snapshot:
             annotations[_REMOVED] = json.dumps(removed, sort_keys=True, separators=(",", ":"))
         ordered = sorted(manifests, key=lambda entry: _ref_name(entry) or "")
         return self.index.model_copy(update={"manifests": ordered, "annotations": annotations})
+
+
+def version_among(entries: Iterable[Entry], wanted: Reference, digest: Digest) -> Reference | None:
+    """The version with `digest`, which `wanted` led to: the one that is wanted, or the highest; None if none has it."""
+    if wanted.version is not None:
+        return wanted
+    found = (entry.reference for entry in entries if entry.digest == digest)
+    tag = latest_of([str(other.tag) for other in found if other.repository == wanted.repository])
+    return None if tag is None else wanted.with_tag(tag)
 
 
 def read_index(path: Path) -> Snapshot:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack
+from collections.abc import Generator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from deltareg.codec import (
     decode_frame,
     encode_difference,
     encode_replaced,
+    encode_unchanged,
     kernels,
     lane_of,
     replaced,
@@ -37,10 +38,10 @@ from deltareg.codec import (
 from deltareg.codec.lanes import view_of
 from deltareg.codec.memory import empty, frame_memory
 from deltareg.describe import Taken, norm, store_documents
-from deltareg.digest import Digest
+from deltareg.digest import Digest, sha256
 from deltareg.errors import DeltaregError, InvalidArgument, NotHomologous
 from deltareg.fingerprint import layer_order
-from deltareg.homology import Finding, refuse_mismatch
+from deltareg.homology import compare_shapes, refuse_mismatch
 from deltareg.manifest import (
     Document,
     TensorEntry,
@@ -114,6 +115,8 @@ def diff(
         packs = stack.enter_context(PackWriter(store))
         job.encode(packs)
         manifest, size = store_documents(job.taken(), packs.finish(), store, licence=licence, description=description)
+        if dry_run:
+            registry.store.check_free(name, sha256(manifest))
         digest = None if dry_run else registry.publish(name, manifest)
     return _report(job, str(name), digest, size, time.monotonic() - started)
 
@@ -129,26 +132,15 @@ class _Pair:
 
 def _pair(base: Checkpoint, post: Checkpoint) -> list[_Pair]:
     """All tensors of both, in the order of the layers. Raises NotHomologous."""
-    shared = base.tensors.keys() & post.tensors.keys()
+    shared = sorted(base.tensors.keys() & post.tensors.keys(), key=layer_order)
     if not shared:
         raise NotHomologous(
             f"{base.id} and {post.id} have no tensor in common",
             hint="base and post must be the same model before and after training",
         )
-    findings = [
-        Finding(
-            "tensor-shape",
-            "error",
-            name,
-            f"shape {[*base.tensors[name].shape]}",
-            f"shape {[*post.tensors[name].shape]}",
-        )
-        for name in sorted(shared, key=layer_order)
-        if base.tensors[name].shape != post.tensors[name].shape
-    ]
     refuse_mismatch(
-        findings,
-        message=f"{base.id} and {post.id} differ in shape",
+        compare_shapes(*({name: side.tensors[name].shape for name in shared} for side in (base, post))),
+        message=f"{base.id} and {post.id} differ",
         hint="base and post must be the same model before and after training",
     )
     names = sorted(base.tensors.keys() | post.tensors.keys(), key=lambda name: (layer_order(name), name))
@@ -219,20 +211,21 @@ class _Job:
         total = sum(tensor.nbytes for pair in self.pairs for tensor in (pair.base, pair.post) if tensor is not None)
         self.progress.begin("diff", total)
         tally, opened = _Tally(), False
-        for done in self._results():
-            pair, head = done.step.pair, done.step.head
-            tally.base_digests.append(done.base)
-            tally.post_digests.append(done.post)
-            if done.frame is not None:
-                tally.add(done.frame)
-                if head is not None and (opened or done.frame.kind is not Kind.ZERO or done.frame.overwritten):
-                    opened = opened or self._open(packs, pair, head, done.step.number)
-                    packs.add(done.frame.data)
-            if done.step.last:
-                if head is not None and head.base is None and not opened:
-                    opened = self._open(packs, pair, head, 0)
-                self.entries.append(self._entry(pair, tally, *(packs.end() if opened else ([], 0))))
-                tally, opened = _Tally(), False
+        with closing(self._results()) as results:
+            for done in results:
+                pair, head = done.step.pair, done.step.head
+                tally.base_digests.append(done.base)
+                tally.post_digests.append(done.post)
+                if done.frame is not None:
+                    tally.add(done.frame)
+                    if head is not None and (opened or done.frame.kind is not Kind.ZERO or done.frame.overwritten):
+                        opened = opened or self._open(packs, pair, head, done.step.number)
+                        packs.add(done.frame.data)
+                if done.step.last:
+                    if head is not None and head.base is None and not opened:
+                        opened = self._open(packs, pair, head, 0)
+                    self.entries.append(self._entry(pair, tally, *(packs.end() if opened else ([], 0))))
+                    tally, opened = _Tally(), False
         self.progress.end()
 
     def taken(self) -> Taken:
@@ -247,7 +240,7 @@ class _Job:
             packs.add(zero_frame())
         return True
 
-    def _results(self) -> Iterator[_Done]:
+    def _results(self) -> Generator[_Done]:
         return in_order((partial(self._run, step) for step in self._steps()), self.threads)
 
     def _steps(self) -> Generator[_Step]:
@@ -272,13 +265,17 @@ class _Job:
         post = _read_chunk(step.pair.post, step.number)
         self.progress.advance(base.nbytes + post.nbytes)
         pair = step.pair
-        same = pair.base is not None and pair.post is not None and pair.base.dtype == pair.post.dtype
         base_digest = _chunk_digest(base)
+        same = pair.base is not None and pair.post is not None and pair.base.dtype == pair.post.dtype
         unchanged = same and bool(kernels.equal(base, post))
         post_digest = base_digest if unchanged else _chunk_digest(post)
         frame = None
         if step.head is not None and post.size:
-            frame = _encode(step.head, base, post, self.preset, pair.name)
+            frame = (
+                encode_unchanged(base, step.head.post)
+                if unchanged
+                else _encode(step.head, base, post, self.preset, pair.name)
+            )
         return _Done(step, frame, base_digest, post_digest)
 
     def _entry(self, pair: _Pair, tally: _Tally, homes: list[int], size: int) -> TensorEntry:

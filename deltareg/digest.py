@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
 from typing import Any, NewType
 
 import rfc8785
 
-from deltareg.errors import BadManifest, BadName
+from deltareg.errors import BadManifest, BadName, InvalidArgument
 
-__all__ = ["Digest", "canonical_json", "parse_digest", "parse_json", "sha256", "sha256_of"]
+__all__ = ["Digest", "canonical_json", "parse_digest", "parse_json", "sha256"]
 
 Digest = NewType("Digest", str)
 """`sha256:` and 64 lower-case hexadecimal digits."""
@@ -33,17 +32,17 @@ def sha256(data: bytes | bytearray | memoryview) -> Digest:
     return Digest("sha256:" + hashlib.sha256(data).hexdigest())
 
 
-def sha256_of(chunks: Iterable[bytes | memoryview]) -> Digest:
-    """The digest of the concatenation of `chunks`."""
-    hasher = hashlib.sha256()
-    for chunk in chunks:
-        hasher.update(chunk)
-    return Digest("sha256:" + hasher.hexdigest())
-
-
 def canonical_json(value: Any) -> bytes:
-    """`value` as canonical JSON (RFC 8785): the same value always gives the same bytes."""
-    return rfc8785.dumps(value)
+    """`value` as canonical JSON (RFC 8785): the same value always gives the same bytes.
+
+    Raises InvalidArgument for what JSON cannot say, such as text that is no Unicode.
+    """
+    try:
+        return rfc8785.dumps(value)
+    except rfc8785.CanonicalizationError as error:
+        raise InvalidArgument(
+            f"this cannot be written as JSON: {error}", cause=str(error), hint="mend names and texts that are no UTF-8"
+        ) from error
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -76,7 +75,8 @@ def parse_json(data: bytes | bytearray | memoryview, *, what: str) -> Any:
 def _check_depth(raw: bytes) -> None:
     # Counted on the bytes, before the parser recurses. Brackets inside strings are skipped with the strings.
     depth = 0
-    for token in re.finditer(rb'"(?:[^"\\]|\\.)*"|[\[{\]}]', raw):
+    # Possessive, and a string may lack its end: hostile text must not make the search start again and again.
+    for token in re.finditer(rb'"(?:[^"\\]++|\\.)*+"?|[\[{\]}]', raw, re.DOTALL):
         first = token.group()[:1]
         if first in b"[{":
             depth += 1

@@ -24,7 +24,7 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class Finding:
-    """One difference: a stable code, how bad it is, and what was seen on both sides."""
+    """One difference: a stable code, how bad it is, and what was seen on either side, the delta's (or base's) first."""
 
     code: str
     severity: Severity
@@ -33,7 +33,7 @@ class Finding:
     target: str
 
     def __str__(self) -> str:
-        return f"{self.subject}: {self.delta} in the delta's base, {self.target} in the target"
+        return f"{self.subject}: {self.delta} against {self.target}"
 
 
 def delta_shapes(inventory: Inventory) -> dict[str, tuple[int, ...]]:
@@ -72,7 +72,7 @@ def verdict_of(findings: Iterable[Finding]) -> Verdict:
 
 
 def refuse_mismatch(findings: Iterable[Finding], *, message: str, hint: str) -> None:
-    """Raise NotHomologous, naming every error among the findings."""
+    """Raise NotHomologous if there is an error among the findings: all are in its data, the first in its message."""
     errors = [finding for finding in findings if finding.severity == "error"]
     if not errors:
         return

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from deltareg.errors import InvalidArgument
 
@@ -31,7 +34,7 @@ def in_order(tasks: Iterable[Callable[[], Result]], threads: int) -> Generator[R
     first error ends it: no further task is begun, and those that run are waited for.
     """
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="deltareg") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="deltareg", initializer=_reset_arithmetic) as pool:
         try:
             for task in tasks:
                 waiting.append(pool.submit(task))
@@ -42,3 +45,18 @@ def in_order(tasks: Iterable[Callable[[], Result]], threads: int) -> Generator[R
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _reset_arithmetic() -> None:
+    """Let this thread compute as IEEE 754 has it.
+
+    Threads inherit the processor's mode. A library that was built with `-ffast-math`, or `torch.set_flush_denormal`,
+    takes subnormals for zero: results would depend on what else the process has loaded.
+    """
+    # What cannot be found (it is C, and no two systems call it the same) stays as it is.
+    with suppress(OSError, AttributeError, TypeError, ValueError):
+        library = ctypes.CDLL(None)
+        default: Any = ctypes.c_void_p(-1)  # FE_DFL_ENV, as glibc and musl define it
+        if sys.platform == "darwin":
+            default = ctypes.byref(ctypes.c_char.in_dll(library, "_FE_DFL_ENV"))
+        library.fesetenv(default)

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 from deltareg.apply.card import card, config_json
-from deltareg.apply.plan import Plan, WeightedDelta, plan
+from deltareg.apply.plan import Plan, WeightedDelta, plan, refuse_stacked
 from deltareg.apply.run import Outcome, run
 from deltareg.catalog import Registry
 from deltareg.checkpoint import Checkpoint, CheckpointWriter
+from deltareg.checkpoint.staging import check_free
 from deltareg.errors import InvalidArgument, OutputExists
 from deltareg.manifest import Document
 from deltareg.merge import METHODS
@@ -89,7 +90,9 @@ def apply(
         planned = plan(checkpoint, active)
         files = _files(checkpoint, active, side_files, planned)
         outcome, synced = Outcome(), 0.0
-        if not dry_run:
+        if dry_run:
+            check_free(Path(out), overwrite)
+        else:
             writer = stack.enter_context(CheckpointWriter(Path(out), planned.shards, overwrite=overwrite))
             count = thread_count(threads)
             outcome = run(planned, active, registry.store, writer, method=method, threads=count, progress=progress)
@@ -134,7 +137,9 @@ def _check(pairs: Sequence[tuple[str | Reference, float]], method: str, side_fil
     for reference, weight in pairs:
         # Beyond float32 a weight of 16-bit deltas would be infinite.
         if not math.isfinite(weight) or abs(weight) > 3.4e38:
-            raise InvalidArgument(f"the weight of {reference} is {weight!r}", hint="a weight is a finite number")
+            raise InvalidArgument(
+                f"the weight of {reference} is {weight!r}", hint="a weight is a finite number of at most 3.4e38"
+            )
 
 
 def _refuse_input(target: Checkpoint, out: Path) -> None:
@@ -147,7 +152,9 @@ def _refuse_input(target: Checkpoint, out: Path) -> None:
 def _open(registry: Registry, reference: str | Reference, weight: float) -> WeightedDelta:
     # The card says what was applied even after `latest` has moved on.
     version = registry.version_of(reference)
-    return WeightedDelta(version, registry.artifact(version), float(weight))
+    artifact = registry.artifact(version)
+    refuse_stacked(artifact, version)
+    return WeightedDelta(version, artifact, float(weight))
 
 
 def _files(

@@ -10,12 +10,12 @@ from typing import Literal
 from deltareg.artifact import Artifact
 from deltareg.checkpoint import Checkpoint, ShardPlan, Tensor, lay_out
 from deltareg.codec import lane_of
-from deltareg.errors import NotHomologous
+from deltareg.errors import NotHomologous, UnsupportedFormat
 from deltareg.homology import Finding, compare_shapes, delta_shapes, refuse_mismatch
 from deltareg.manifest import TensorEntry
 from deltareg.names import Reference
 
-__all__ = ["Action", "Plan", "PlannedTensor", "WeightedDelta", "plan"]
+__all__ = ["Action", "Plan", "PlannedTensor", "WeightedDelta", "plan", "refuse_stacked"]
 
 Action = Literal["copy", "convert", "add", "replace"]
 
@@ -62,6 +62,16 @@ class Plan:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
+def refuse_stacked(artifact: Artifact, reference: Reference) -> None:
+    """Raise UnsupportedFormat for a delta that was taken on top of others, or whose config is of another format."""
+    if artifact.config.requires:
+        raise UnsupportedFormat(
+            f"{reference} was taken on top of other deltas, which this deltareg cannot put under it",
+            requires=artifact.config.requires,
+            hint="install a newer deltareg",
+        )
+
+
 def plan(target: Checkpoint, deltas: Sequence[WeightedDelta]) -> Plan:
     """What becomes of each tensor. Raises NotHomologous, naming everything that does not fit."""
     for delta in deltas:
@@ -97,7 +107,7 @@ def _refuse(delta: WeightedDelta, target: Checkpoint) -> None:
             )
     refuse_mismatch(
         findings,
-        message=f"{delta.reference} does not fit {target.id}",
+        message=f"{delta.reference} does not fit {target.id}; the delta's base against the target",
         hint=f"deltareg show {delta.reference} tells which base the delta was taken from",
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -75,7 +75,7 @@ def run(
         with ExitStack() as stack:
             packs = [stack.enter_context(delta.artifact.open_packs()) for delta in deltas]
             steps = _Steps(plan, deltas, packs, store, sink, METHODS[method], progress)
-            for done in in_order(steps.all(), threads):
+            for done in stack.enter_context(closing(in_order(steps.all(), threads))):
                 outcome = outcome + done
     except (BadHeader, BadRecord, UnsupportedFormat):
         # What cannot be read may be damaged, and met before its digest was: then that is what must be told.

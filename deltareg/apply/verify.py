@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import TYPE_CHECKING
 
-from deltareg.apply.plan import Plan, WeightedDelta, plan
+from deltareg.apply.plan import Plan, WeightedDelta, plan, refuse_stacked
 from deltareg.apply.run import run
 from deltareg.artifact import Artifact
 from deltareg.catalog import Registry
@@ -61,6 +61,7 @@ def verify(
         raise InvalidArgument("base and post belong together", hint="give both, or neither")
     name = registry.version_of(reference)
     artifact = registry.artifact(name)
+    refuse_stacked(artifact, name)
     count = thread_count(threads)
     _verify_blobs(artifact, registry, count, progress)
     _verify_records(artifact, count)
@@ -82,9 +83,11 @@ def verify(
 
 def _verify_blobs(artifact: Artifact, registry: Registry, threads: int, progress: Progress) -> None:
     progress.begin("verify", sum(blob.size for blob in artifact.manifest.blobs))
-    for _ in in_order((partial(registry.store.verify, blob, progress) for blob in artifact.manifest.blobs), threads):
-        pass
-    progress.end()
+    checks = (partial(registry.store.verify, blob, progress) for blob in artifact.manifest.blobs)
+    try:
+        _do_all(checks, threads)
+    finally:
+        progress.end()
     artifact.side_files()
 
 
@@ -97,7 +100,12 @@ def _verify_records(artifact: Artifact, threads: int) -> None:
                     reader = RecordReader(entry, packs.parts(entry))
                     yield from (partial(reader.read, number) for number in range(len(reader.frames)))
 
-        for _ in in_order(readings(), threads):
+        _do_all(readings(), threads)
+
+
+def _do_all(tasks: Iterable[Callable[[], object]], threads: int) -> None:
+    with closing(in_order(tasks, threads)) as results:
+        for _ in results:
             pass
 
 

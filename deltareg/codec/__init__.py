@@ -14,6 +14,7 @@ from deltareg.codec.frame import (
     decode_frame,
     encode_difference,
     encode_replaced,
+    encode_unchanged,
     replaced,
     zero_frame,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "decode_frame",
     "encode_difference",
     "encode_replaced",
+    "encode_unchanged",
     "frame_counts",
     "lane_of",
     "replaced",

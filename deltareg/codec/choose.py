@@ -44,7 +44,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class _Choice:
-    bits: float
+    bits: int  # whole ones: the last places of a logarithm differ from machine to machine
     ranks: int  # 0 for planes
     thin: bool  # only the lanes that change
 
@@ -53,7 +53,7 @@ def encode_symbols(symbols: Array, lane: Lane, preset: Preset, *, marked: bool) 
     """The smallest body for one frame's `symbols` of D1; `marked` tells whether the marker can be among them."""
     if lane.width != 2:
         changed = np.flatnonzero(symbols != lane.marker) if marked else None
-        kind, body = encode_bits(symbols, lane, preset, changed)
+        kind, body = encode_bits(symbols, lane, preset, changed, marked=True)
         return Chosen(kind, body, kernels.sum_of_squares(symbols.view(lane.stored)))
     histogram = Histogram.of(symbols)
     squares = kernels.weighted_squares(histogram.symbols.view(lane.stored), histogram.counts)
@@ -63,7 +63,7 @@ def encode_symbols(symbols: Array, lane: Lane, preset: Preset, *, marked: bool) 
     choices = _estimates(histogram, thin=False, mask=0.0)
     if moving.total < symbols.size:
         choices += _estimates(moving, thin=True, mask=sparse.estimate(symbols.size, moving.total))
-    choices.sort(key=lambda choice: choice.bits)
+    choices.sort(key=lambda choice: (choice.bits, choice.thin, choice.ranks))
     bodies: list[tuple[Kind, bytes]] = []
     for choice in choices[: _TRIES[preset]]:
         if choice.thin:
@@ -75,13 +75,18 @@ def encode_symbols(symbols: Array, lane: Lane, preset: Preset, *, marked: bool) 
     return Chosen(kind, body, squares)
 
 
-def encode_bits(symbols: Array, lane: Lane, preset: Preset, changed: Array | None) -> tuple[Kind, bytes]:
-    """The body for symbols that have no histogram: planes of all, or of those at `changed` where that is given."""
+def encode_bits(
+    symbols: Array, lane: Lane, preset: Preset, changed: Array | None, *, marked: bool
+) -> tuple[Kind, bytes]:
+    """The body for symbols that have no histogram: planes of all, or of those at `changed` where that is given.
+
+    `marked` tells that the others hold the marker, so that all may be stored where hardly any are unchanged.
+    """
     if changed is None:
         return _encode_values(symbols, None, 0, lane, preset)
     if changed.size == 0:
         return Kind.ZERO, b""
-    if changed.size <= _DENSE_SHARE * symbols.size:
+    if changed.size <= (_DENSE_SHARE * symbols.size if marked else symbols.size - 1):
         return _encode_thin(symbols, changed, None, 0, lane, preset)
     return _encode_values(symbols, None, 0, lane, preset)
 
@@ -126,4 +131,4 @@ def _estimates(histogram: Histogram, *, thin: bool, mask: float) -> list[_Choice
     sizes = {ranks: palette.estimate(histogram, ranks) for ranks in (palette.BYTES, palette.NIBBLES)}
     high = np.bincount(planes.rotate(histogram.symbols, 1) >> 8, weights=histogram.counts, minlength=256)
     sizes[0] = palette.entropy(high) + 8.0 * histogram.total
-    return [_Choice(mask + bits, ranks, thin) for ranks, bits in sizes.items()]
+    return [_Choice(round(mask + bits), ranks, thin) for ranks, bits in sizes.items()]

@@ -29,6 +29,7 @@ __all__ = [
     "decode_frame",
     "encode_difference",
     "encode_replaced",
+    "encode_unchanged",
     "replaced",
     "zero_frame",
 ]
@@ -100,13 +101,19 @@ def encode_difference(base: Array, post: Array, base_lane: Lane, lane: Lane, pre
     )
 
 
+def encode_unchanged(base: Array, lane: Lane) -> EncodedFrame:
+    """The frame for lanes (of `lane.bits`) that are the same in base and post."""
+    squares = kernels.sum_of_squares(base.view(lane.stored)) if lane.additive else 0.0
+    return EncodedFrame(zero_frame(), Kind.ZERO, 0, base_squares=squares)
+
+
 def encode_replaced(base: Array | None, post: Array, lane: Lane, preset: Preset) -> EncodedFrame:
     """The frame that puts `post`'s bits in the place of `base`'s: all of them where there is no base.
 
     Both are arrays of `lane.bits`.
     """
     changed = None if base is None else np.flatnonzero(base != post)
-    kind, body = encode_bits(post, lane, preset, changed)
+    kind, body = encode_bits(post, lane, preset, changed, marked=False)
     count = post.size if changed is None else changed.size
     return EncodedFrame(FRAME_HEAD.pack(kind, 0, len(body)) + body, kind, count)
 

@@ -19,7 +19,7 @@ from deltareg.codec.streams import Preset, StreamReader
 __all__ = ["Mending", "Overwrites", "can_mend", "find_mending"]
 
 _MOST_HALVINGS = {2: 15, 4: 29}
-"""The largest s by lane width: D1 + D2 still fits the accumulator's significand."""
+"""The largest s by lane width. Where D1 + D2 does not fit the accumulator, its rounded value is what must mend."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ _TABLE_BYTES = 5 * BYTES
 # A rank costs its place in the table and in the Huffman code's own table, about 12 bits; an escape costs some 2 bits
 # more than the rank would. Measured: 8 gives the smallest artifact of a pair with tensors of 65,536 elements.
 _RARE = 8
+# Below this, sorting the symbols is faster than looking through 65,536 counts.
+_FEW = 4096
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,17 @@ class Histogram:
     @classmethod
     def of(cls, symbols: Array) -> Histogram:
         """Count `symbols` (uint16)."""
-        counts = empty(1 << 16, np.uint32)
-        counts.fill(0)
-        kernels.histogram(symbols, counts)
-        found = np.flatnonzero(counts)
+        if symbols.size < _FEW:
+            found, counts = np.unique(symbols, return_counts=True)
+        else:
+            every = empty(1 << 16, np.uint32)
+            every.fill(0)
+            kernels.histogram(symbols, every)
+            found = np.flatnonzero(every).astype(np.uint16)
+            counts = every[found].astype(np.int64)
         # Stable, so that equal counts fall the same way on every machine.
-        order = found[np.argsort(-counts[found].astype(np.int64), kind="stable")]
-        return cls(order.astype(np.uint16), counts[order].astype(np.int64), symbols.size)
+        order = np.argsort(-counts, kind="stable")
+        return cls(found[order], counts[order], symbols.size)
 
     def without(self, symbol: int) -> Histogram:
         """The histogram of the other symbols."""

@@ -25,7 +25,8 @@ _MAGIC = b"DRec"
 _VERSION = 1
 _FIXED = struct.Struct("<4sBBBBB")
 _MOST_DIMENSIONS = 64
-_MOST_ELEMENTS = 2**53
+# Frames are listed in memory, and one can be 6 bytes: a record must not say that it has millions of them.
+_MOST_ELEMENTS = 2**40
 
 HEAD_LIMIT = _FIXED.size + 10 * _MOST_DIMENSIONS
 """Bytes that a head has at most."""

@@ -149,10 +149,12 @@ class StreamReader:
 def _decompress(data: memoryview, size: int) -> Array:
     # The content size is checked before memory is taken for it. Decompressed into memory of ours: bytes of
     # python-zstandard's own would be asked of the operating system for each stream.
-    out = empty(size, np.uint8)
     try:
         if zstandard.frame_content_size(data) != size:
             raise BadRecord(f"a zstd frame decodes to another size than the {size} bytes that its stream says")
+        if _frame_length(data) != len(data):
+            raise BadRecord("something follows the zstd frame of a stream")
+        out = empty(size, np.uint8)
         context = getattr(_contexts, "decompress", None)
         if context is None:
             context = _contexts.decompress = zstandard.ZstdDecompressor(max_window_size=1 << (_WINDOW_LOG + 2))
@@ -164,3 +166,14 @@ def _decompress(data: memoryview, size: int) -> Array:
     if got != size or rest:
         raise BadRecord(f"a zstd frame does not decode to the {size} bytes that its stream says")
     return out
+
+
+def _frame_length(data: memoryview) -> int:
+    """Bytes of the zstd frame at the start of `data`, from the heads of its blocks (RFC 8878, 3.1.1)."""
+    at = zstandard.frame_header_size(data)
+    while True:
+        head = int.from_bytes(data[at : at + 3], "little")
+        run_length = (head >> 1) & 3 == 1
+        at += 3 + (1 if run_length else head >> 3)
+        if head & 1 or at >= len(data):
+            return at + (4 if zstandard.get_frame_parameters(data).has_checksum else 0)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 from deltareg.artifact import PACK_LIMIT
 from deltareg.checkpoint import encode_header
-from deltareg.digest import Digest
 from deltareg.errors import translate_os_errors
 from deltareg.manifest import PACK_TYPE, Descriptor
 from deltareg.store.store import Store
@@ -19,8 +17,10 @@ from deltareg.store.store import Store
 __all__ = ["PackWriter"]
 
 _BLOCK = 4 * 2**20
-# Room for the header: it grows with each entry and is known only at the end.
-_ENTRY_ROOM = 256
+# The header is known only at the end; this is what its length and braces take, and each entry but for its name.
+_HEADER_ROOM = 32
+_ENTRY_ROOM = 128
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 class PackWriter:
@@ -35,7 +35,7 @@ class PackWriter:
         self._store = store
         self._limit = limit
         self._path: Path | None = None
-        self._file: BinaryIO | None = None
+        self._file: int | None = None
         self._sizes: dict[str, int] = {}
         self._room = 0
 
@@ -47,20 +47,24 @@ class PackWriter:
 
     def add(self, data: bytes) -> None:
         """The record's next bytes: its head, or one frame, which stays in one pack. Raises DiskFull, NotAllowed."""
-        cost = len(data) + (0 if self._name in self._sizes else _ENTRY_ROOM + 2 * len(self._name.encode()))
-        if self._sizes and cost > self._room:
+        if self._sizes and self._cost(data) > self._room:
             self._close_pack()
         if self._file is None:
             self._open_pack()
         assert self._file is not None
+        self._room -= self._cost(data)
         with translate_os_errors("write a pack", self._store.root):
-            self._file.write(data)
+            _write_all(self._file, data)
         if self._name not in self._sizes:
             self._sizes[self._name] = 0
             self._homes.append(len(self.packs))
         self._sizes[self._name] += len(data)
         self._written += len(data)
-        self._room -= cost
+
+    def _cost(self, data: bytes) -> int:
+        """Bytes that `data` takes in the open pack, its entry in the header included."""
+        # A character of the name is six bytes at most there, as an escape.
+        return len(data) + (0 if self._name in self._sizes else _ENTRY_ROOM + 6 * len(self._name))
 
     def end(self) -> tuple[list[int], int]:
         """The record is complete; returns the numbers of its packs and its bytes."""
@@ -74,12 +78,14 @@ class PackWriter:
 
     def close(self) -> None:
         """Remove the pack that is not stored."""
-        if self._file is not None:
-            self._file.close()
+        try:
+            if self._file is not None:
+                os.close(self._file)
+        finally:
             self._file = None
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-            self._path = None
+            if self._path is not None:
+                self._path.unlink(missing_ok=True)
+                self._path = None
 
     def __enter__(self) -> Self:
         return self
@@ -92,41 +98,26 @@ class PackWriter:
     def _open_pack(self) -> None:
         self._path = self._store.scratch(".records")
         with translate_os_errors("write a pack", self._path):
-            self._file = open(self._path, "x+b")  # noqa: SIM115 - closed by close()
-        self._room = self._limit
+            self._file = os.open(self._path, _FLAGS, 0o666)
+        self._room = self._limit - _HEADER_ROOM
 
     def _close_pack(self) -> None:
         """Write the pack: its header, which only now is known, then the records from the scratch file."""
         assert self._file is not None
         header = encode_header([(name, "U8", (size,)) for name, size in self._sizes.items()])
-        with translate_os_errors("write a pack", self._store.root):
-            self._file.flush()
-            descriptor = self._store_pack(header, self._file)
-        self.packs.append(descriptor)
+        with translate_os_errors("write a pack", self._store.root), self._store.writer() as writer:
+            writer.write(header)
+            offset = 0
+            while block := os.pread(self._file, _BLOCK, offset):
+                writer.write(block)
+                offset += len(block)
+            digest, size = writer.commit()
+        self.packs.append(Descriptor(media_type=PACK_TYPE, digest=digest, size=size))
         self._sizes = {}
         self.close()
 
-    def _store_pack(self, header: bytes, records: BinaryIO) -> Descriptor:
-        path = self._store.scratch(".pack")
-        try:
-            hasher = hashlib.sha256(header)
-            size = len(header)
-            with open(path, "xb", buffering=0) as out:
-                out.write(header)
-                offset = 0
-                while block := os.pread(records.fileno(), _BLOCK, offset):
-                    hasher.update(block)
-                    _write_all(out.fileno(), block)
-                    offset += len(block)
-                size += offset
-            digest = Digest("sha256:" + hasher.hexdigest())
-            self._store.adopt(path, digest)
-        finally:
-            path.unlink(missing_ok=True)
-        return Descriptor(media_type=PACK_TYPE, digest=digest, size=size)
 
-
-def _write_all(file: int, block: bytes) -> None:
-    view = memoryview(block)
+def _write_all(file: int, data: bytes) -> None:
+    view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]

@@ -1,0 +1,241 @@
+"""The golden files: small records, and one small artifact, that every later version must read.
+
+    python -m tests.codec.golden
+
+writes them anew. That is for a new version of the format; records of the old one stay, under another name.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+import deltareg
+from deltareg.codec import FRAME_LANES, Preset, lane_of
+from tests.codec.oracle import FORMATS
+from tests.codec.samples import SAMPLES
+from tests.codec.tensors import DTYPES, Raw, of, records, write_checkpoint
+
+__all__ = ["ARTIFACT", "DIRECTORY", "NAME", "PRESETS", "Golden", "cases", "load", "main"]
+
+Array = NDArray[Any]
+Pair = tuple[Raw | None, Raw]
+
+DIRECTORY = Path(__file__).parent / "golden"
+ARTIFACT = DIRECTORY / "artifact"
+NAME = "acme/golden:1.0.0"
+PRESETS: tuple[Preset, ...] = ("fast", "small")
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One file: a pair of tensors, base None where it lacks the tensor, and the record of each preset."""
+
+    name: str
+    base: Raw | None
+    post: Raw
+    records: Mapping[str, bytes]
+
+
+def load() -> list[Golden]:
+    """All golden records."""
+    return [_read(path) for path in sorted(DIRECTORY.glob("*.json")) if path.name != "zstd.json"]
+
+
+def _read(path: Path) -> Golden:
+    document = json.loads(path.read_text())
+    shape = tuple(document["shape"])
+    base = None
+    if document["baseDtype"] is not None:
+        base = Raw(document["baseDtype"], shape, _expanded(document["base"]))
+    post = Raw(document["postDtype"], shape, _expanded(document["post"]))
+    return Golden(path.stem, base, post, {key: bytes.fromhex(value) for key, value in document["records"].items()})
+
+
+def _expanded(runs: list[tuple[int, str]]) -> bytes:
+    return b"".join(bytes.fromhex(data) * times for times, data in runs)
+
+
+# --- making them --------------------------------------------------------------------------------------------------
+
+
+def cases() -> dict[str, Pair]:
+    """The pairs, by the names of their files."""
+    found: dict[str, Pair] = {}
+    for name, sample in SAMPLES.items():
+        if name != "zero":  # has no record
+            size = 400 if lane_of(sample.dtype).width == 2 else 120
+            found[name.replace(" ", "-").lower()] = _pair(sample.base_dtype, sample.dtype, *sample.make(size))
+    found |= {f"dtype-{dtype.lower()}": _any_bits(dtype) for dtype in DTYPES}
+    found |= {name: make() for name, make in _SPECIAL.items()}
+    return found
+
+
+def _pair(base_dtype: str | None, dtype: str, base: Array | None, post: Array) -> Pair:
+    return None if base is None or base_dtype is None else of(base_dtype, base), of(dtype, post)
+
+
+def _any_bits(dtype: str) -> Pair:
+    """Random bits, a third of them unchanged: for floats a hard mixture of second terms and overwrites."""
+    draw, lane = np.random.default_rng([DTYPES.index(dtype), 3]), lane_of(dtype)
+    top = 2 if dtype == "BOOL" else 2 ** (8 * lane.width)
+    base, post = (draw.integers(0, top, 48, lane.bits, endpoint=False) for _ in range(2))
+    post[::3] = base[::3]
+    return _pair(dtype, dtype, base, post)
+
+
+def _odd_floats() -> Pair:
+    """Zeros of both signs, subnormals, infinities, NaN: each to each."""
+    odd = np.array(
+        [0, 0x8000, 1, 0x8001, 0x007F, 0x0080, 0x3F80, 0xBF80, 0x7F7F, 0x7F80, 0xFF80, 0x7FC0, 0xFFC0, 0x7F81]
+    )
+    return _pair("BF16", "BF16", np.repeat(odd, odd.size).astype(np.uint16), np.tile(odd, odd.size).astype(np.uint16))
+
+
+def _frames() -> Pair:
+    """Three frames: the first unchanged, the second with one changed lane, the last of five lanes."""
+    base = np.zeros(2 * FRAME_LANES + 5, np.uint8)
+    post = base.copy()
+    post[[FRAME_LANES + 7, 2 * FRAME_LANES, 2 * FRAME_LANES + 4]] = [1, 2, 3]
+    return _pair("U8", "U8", base, post)
+
+
+def _float_frames() -> Pair:
+    base = np.full(FRAME_LANES + 3, 0x3F80, np.uint16)
+    post = base.copy()
+    post[[5, FRAME_LANES - 1, FRAME_LANES + 1]] = [0x3F81, 0x0001, 0xFFFF]
+    return _pair("BF16", "BF16", base, post)
+
+
+def _many_escapes() -> Pair:
+    """Symbols that are all escaped but one, and a nibble over."""
+    draw, format_ = np.random.default_rng(8), FORMATS["BF16"]
+    base = format_.narrow(np.ones(301))
+    post = np.where(draw.random(301) < 0.9, 0x3F81, draw.integers(0x3F00, 0x4000, 301)).astype(np.uint16)
+    return _pair("BF16", "BF16", base, post)
+
+
+def _shaped(pair: Pair, shape: tuple[int, ...]) -> Pair:
+    base, post = pair
+    return None if base is None else Raw(base.dtype, shape, base.data), Raw(post.dtype, shape, post.data)
+
+
+def _one_lane() -> Pair:
+    return _pair("F32", "F32", np.array([0x3F800000], np.uint32), np.array([0x3F800001], np.uint32))
+
+
+_SPECIAL: Mapping[str, Callable[[], Pair]] = {
+    "odd-floats": _odd_floats,
+    "frames": _frames,
+    "float-frames": _float_frames,
+    "many-escapes": _many_escapes,
+    "scalar": lambda: _shaped(_one_lane(), ()),
+    "shape-of-ones": lambda: _shaped(_one_lane(), (1,) * 9),
+    "added-empty": lambda: (None, Raw("F64", (3, 0), b"")),
+    "added-scalar": lambda: (None, Raw("BOOL", (), b"\1")),
+    "bf16-to-f16": lambda: _shaped(_between("BF16", "F16"), (5, 20)),
+    "f16-to-f64": lambda: _between("F16", "F64"),
+    "f64-to-f32": lambda: _between("F64", "F32"),
+    "i64-to-f32": lambda: _pair("I64", "F32", np.zeros(9, np.uint64), FORMATS["F32"].narrow(np.arange(9.0))),
+    "f4-to-bf16": lambda: (Raw("F4", (8,), b"abcd"), of("BF16", FORMATS["BF16"].narrow(np.arange(8.0)))),
+}
+
+
+def _between(base_dtype: str, dtype: str) -> Pair:
+    draw = np.random.default_rng(9)
+    values = draw.normal(0, 1, 100)
+    moved = values * draw.choice([1, 1.003, -2, 1e-3], 100)
+    return _pair(base_dtype, dtype, FORMATS[base_dtype].narrow(values), FORMATS[dtype].narrow(moved))
+
+
+def _runs(data: bytes, width: int) -> list[tuple[int, str]]:
+    """Bytes as [times, hexadecimal]: long repetitions of one lane folded, all else as it is."""
+    lanes = [data[at : at + width] for at in range(0, len(data), width)]
+    runs: list[tuple[int, str]] = []
+    plain = b""
+    for lane, times in _repeated(lanes):
+        if times < 16:
+            plain += lane * times
+            continue
+        runs += [(1, plain.hex())] if plain else []
+        runs.append((times, lane.hex()))
+        plain = b""
+    return [*runs, (1, plain.hex())] if plain else runs
+
+
+def _repeated(lanes: list[bytes]) -> Iterator[tuple[bytes, int]]:
+    start = 0
+    for at in range(1, len(lanes) + 1):
+        if at == len(lanes) or lanes[at] != lanes[start]:
+            yield lanes[start], at - start
+            start = at
+
+
+def encoded(pairs: Mapping[str, Pair], preset: Preset) -> dict[str, bytes]:
+    """The records that `diff` makes of the pairs."""
+    base = {name: pair[0] for name, pair in pairs.items() if pair[0] is not None}
+    post = {name: pair[1] for name, pair in pairs.items()}
+    with tempfile.TemporaryDirectory() as path:
+        found, _ = records(Path(path) / "pair", base, post, preset)
+    return {name: record.data for name, record in found.items()}
+
+
+def _write_records() -> None:
+    pairs = cases()
+    by_preset = {preset: encoded(pairs, preset) for preset in PRESETS}
+    for name, (base, post) in pairs.items():
+        document = {
+            "baseDtype": None if base is None else base.dtype,
+            "postDtype": post.dtype,
+            "shape": list(post.shape),
+            "base": None if base is None else _runs(base.data, lane_of(base.dtype).width),
+            "post": _runs(post.data, lane_of(post.dtype).width),
+            "records": {preset: found[name].hex() for preset, found in by_preset.items()},
+        }
+        (DIRECTORY / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    release = ".".join(map(str, zstandard.ZSTD_VERSION))
+    (DIRECTORY / "zstd.json").write_text(json.dumps({"zstd": release}) + "\n")
+
+
+def _write_artifact() -> None:
+    pairs = {name: pair for name, pair in cases().items() if not name.endswith("frames")}
+    base = {name: pair[0] for name, pair in pairs.items() if pair[0] is not None}
+    post = {name: pair[1] for name, pair in pairs.items()}
+    base |= {"removed": of("F32", np.zeros(3, np.uint32)), "same": of("BF16", np.arange(9, dtype=np.uint16))}
+    post |= {"same": of("BF16", np.arange(9, dtype=np.uint16))}
+    # Nothing changes but the dtype.
+    base |= {"wider": of("BF16", np.array([0x3F80, 0x8000, 0x7F80], np.uint16))}
+    post |= {"wider": of("F32", np.array([0x3F800000, 0x80000000, 0x7F800000], np.uint32))}
+    with tempfile.TemporaryDirectory() as scratch:
+        home = Path(scratch) / "home"
+        before = write_checkpoint(ARTIFACT / "base", base)
+        after = write_checkpoint(ARTIFACT / "post", post)
+        (after / "tokenizer.json").write_text('{"version": "1.0"}\n')
+        deltareg.diff(before, after, deltareg.Registry(home), NAME, licence="apache-2.0", description="golden")
+        layout = ARTIFACT / "layout"
+        shutil.copytree(home / "registry", layout, ignore=shutil.ignore_patterns("tmp", "lock"))
+
+
+def main() -> int:
+    """Write all golden files."""
+    shutil.rmtree(DIRECTORY, ignore_errors=True)
+    DIRECTORY.mkdir()
+    _write_records()
+    _write_artifact()
+    files = [path for path in DIRECTORY.rglob("*") if path.is_file()]
+    print(f"{len(files)} files, {sum(path.stat().st_size for path in files)} bytes in {DIRECTORY.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 from deltareg.errors import BadConfig, InvalidArgument, translate_os_errors
+from deltareg.paths import expand_home
 
 __all__ = [
     "CONFIG_NAME",
@@ -120,13 +121,13 @@ class Settings:
 
 
 def load_settings(directory: Path, environment: Mapping[str, str]) -> Settings:
-    """The settings for a command that runs in `directory`. Raises BadConfig, NotAllowed."""
+    """The settings for a command that runs in `directory`. Raises BadConfig, InvalidArgument, NotAllowed."""
     found = [path for path in (project_file(directory), user_file()) if path is not None and os.path.isfile(path)]
     files = [read_settings(path) for path in dict.fromkeys(found)]
     remotes = {name: remote for settings in reversed(files) for name, remote in settings.remotes.items()}
     home = environment.get("DELTAREG_HOME")
     return Settings(
-        home=(directory / Path(home).expanduser()) if home else _first(settings.home for settings in files),
+        home=(directory / expand_home(home)) if home else _first(settings.home for settings in files),
         threads=_threads_of(environment) or _first(settings.threads for settings in files),
         default_remote=environment.get("DELTAREG_REMOTE")
         or _first(settings.remote for settings in files)
@@ -254,7 +255,9 @@ class _Reader:
             return convert(value)
         except ValueError as error:
             self._faults.append(f"{key} {error}")
-            return None
+        except InvalidArgument as error:
+            self._faults.append(f"{key}: {error.message}")
+        return None
 
 
 def _text(value: Any) -> str:
@@ -270,13 +273,13 @@ def _thread_count(value: Any) -> int:
 
 
 def _path_from(directory: Path) -> Callable[[Any], Path]:
-    return lambda value: directory / Path(_text(value)).expanduser()
+    return lambda value: directory / expand_home(_text(value))
 
 
 def _url_from(directory: Path) -> Callable[[Any], str]:
     def convert(value: Any) -> str:
         url = _text(value)
-        return url if "://" in url or url.startswith("file:") else str(directory / Path(url).expanduser())
+        return url if "://" in url or url.startswith("file:") else str(directory / expand_home(url))
 
     return convert
 

@@ -48,7 +48,7 @@ from deltareg.manifest import (
 )
 from deltareg.merge import Addend, Block, linear
 from deltareg.merge.linear import overwrite
-from deltareg.names import Reference, parse_reference
+from deltareg.names import Reference, parse_licence, parse_reference
 from deltareg.progress import SILENT, Progress
 from deltareg.store import Store
 from deltareg.store.packs import PackWriter
@@ -101,6 +101,8 @@ def diff(
     name = reference if isinstance(reference, Reference) else parse_reference(reference, version_required=True)
     if description is not None and description.encode(errors="replace").decode() != description:
         raise InvalidArgument("the description is not valid Unicode text", hint="write it in UTF-8")
+    if licence is not None:
+        parse_licence(licence)
     if preset not in _PRESETS:
         raise InvalidArgument(f"unknown preset {preset!r}", hint="presets are: fast, small")
     with ExitStack() as stack:

@@ -39,7 +39,7 @@ def canonical_json(value: Any) -> bytes:
     """
     try:
         return rfc8785.dumps(value)
-    except rfc8785.CanonicalizationError as error:
+    except (rfc8785.CanonicalizationError, UnicodeError) as error:
         raise InvalidArgument(
             f"this cannot be written as JSON: {error}", cause=str(error), hint="mend names and texts that are no UTF-8"
         ) from error

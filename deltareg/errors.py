@@ -87,7 +87,7 @@ class NotFound(DeltaregError):
 
 
 class CheckpointNotFound(DeltaregError):
-    """The path or `hf://` name does not lead to a checkpoint.
+    """The path or `hf://` name does not lead to a checkpoint, or the hub has no such model or revision.
 
     Give a directory that holds `model.safetensors` (or shards with `model.safetensors.index.json`), or one
     `.safetensors` file.
@@ -155,10 +155,11 @@ class InvalidArgument(UsageError):
 
 
 class BadName(UsageError):
-    """A name, version, channel or digest is not written as deltareg's names are.
+    """A name, version, channel or digest is not written as deltareg's names are, or a model's not as the hub's are.
 
     Write `namespace/name:1.2.3`, `namespace/name:channel` or `namespace/name@sha256:…`: lower-case letters and digits,
-    single `.`, `_` or `-` between them; versions are SemVer without build metadata.
+    single `.`, `_` or `-` between them; versions are SemVer without build metadata. A model on the hub is
+    `hf://org/name` or `hf://org/name@revision`.
     """
 
     code = "DR0102"
@@ -207,7 +208,7 @@ class NotHomologous(DeltaregError):
 class UnsupportedFormat(DeltaregError):
     """The artifact, store or file has a format version or a data type that this deltareg does not know.
 
-    Upgrade deltareg (`pip install -U deltareg`), or ask the publisher for an older format.
+    Install a newer deltareg, or ask the publisher for an older format.
     """
 
     code = "DR0201"
@@ -218,9 +219,10 @@ class UnsupportedFormat(DeltaregError):
 
 
 class NotAllowed(DeltaregError):
-    """The operating system or the remote does not let you read or write there.
+    """The operating system, the remote or the hub does not let you read or write there.
 
-    Check the permissions of the path in the message, or ask the remote's owner for the right.
+    Check the permissions of the path in the message, or ask the owner for the right; for a gated model accept its
+    conditions and run `hf auth login`.
     """
 
     code = "DR0300"
@@ -313,9 +315,9 @@ class RemoteUnavailable(DeltaregError):
 
 
 class HubUnavailable(RemoteUnavailable):
-    """The Hugging Face Hub could not be reached, or refused the request.
+    """The Hugging Face Hub could not be reached, or failed.
 
-    Check the name, the revision and your token, or download the model first and give its path.
+    Check the connection and run the command again, or download the model first and give its path.
     """
 
     code = "DR0501"

@@ -181,7 +181,9 @@ class TensorEntry(Document):
     shape: list[Count]
     packs: list[Count] = Field(default=[], description="numbers of the packs that hold the record's parts, in order")
     size: Count = Field(default=0, description="bytes of the record")
-    changed: Count = Field(default=0, description="lanes that differ: elements, but halves of C64, and bytes of F4 and F6")
+    changed: Count = Field(
+        default=0, description="lanes that differ: elements, but halves of C64, and bytes of F4 and F6"
+    )
     mended: Count = Field(default=0, description="lanes with a second term D2")
     overwritten: Count = Field(default=0, description="lanes that no sum can give")
     base_norm: float = Field(default=0, ge=0)
@@ -213,7 +215,7 @@ def parse(kind: type[DocumentType], data: bytes | bytearray | memoryview, *, wha
     if version is not None and version != FORMAT_VERSION:
         raise UnsupportedFormat(
             f"{what} has format version {version!r}; this deltareg reads version {FORMAT_VERSION}",
-            hint="pip install --upgrade deltareg",
+            hint="install a newer deltareg",
             version=version,
         )
     try:

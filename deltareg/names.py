@@ -1,4 +1,4 @@
-"""References to deltas: `namespace/name:version`, `namespace/name:channel`, `namespace/name@sha256:…`."""
+"""References to deltas: `namespace/name:version`, `namespace/name:channel`, `namespace/name@sha256:…`; licences."""
 
 from __future__ import annotations
 
@@ -8,9 +8,18 @@ from dataclasses import dataclass
 import semver
 
 from deltareg.digest import Digest, parse_digest
-from deltareg.errors import BadName
+from deltareg.errors import BadName, InvalidArgument
 
-__all__ = ["LATEST", "Reference", "is_version", "latest_of", "parse_reference", "parse_version", "version_key"]
+__all__ = [
+    "LATEST",
+    "Reference",
+    "is_licence",
+    "is_version",
+    "latest_of",
+    "parse_licence",
+    "parse_reference",
+    "version_key",
+]
 
 LATEST = "latest"
 """The channel that a reference without a version means: the highest version that is no pre-release."""
@@ -19,6 +28,10 @@ _PART = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 _PART_LIMIT = 64
 _CHANNEL = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
 _VERSION_LIMIT = 64
+_LICENCE = re.compile(r"[A-Za-z0-9.+() -]+")
+_LICENCE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
+_LICENCE_LIMIT = 128
+_OPERATORS = ("AND", "OR", "WITH")
 _HINT = "write namespace/name:1.2.3, namespace/name:channel or namespace/name@sha256:…"
 
 
@@ -54,17 +67,6 @@ class Reference:
 def is_version(text: str) -> bool:
     """Whether `text` is a version: SemVer without build metadata."""
     return len(text) <= _VERSION_LIMIT and semver.Version.is_valid(text) and "+" not in text
-
-
-def parse_version(text: str) -> str:
-    """Return `text` if it is a version. Raises BadName."""
-    if not is_version(text):
-        raise BadName(
-            f"not a version: {text!r}",
-            cause="build metadata (+…) is not allowed" if "+" in text else None,
-            hint="versions are SemVer: 1.2.3 or 1.2.3-rc.1",
-        )
-    return text
 
 
 def version_key(text: str) -> semver.Version:
@@ -108,3 +110,36 @@ def parse_reference(text: str, *, version_required: bool = False) -> Reference:
     if version_required and (not colon or not is_version(tag)):
         raise BadName(f"{text!r} does not name a version", hint="to publish, write namespace/name:1.2.3")
     return Reference(namespace, name, tag if colon else None, digest)
+
+
+def is_licence(text: str) -> bool:
+    """Whether `text` is written as an SPDX expression, such as `MIT OR Apache-2.0`, or as an id of the hub."""
+    if len(text) > _LICENCE_LIMIT or _LICENCE.fullmatch(text) is None:
+        return False
+    depth = 0
+    open_ended = True  # an id or a parenthesis has to come
+    for token in text.replace("(", " ( ").replace(")", " ) ").split():
+        fits = open_ended
+        if token == "(":
+            depth += 1
+        elif token == ")":
+            fits = not open_ended and depth > 0
+            depth -= 1
+        elif token in _OPERATORS:
+            fits, open_ended = not open_ended, True
+        else:
+            fits, open_ended = open_ended and _LICENCE_ID.fullmatch(token) is not None, False
+        if not fits:
+            return False
+    return depth == 0 and not open_ended
+
+
+def parse_licence(text: str) -> str:
+    """Return `text` if it is written as a licence. Raises InvalidArgument."""
+    if not is_licence(text):
+        raise InvalidArgument(
+            f"{text[:_LICENCE_LIMIT]!r} is not written as a licence",
+            cause=f"at most {_LICENCE_LIMIT} letters, digits, '.', '+' and '-', joined by AND, OR or WITH",
+            hint="write an SPDX identifier such as apache-2.0; other where none fits",
+        )
+    return text

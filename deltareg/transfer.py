@@ -12,12 +12,12 @@ from pydantic import Field
 
 from deltareg.catalog import Registry
 from deltareg.digest import Digest, parse_digest, sha256
-from deltareg.errors import DigestMismatch, DiskFull, InvalidArgument, NotFound, VersionExists
+from deltareg.errors import DigestMismatch, DiskFull, InvalidArgument, NotFound
 from deltareg.manifest import Descriptor, Document, Manifest
 from deltareg.names import LATEST, Reference, parse_reference
 from deltareg.progress import Progress
 from deltareg.remote import Remote, open_remote
-from deltareg.store import MANIFEST_LIMIT, Entry, Store, parse_manifest, version_among
+from deltareg.store import MANIFEST_LIMIT, Entry, Store, parse_manifest, version_among, version_exists
 
 __all__ = ["TransferReport", "pull", "push"]
 
@@ -36,6 +36,7 @@ class TransferReport(Document):
     skipped_bytes: int = Field(description="bytes of blobs that were there already, whole or in part")
     seconds: float
     dry_run: bool
+    warnings: list[str] = Field(default=[], description="what the user should know")
 
 
 def push(
@@ -58,14 +59,15 @@ def push(
     store = registry.store
     wanted = _parsed(reference)
     digest = store.resolve(wanted)
-    version = _version_of(wanted, digest, store.entries())
+    version = _version_of(wanted, digest, store.siblings(wanted))
     data = store.read(digest, limit=MANIFEST_LIMIT)
     manifest = parse_manifest(data, what=f"the manifest of {version}")
     _check_free(remote, version, digest)
+    warnings = _founding(remote, dry_run=dry_run)
     if dry_run:
         absent = _missing(remote.missing, manifest)
         moved = sum(blob.size for blob in absent)
-        return _report(version, digest, remote, manifest, len(absent), moved, begun, dry_run=True)
+        return _report(version, digest, remote, manifest, len(absent), moved, begun, dry_run=True, warnings=warnings)
     sent = moved = 0
     for attempt in range(_ROUNDS):
         absent = _missing(remote.missing, manifest)
@@ -78,7 +80,7 @@ def push(
             # Collected at the remote while a long push went on: what is gone is sent again.
             if attempt == _ROUNDS - 1:
                 raise
-    return _report(version, digest, remote, manifest, sent, moved, begun, dry_run=False)
+    return _report(version, digest, remote, manifest, sent, moved, begun, dry_run=False, warnings=warnings)
 
 
 def pull(
@@ -102,7 +104,8 @@ def pull(
     store = registry.store
     wanted = _parsed(reference)
     digest = parse_digest(remote.resolve(wanted))
-    version = _version_of(wanted, digest, remote.list(wanted.repository))
+    named = wanted.version is not None
+    version = _version_of(wanted, digest, () if named else remote.list(wanted.repository))
     data = _manifest_of(remote, wanted, digest)
     manifest = parse_manifest(data, what=f"the manifest of {version} from {remote.url}")
     store.check_free(version, digest)
@@ -241,13 +244,14 @@ def _check_free(remote: Remote, version: Reference, digest: Digest) -> None:
     except NotFound:
         return
     if found != digest:
-        raise VersionExists(
-            f"{version} was published already at {remote.url}, with other bytes: {found}",
-            cause="versions never change and are never used again",
-            hint="publish under a new version number",
-            reference=str(version),
-            found=found,
-        )
+        raise version_exists(version, found, f" at {remote.url}")
+
+
+def _founding(remote: Remote, *, dry_run: bool) -> list[str]:
+    """What to tell of a remote that is no registry yet: an empty directory is what an unmounted disk looks like."""
+    if not remote.capabilities().vacant:
+        return []
+    return [f"{'would make' if dry_run else 'made'} a new registry at {remote.url}, which was empty"]
 
 
 def _check_space(store: Store, blobs: Iterable[Descriptor]) -> None:
@@ -280,6 +284,7 @@ def _report(
     begun: float,
     *,
     dry_run: bool,
+    warnings: Sequence[str] = (),
 ) -> TransferReport:
     return TransferReport(
         reference=str(version),
@@ -291,6 +296,7 @@ def _report(
         skipped_bytes=max(0, sum(blob.size for blob in manifest.blobs) - moved),
         seconds=time.monotonic() - begun,
         dry_run=dry_run,
+        warnings=list(warnings),
     )
 
 

@@ -12,6 +12,7 @@ from deltareg.digest import Digest, sha256
 from deltareg.manifest import (
     CONFIG_TYPE,
     INVENTORY_TYPE,
+    MANIFEST_TYPE,
     PACK_TYPE,
     DeltaConfig,
     Descriptor,
@@ -22,11 +23,13 @@ from deltareg.manifest import (
     Norms,
     Parent,
     encode,
+    parse,
 )
 from deltareg.names import parse_reference
 from deltareg.store import Store
+from deltareg.store.index import REF_NAME, write_index
 
-__all__ = ["add_delta", "blob_files", "descriptor", "flip", "noise", "publish"]
+__all__ = ["add_delta", "blob_files", "descriptor", "flip", "noise", "publish", "publish_unread", "with_config"]
 
 
 def add_delta(
@@ -64,6 +67,24 @@ def add_delta(
 def publish(store: Store, name: str, packs: Sequence[bytes] = (b"a pack",)) -> Digest:
     """Store an artifact and give it a version's name."""
     return store.publish(parse_reference(name), add_delta(store, packs))
+
+
+def with_config(store: Store, config: bytes, media_type: str = CONFIG_TYPE) -> bytes:
+    """Store an artifact whose config is these bytes, whatever they are; return its manifest."""
+    manifest = parse(Manifest, add_delta(store), what="test")
+    return encode(manifest.model_copy(update={"config": _put(store, config, media_type)}))
+
+
+def publish_unread(store: Store, name: str, config: bytes, media_type: str = CONFIG_TYPE) -> Digest:
+    """Name an artifact whose config deltareg refuses, as another program or a newer version would."""
+    manifest = with_config(store, config, media_type)
+    named = descriptor(manifest, MANIFEST_TYPE).model_copy(update={"annotations": {REF_NAME: name}})
+    write_index(
+        store.index_path,
+        store.snapshot().with_entry(parse_reference(name), named),
+        temporary=store.scratch(),
+    )
+    return store.put(manifest)
 
 
 def descriptor(data: bytes, media_type: str = PACK_TYPE) -> Descriptor:

@@ -158,3 +158,12 @@ def test_an_enormous_file_is_not_read(project: Path) -> None:
     project.write_bytes(b"#" * (1 << 21))
     with pytest.raises(BadConfig, match="larger"):
         read_settings(project)
+
+
+def test_home_of_nobody_is_told_wherever_it_stands(project: Path) -> None:
+    with pytest.raises(InvalidArgument, match="nobody's home"):
+        load_settings(project.parent, {"DELTAREG_HOME": "~nosuch-user/x"})
+    write(project, 'home = "~nosuch-user/x"\n[remotes.team]\nurl = "~nosuch-user/y"\n')
+    with pytest.raises(BadConfig) as raised:
+        load_settings(project.parent, {})
+    assert [str(fault).partition(":")[0] for fault in raised.value.data["faults"]] == ["home", "remotes.team.url"]  # type: ignore[attr-defined]

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deltareg.config import parse_settings
+from deltareg.cli.settings_file import add_remote, create_settings
+from deltareg.config import CONFIG_NAME, parse_settings
 from deltareg.errors import all_errors
 from tests import demo, docs, program, raw, weights
 from tests.synthetic import synthetic
@@ -103,6 +104,9 @@ def _scene_of_readme(directory: Path, minilm_bf16: weights.Pair) -> None:
     part = demo.PARTS["bf16"]
     shutil.copytree(minilm_bf16.base, directory / part.base)
     shutil.copytree(minilm_bf16.post, directory / part.post)
+    (directory / "team").mkdir()
+    create_settings(directory / CONFIG_NAME)
+    add_remote(directory / CONFIG_NAME, "team", str(directory / "team"))
 
 
 def _scene_of_tutorial(directory: Path, _: weights.Pair) -> None:

@@ -33,7 +33,7 @@ from deltareg.remote import DirectoryRemote, RemoteEntry
 from deltareg.store import Store
 from deltareg.transfer import pull, push
 from tests.contracts.remote_contract import Counted, Interrupted
-from tests.deltas import add_delta, blob_files, flip, noise, publish
+from tests.deltas import add_delta, blob_files, flip, noise, publish, publish_unread
 from tests.disks import fill, read_only, small_disk
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -685,3 +685,47 @@ def test_collection_during_a_pull_takes_nothing_of_it(
     assert pull(other, NAME, remote, progress=collecting).sent == 4
     assert collecting.collected == 0
     assert other.fsck().ok
+
+
+# --- what is asked of the remote ---
+
+
+class Asked(DirectoryRemote):
+    """Remembers which repositories were listed."""
+
+    def __init__(self, location: Path) -> None:
+        super().__init__(location)
+        self.listed: list[str | None] = []
+
+    def list(self, repository: str | None = None) -> list[RemoteEntry]:
+        self.listed.append(repository)
+        return super().list(repository)
+
+
+def test_names_are_listed_only_where_no_version_is_named(registry: Registry, other: Registry, tmp_path: Path) -> None:
+    publish(registry.store, NAME)
+    (tmp_path / "shared").mkdir()
+    remote = Asked(tmp_path / "shared")
+    push(registry, NAME, remote)
+    pull(other, NAME, remote)
+    assert remote.listed == []
+    assert pull(other, "acme/search", remote).reference == NAME
+    assert remote.listed == ["acme/search"]
+
+
+def test_first_push_into_an_empty_directory_says_that_it_makes_a_registry(
+    registry: Registry, remote: DirectoryRemote
+) -> None:
+    publish(registry.store, NAME)
+    (warning,) = push(registry, NAME, remote, dry_run=True).warnings
+    assert warning.startswith(f"would make a new registry at {remote.url}")
+    (warning,) = push(registry, NAME, remote).warnings
+    assert warning.startswith(f"made a new registry at {remote.url}")
+    assert push(registry, NAME, remote).warnings == []
+
+
+def test_config_that_cannot_be_read_is_not_pulled(other: Registry, remote: DirectoryRemote) -> None:
+    publish_unread(Store(remote.path), NAME, b"no JSON")
+    with pytest.raises(BadManifest):
+        pull(other, NAME, remote)
+    assert other.store.entries() == []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,14 @@ _UNUSABLE = (NotAllowed, Busy, DiskFull, sqlite3.Error)
 class Catalog:
     """The rows of one store, cached in the database at `path`. Safe for many processes at once.
 
+    Another program that holds the database is waited for `busy_seconds`; then the rows are computed from the store.
     Raises NetworkFilesystem where the database would lie on a network file system.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, busy_seconds: float = 10) -> None:
         refuse_network(path)
         self.path = path
+        self._busy_seconds = busy_seconds
         self._lock = FileLock(path.with_name(path.name + ".lock"))
 
     def rows(self, store: Store, repository: str | None = None) -> list[CatalogRow]:
@@ -52,12 +54,12 @@ class Catalog:
         """Build the database anew from the store; return the number of names."""
         with self._lock.exclusive():
             self._delete()
-            with open_tables(self.path) as tables:
+            with self._open() as tables:
                 return _synchronise(tables, store)
 
     def _cached(self, store: Store, repository: str | None) -> list[CatalogRow]:
         # Damage is mended below, under the exclusive lock.
-        with self._lock.shared(), suppress(*_DAMAGED), open_tables(self.path) as tables:
+        with self._lock.shared(), suppress(*_DAMAGED), self._open() as tables:
             if tables.source() == _signature(store):
                 return _select(tables, store, repository)
         with self._lock.exclusive():
@@ -68,9 +70,12 @@ class Catalog:
                 return self._refreshed(store, repository)
 
     def _refreshed(self, store: Store, repository: str | None) -> list[CatalogRow]:
-        with open_tables(self.path) as tables:
+        with self._open() as tables:
             _synchronise(tables, store)
             return _select(tables, store, repository)
+
+    def _open(self) -> AbstractContextManager[Tables]:
+        return open_tables(self.path, self._busy_seconds)
 
     def _delete(self) -> None:
         with translate_os_errors("remove the old catalog", self.path):

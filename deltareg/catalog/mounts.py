@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path, PurePosixPath
 
 from deltareg.errors import NetworkFilesystem
 
-__all__ = ["NETWORK_TYPES", "file_system_of", "parse_mounts", "refuse_network"]
+__all__ = ["NETWORK_TYPES", "file_system_of", "network_type", "parse_mounts", "refuse_network", "type_of"]
 
 NETWORK_TYPES = {
     "afs",
@@ -15,15 +16,24 @@ NETWORK_TYPES = {
     "ceph",
     "cifs",
     "fuse.ceph",
+    "fuse.gcsfuse",
     "fuse.glusterfs",
+    "fuse.juicefs",
+    "fuse.mfs",
+    "fuse.rclone",
+    "fuse.s3fs",
     "fuse.sshfs",
     "glusterfs",
     "gpfs",
     "lustre",
+    "ncpfs",
     "nfs",
     "nfs4",
+    "orangefs",
+    "pvfs2",
     "smb3",
     "smbfs",
+    "wekafs",
 }
 """Types of file systems whose shared memory does not reach other machines: SQLite's write-ahead log corrupts there."""
 
@@ -32,22 +42,31 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 def refuse_network(path: Path, mounts: Path = _MOUNTS) -> None:
-    """Raise NetworkFilesystem where `path` lies, or will lie, on one, as the file `mounts` tells.
-
-    Systems without such a file are trusted.
-    """
-    try:
-        text = mounts.read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:
-        return
-    kind = file_system_of(PurePosixPath(path.resolve()), parse_mounts(text))
-    if kind in NETWORK_TYPES:
+    """Raise NetworkFilesystem where `path` lies, or will lie, on one. Systems without a mount table are trusted."""
+    kind = network_type(path, mounts)
+    if kind is not None:
         raise NetworkFilesystem(
             f"{path} lies on a network file system ({kind})",
             cause="SQLite's write-ahead log corrupts there",
             hint="set DELTAREG_HOME to a directory on a local disk",
             path=path,
         )
+
+
+def network_type(path: Path, mounts: Path = _MOUNTS) -> str | None:
+    """The type of the network file system that `path` lies, or will lie, on; None for a local or an unknown one."""
+    kind = type_of(path, mounts)
+    return kind if kind in NETWORK_TYPES else None
+
+
+def type_of(path: Path, mounts: Path = _MOUNTS) -> str | None:
+    """The type of the file system that `path` lies, or will lie, on, as the file `mounts` tells; None without it."""
+    try:
+        text = mounts.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return None
+    # realpath: `resolve` fails on a link that leads to itself.
+    return file_system_of(PurePosixPath(os.path.realpath(path)), parse_mounts(text))
 
 
 def parse_mounts(text: str) -> list[tuple[PurePosixPath, str]]:

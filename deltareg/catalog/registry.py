@@ -13,6 +13,7 @@ from deltareg.catalog.rows import CatalogRow
 from deltareg.digest import Digest
 from deltareg.errors import NotFound
 from deltareg.names import Reference, parse_reference
+from deltareg.paths import expand_home
 from deltareg.progress import Progress
 from deltareg.store import FsckReport, GcReport, Store, version_among
 
@@ -31,7 +32,7 @@ class Registry:
     catalog: Catalog
 
     def __init__(self, home: Path | str | None = None, *, create: bool = True) -> None:
-        self.home = (default_home() if home is None else Path(home)).expanduser().absolute()
+        self.home = expand_home(default_home() if home is None else home).absolute()
         self.catalog = Catalog(self.home / "catalog.db")
         self.store = Store(self.home / "registry", create=create)
 
@@ -43,7 +44,7 @@ class Registry:
         """The version that a channel, `latest` or a digest means; the digest itself where no version has it."""
         wanted = _parsed(reference)
         digest = self.store.resolve(wanted)
-        version = version_among(self.store.entries(), wanted, digest)
+        version = version_among(self.store.siblings(wanted), wanted, digest)
         return Reference(wanted.namespace, wanted.name, digest=digest) if version is None else version
 
     def artifact(self, reference: Reference | str) -> Artifact:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from deltareg.catalog.rows import CatalogRow
+from deltareg.errors import Busy, DeltaregError, DiskFull, NotAllowed
 from deltareg.names import parse_reference
 
 __all__ = ["SCHEMA_VERSION", "Tables", "open_tables"]
@@ -35,7 +36,18 @@ _COLUMNS: dict[str, type] = {
     "exactness": str,
     "fault": str,
 }
-_BUSY_SECONDS = 10
+_BUSY_SECONDS = 10.0
+_PRIMARY = 0xFF  # of an extended result code
+_PASSING: dict[int, type[DeltaregError]] = {
+    sqlite3.SQLITE_BUSY: Busy,
+    sqlite3.SQLITE_LOCKED: Busy,
+    sqlite3.SQLITE_PROTOCOL: Busy,
+    sqlite3.SQLITE_FULL: DiskFull,
+    sqlite3.SQLITE_READONLY: NotAllowed,
+    sqlite3.SQLITE_PERM: NotAllowed,
+    sqlite3.SQLITE_CANTOPEN: NotAllowed,
+}
+"""What SQLite reports of a database that is sound, and cannot be used now."""
 
 
 class Tables:
@@ -85,17 +97,29 @@ class Tables:
 
 
 @contextmanager
-def open_tables(path: Path) -> Generator[Tables]:
-    """Open the database at `path`, making it where it is absent. Raises sqlite3.Error."""
+def open_tables(path: Path, busy_seconds: float = _BUSY_SECONDS) -> Generator[Tables]:
+    """Open the database at `path`, making it where it is absent.
+
+    Waits `busy_seconds` for others that hold it. Raises Busy, DiskFull, NotAllowed; sqlite3.Error for a damaged one.
+    """
     from sqlite_utils import Database  # 0.15 s, which commands that list nothing need not wait for
 
-    connection = sqlite3.connect(path, timeout=_BUSY_SECONDS)
-    try:
+    with _translated(path), closing(sqlite3.connect(path, timeout=busy_seconds)) as connection:
         database = Database(connection)
         database.enable_wal()
         yield Tables(database)
-    finally:
-        connection.close()
+
+
+@contextmanager
+def _translated(path: Path) -> Generator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        # Errors of the Python module itself have no code.
+        kind = _PASSING.get(getattr(error, "sqlite_errorcode", 0) & _PRIMARY)
+        if kind is None:
+            raise
+        raise kind(f"the catalog cannot be used now: {path}: {error}", cause=str(error), path=path) from error
 
 
 def _record(row: CatalogRow) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltareg.checkpoint.source import bytes_of, too_large, truncated
-from deltareg.errors import CheckpointNotFound, DeltaregError, HubUnavailable, translate_os_errors
+from deltareg.errors import BadName, CheckpointNotFound, DeltaregError, HubUnavailable, NotAllowed, translate_os_errors
 
 if TYPE_CHECKING:
     from deltareg.checkpoint.source import Buffer
@@ -81,7 +81,7 @@ class Hub:
         return Path(found)
 
     def folder(self, name: HubName) -> HubFolder:
-        """The files of the revision as they lie on the hub. Raises HubUnavailable."""
+        """The files of the revision as they lie on the hub. Raises HubUnavailable, NotAllowed, CheckpointNotFound."""
         library = _library()
         with _translated(name.text):
             info = library.HfApi(endpoint=self.endpoint, token=self.token).model_info(
@@ -91,7 +91,7 @@ class Hub:
         return HubFolder(self, name, str(info.sha), files)
 
     def download(self, name: HubName, files: Sequence[str]) -> Path:
-        """Bring files of the revision into the local cache. Raises HubUnavailable, DiskFull."""
+        """Bring files of the revision into the local cache. Raises as `folder` does, and DiskFull."""
         library = _library()
         with _translated(name.text), _bars_on_terminals_only():
             found = library.snapshot_download(
@@ -155,6 +155,8 @@ class HubSource:
         """The `length` bytes from `offset` on. Raises BadHeader, HubUnavailable."""
         if offset + length > self.size:
             raise truncated(self.name, self.size, offset + length)
+        if length == 0:  # no byte range is empty
+            return b""
         if offset + length <= len(self._prefix):
             return self._prefix[offset : offset + length]
         data, size = self._fetch(offset, length)
@@ -245,18 +247,16 @@ def _bars_on_terminals_only() -> Generator[None]:
 
 
 def parse_hub_name(text: str) -> HubName:
-    """Parse `hf://org/name[@revision]`. Raises CheckpointNotFound."""
+    """Parse `hf://org/name[@revision]`. Raises BadName."""
     found = _NAME.fullmatch(text)
     if found is None or ".." in text or "--" in found[1]:
-        raise CheckpointNotFound(
-            f"not the name of a model: {text!r}", hint="write hf://org/name or hf://org/name@revision"
-        )
+        raise BadName(f"not the name of a model: {text!r}", hint="write hf://org/name or hf://org/name@revision")
     return HubName(found[1], found[2])
 
 
 @contextmanager
 def _translated(what: str) -> Generator[None]:
-    """Turn whatever huggingface_hub and the HTTP library under it raise into HubUnavailable."""
+    """Turn whatever huggingface_hub and the HTTP library under it raise into an error of deltareg."""
     try:
         yield
     except DeltaregError:
@@ -268,37 +268,50 @@ def _translated(what: str) -> Generator[None]:
         raise _hub_error(what, error) from error
 
 
-def _hub_error(what: str, error: Exception) -> HubUnavailable:
+def _hub_error(what: str, error: Exception) -> DeltaregError:
     # "Not found locally" hides why the hub was not asked.
     origin = error.__cause__ if isinstance(error, _library(".errors").LocalEntryNotFoundError) else None
     origin = origin or error
-    message, hint = _reason(what, origin)
+    kind, message, hint = _reason(what, origin)
     first_line = str(origin).strip().partition("\n")[0]
-    return HubUnavailable(message, cause=f"{type(origin).__name__}: {first_line}", hint=hint, final=_is_final(origin))
+    return kind(message, cause=f"{type(origin).__name__}: {first_line}", hint=hint, final=_is_final(origin))
 
 
-def _reason(what: str, error: BaseException) -> tuple[str, str]:
-    """What to tell of an error of huggingface_hub, and what to do about it."""
+def _reason(what: str, error: BaseException) -> tuple[type[DeltaregError], str, str]:
+    """Which error an error of huggingface_hub is, what to tell of it, and what to do about it."""
     errors = _library(".errors")
-    reasons: list[tuple[type[BaseException], str, str]] = [
-        (errors.OfflineModeIsEnabled, f"{what} is to be fetched, but HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE"),
-        (errors.GatedRepoError, f"{what} is gated", "accept its conditions on its page, then run `hf auth login`"),
-        (errors.RevisionNotFoundError, f"{what}: there is no such revision", "name a branch, a tag or a commit"),
+    absent, login = CheckpointNotFound, "run `hf auth login`"
+    reasons: list[tuple[type[BaseException], type[DeltaregError], str, str]] = [
         (
-            errors.RepositoryNotFoundError,
-            f"{what}: no such model, or it is private",
-            "check it, or run `hf auth login`",
+            errors.OfflineModeIsEnabled,
+            HubUnavailable,
+            f"{what} is to be fetched, but HF_HUB_OFFLINE is set",
+            "unset HF_HUB_OFFLINE",
         ),
-        (errors.EntryNotFoundError, f"{what}: a file is not on the hub", "check the name and the revision"),
-        (errors.HfHubHTTPError, f"the hub refused {what}", "check the name, the revision and your token"),
+        (errors.GatedRepoError, NotAllowed, f"{what} is gated", f"accept its conditions on its page, then {login}"),
+        (errors.RevisionNotFoundError, absent, f"{what}: there is no such revision", "name a branch, tag or commit"),
+        # The hub does not tell the two apart, lest names of private models leak.
+        (errors.RepositoryNotFoundError, absent, f"{what}: no such model, or it is private", f"check it, or {login}"),
+        (errors.EntryNotFoundError, absent, f"{what}: a file is not on the hub", "check the name and the revision"),
     ]
-    for kind, message, hint in reasons:  # from the special to the general
+    for kind, ours, message, hint in reasons:  # from the special to the general
         if isinstance(error, kind):
-            return message, hint
-    return f"the hub could not be reached for {what}", "check the connection, or download it first and give its path"
+            return ours, message, hint
+    if isinstance(error, errors.HfHubHTTPError):
+        if _status(error) in (401, 403):
+            return NotAllowed, f"the hub does not let you read {what}", f"check your token, or {login}"
+        return HubUnavailable, f"the hub refused {what}", "check the name, the revision and your token"
+    message = f"the hub could not be reached for {what}"
+    return HubUnavailable, message, "check the connection, or download it first and give its path"
 
 
 def _is_final(error: BaseException) -> bool:
     """Whether asking again gives the same answer."""
+    status = _status(error)
+    return status is not None and status < 500
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an error of huggingface_hub tells of."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    return isinstance(status, int) and status < 500
+    return status if isinstance(status, int) else None

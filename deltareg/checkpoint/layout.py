@@ -13,12 +13,14 @@ from typing import Any, cast
 from deltareg.checkpoint.source import Folder
 from deltareg.digest import parse_json
 from deltareg.errors import BadCheckpoint, BadManifest, CheckpointNotFound, PickleRefused
+from deltareg.names import is_licence
 
 __all__ = [
     "INDEX_FILE",
     "SINGLE_FILE",
     "ShardIndex",
     "Weights",
+    "belongs",
     "convert_command",
     "find_weights",
     "is_pickle",
@@ -60,7 +62,10 @@ _SIDE_FILES = (
 # Weights, and what can run code.
 _NEVER_SIDE_FILES = ("*.safetensors", "*.py", "*.pyc", "*.so", *(f"*{suffix}" for suffix in _PICKLE_SUFFIXES))
 
-_LICENCE = re.compile(r"^license:[ \t]*([\"']?)([A-Za-z0-9][A-Za-z0-9 .+-]*?)\1[ \t]*(?:#.*)?\r?$", re.MULTILINE)
+_CHECKPOINT_FILES = ("*.safetensors", f"*{_INDEX_SUFFIX}", "config.json", "README.md", "LICENSE*", "LICENCE*")
+
+_LICENCE_KEY = "license:"
+_LINE_LIMIT = 1024
 
 _CONVERT = (
     "import sys, torch; from safetensors.torch import save_file; t = {}; "
@@ -154,11 +159,27 @@ def side_files_of(names: Iterable[str]) -> tuple[str, ...]:
     )
 
 
+def belongs(name: str) -> bool:
+    """Whether a file, by its POSIX path in a directory, is one of those that a checkpoint has."""
+    if side_files_of([name]):
+        return True
+    return any(_matches(name, pattern) for pattern in _CHECKPOINT_FILES)
+
+
 def licence_of(readme: str) -> str | None:
-    """The licence that a model card's front matter names, as it is written there; None if there is none."""
+    """The licence that a model card's front matter names, as it is written there; None if there is none.
+
+    A card comes from anywhere: what is not written as a licence is none.
+    """
     front = re.match(r"\ufeff?---\r?\n(.*?)\r?\n---", readme, re.DOTALL)
-    line = _LICENCE.search(front[1]) if front is not None else None
-    return line[2] if line is not None and line[2].lower() != "unknown" else None
+    lines = front[1].split("\n") if front is not None else []
+    line = next((line for line in lines if line.startswith(_LICENCE_KEY)), "")
+    if len(line) > _LINE_LIMIT:
+        return None
+    value = line.removeprefix(_LICENCE_KEY).partition(" #")[0].strip()
+    if value[:1] in ("'", '"') and value[-1:] == value[:1]:
+        value = value[1:-1]
+    return value if is_licence(value) and value.lower() != "unknown" else None
 
 
 def _beside(pickle: str) -> str:

@@ -15,9 +15,11 @@ from deltareg.errors import (
     CheckpointNotFound,
     DeltaregError,
     HubUnavailable,
+    NotAllowed,
     PickleRefused,
     translate_os_errors,
 )
+from deltareg.paths import expand_home
 
 __all__ = ["Located", "locate"]
 
@@ -43,12 +45,12 @@ def locate(
 
     A `hf://` name is looked up in the local cache first, then downloaded; with `headers_only` nothing is downloaded.
     A cached model without a tokenizer is completed where the hub can be reached. With `offline` the network is not
-    asked. Raises CheckpointNotFound, BadCheckpoint, PickleRefused, HubUnavailable.
+    asked. Raises CheckpointNotFound, BadCheckpoint, PickleRefused, HubUnavailable, NotAllowed, UsageError.
     """
     text = os.fspath(name)
     if text.startswith(PREFIX):
         return _locate_on_hub(parse_hub_name(text), hub or Hub(), offline, headers_only)
-    path = Path(text).expanduser()
+    path = expand_home(text)
     with translate_os_errors("look at the checkpoint", path):
         if path.is_dir():
             return _locate_directory(path)
@@ -100,7 +102,7 @@ def _locate_on_hub(name: HubName, hub: Hub, offline: bool, headers_only: bool) -
         raise fault
     try:
         return _fetch(name, hub, headers_only)
-    except HubUnavailable:
+    except (HubUnavailable, NotAllowed, CheckpointNotFound):
         if cached is None:
             raise
         return cached

@@ -145,7 +145,7 @@ class Checkpoint:
 
         With `headers_only` a model that is not in the local cache is not downloaded: its headers are read from the hub
         by byte ranges, and so is what is read of its tensors later. Raises CheckpointNotFound, BadCheckpoint,
-        BadHeader, PickleRefused, UnsupportedFormat, HubUnavailable.
+        BadHeader, PickleRefused, UnsupportedFormat, HubUnavailable, NotAllowed, UsageError.
         """
         located = locate(name, offline=offline, headers_only=headers_only, hub=hub)
         sources: list[ByteSource] = []

@@ -169,9 +169,7 @@ class LocalFolder:
         source = FileSource(self.root / name, name)
         try:
             if source.size > limit:
-                raise BadCheckpoint(
-                    f"{name} of {self.label} has {source.size} bytes, at most {limit} are read", file=name
-                )
+                raise too_large(name, self.label, source.size, limit)
             return source.read(0, source.size)
         finally:
             source.close()

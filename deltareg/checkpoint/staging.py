@@ -12,18 +12,23 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from deltareg.checkpoint.layout import belongs
 from deltareg.errors import InvalidArgument, OutputExists, translate_os_errors
 
 __all__ = ["check_free", "create_staging", "publish", "remove_stale", "replace_by_renames"]
 
 _MARK = ".deltareg-"
 _OLD = ".old"
+_SHOWN = 5
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
 def check_free(out: Path, overwrite: bool) -> None:
-    """Raise OutputExists unless `out` is absent or an empty directory; with `overwrite` it may be a checkpoint."""
+    """Raise OutputExists unless `out` is absent or an empty directory; with `overwrite` it may be a checkpoint.
+
+    With anything else in it, it is refused all the same: overwriting removes whatever is there.
+    """
     with translate_os_errors("look at the output", out):
         if not os.path.lexists(out):
             return
@@ -33,14 +38,36 @@ def check_free(out: Path, overwrite: bool) -> None:
             raise InvalidArgument(
                 f"{out} is a mount point, which cannot appear at once", hint=f"name a directory in it: {out / 'model'}"
             )
-        names = [path.name for path in out.iterdir()]
+        names = sorted(path.name for path in out.iterdir())
+        strangers = _strangers(out) if overwrite else []
     if not names:
         return
     if not overwrite:
         raise _exists(out, "it is a directory with files in it")
-    if not any(name.endswith(".safetensors") for name in names):
-        # Overwriting removes all that is there: only for what is a checkpoint.
-        raise _exists(out, "it holds other things than a checkpoint, and is not overwritten")
+    # Overwriting removes all that is there: only for what is a checkpoint and nothing else.
+    if strangers or not any(name.endswith(".safetensors") for name in names):
+        shown = ", ".join((strangers or names)[:_SHOWN]) + (", …" if len(strangers or names) > _SHOWN else "")
+        raise _exists(out, f"it holds other things than a checkpoint, and is not overwritten: {shown}")
+
+
+def _strangers(out: Path) -> list[str]:
+    """What lies in a directory and belongs to no checkpoint, directories with a slash at their end."""
+    found: list[str] = []
+    for entry in sorted(os.scandir(out), key=lambda entry: entry.name):
+        if not entry.is_dir(follow_symlinks=False):
+            if not belongs(entry.name):
+                found.append(entry.name)
+        elif not _holds_side_files_only(Path(entry.path)):
+            found.append(f"{entry.name}/")
+    return found
+
+
+def _holds_side_files_only(directory: Path) -> bool:
+    """Whether a directory is a module's, as `1_Pooling` with its config is."""
+    inside = list(os.scandir(directory))
+    return bool(inside) and all(
+        not entry.is_dir(follow_symlinks=False) and belongs(f"{directory.name}/{entry.name}") for entry in inside
+    )
 
 
 def _exists(out: Path, cause: str) -> OutputExists:

@@ -72,7 +72,9 @@ def diff(
     from deltareg.cli.progress import watched
     from deltareg.cli.session import current_settings, writable_registry
     from deltareg.diff import diff
+    from deltareg.names import parse_licence
 
+    licence = None if licence is None else parse_licence(licence)
     settings = current_settings()
     with writable_registry(settings, dry_run=dry_run) as registry, watched() as progress:
         report = diff(
@@ -105,7 +107,9 @@ def apply(
         SideFiles,
         typer.Option("--side-files", help="Whose tokenizer, chat template and generation config the result gets."),
     ] = SideFiles.post,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT, if it is a checkpoint, with all that is in it.")
+    ] = False,
     threads: Threads = None,
     dry_run: DryRun = False,
     json: Json = False,

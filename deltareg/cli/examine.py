@@ -9,18 +9,20 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from deltareg import __version__
-from deltareg.catalog import Registry
-from deltareg.catalog.mounts import NETWORK_TYPES, file_system_of, parse_mounts
+from deltareg.catalog import CatalogRow, Registry
+from deltareg.catalog.mounts import network_type, type_of
 from deltareg.cli.reports import Check, DoctorReport
 from deltareg.cli.session import home_of
 from deltareg.cli.units import counted, size
 from deltareg.config import Settings, load_settings, unknown_variables
 from deltareg.digest import Digest
-from deltareg.errors import DeltaregError, NotFound
+from deltareg.errors import DeltaregError, NotFound, UnsupportedFormat
+from deltareg.paths import expand_home
 from deltareg.remote import open_remote
+from deltareg.store import Entry
 
 __all__ = ["PACKAGES", "examine"]
 
@@ -43,7 +45,7 @@ PACKAGES = (
 
 _OPTIONAL = ("safetensors", "torch", "transformers")
 _LITTLE = 1 << 30
-_MOUNTS = Path("/proc/self/mountinfo")
+_FSCK = "deltareg cache fsck"
 
 
 def examine(directory: Path, environment: Mapping[str, str]) -> DoctorReport:
@@ -58,10 +60,20 @@ def examine(directory: Path, environment: Mapping[str, str]) -> DoctorReport:
         files = ", ".join(map(str, settings.files)) or "no deltareg.toml: everything is as built in"
         checks.append(Check(name="settings", status="ok", detail=files))
     checks += _variables(environment)
-    home = home_of(settings).absolute()
-    checks += [_attempt("home", lambda: _home(home)), _file_system(home), _space(home), *_registry(home)]
-    checks += _remotes(settings)
+    checks += [*_local(settings), *_remotes(settings)]
     return DoctorReport(ok=all(check.status != "fault" for check in checks), checks=checks)
+
+
+def _local(settings: Settings) -> Iterator[Check]:
+    try:
+        home = expand_home(home_of(settings)).absolute()
+    except DeltaregError as error:
+        yield _fault("home", error)
+        return
+    yield _attempt("home", lambda: _home(home))
+    yield _attempt("file system", lambda: _file_system(home))
+    yield _attempt("disk space", lambda: _space(home))
+    yield from _registry(home)
 
 
 def _versions() -> Iterator[Check]:
@@ -88,7 +100,7 @@ def _variables(environment: Mapping[str, str]) -> Iterator[Check]:
 
 
 def _home(home: Path) -> Check:
-    if not home.exists():
+    if not os.path.exists(home):
         place = _nearest_existing(home)
         if os.access(place, os.W_OK | os.X_OK):
             return _ok("home", f"{home} (will be made by the first diff or pull)")
@@ -105,26 +117,19 @@ def _home(home: Path) -> Check:
 
 
 def _file_system(home: Path) -> Check:
-    try:
-        text = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:
-        return _ok("file system", "of a kind that this system does not tell")
-    kind = file_system_of(PurePosixPath(_nearest_existing(home).resolve()), parse_mounts(text))
-    if kind in NETWORK_TYPES:
+    kind = network_type(home)
+    if kind is not None:
         return Check(
             name="file system",
             status="fault",
             detail=f"{home} lies on a network file system ({kind}), where the catalog would corrupt",
             hint="set DELTAREG_HOME to a directory on a local disk",
         )
-    return _ok("file system", kind or "unknown")
+    return _ok("file system", type_of(home) or "of a kind that this system does not tell")
 
 
 def _space(home: Path) -> Check:
-    try:
-        usage = shutil.disk_usage(_nearest_existing(home))
-    except OSError as error:
-        return Check(name="disk space", status="warning", detail=str(error))
+    usage = shutil.disk_usage(_nearest_existing(home))
     told = f"{size(usage.free)} free of {size(usage.total)}"
     if usage.free < _LITTLE:
         hint = "free some space, or set DELTAREG_HOME to a directory on a larger disk; deltareg cache gc may help"
@@ -147,22 +152,21 @@ def _registry(home: Path) -> Iterator[Check]:
 
 def _store(registry: Registry) -> Check:
     """Every name leads to blobs of the right sizes. Their bytes are what `cache fsck` reads."""
-    store = registry.store
-    faults: list[str] = []
-    entries = store.entries()
-    for entry in entries:
-        try:
-            blobs = store.manifest(entry.digest).blobs
-        except DeltaregError as error:
-            faults.append(f"{entry.reference}: {error.message}")
-            continue
-        wrong = [blob for blob in blobs if not _is_there(registry, blob.digest, blob.size)]
-        if wrong:
-            faults.append(f"{entry.reference}: missing or of another size: {counted(len(wrong), 'blob')}")
+    entries = registry.store.entries()
+    faults = [fault for entry in entries if (fault := _fault_of(registry, entry)) is not None]
     if faults:
         shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
-        return Check(name="registry", status="fault", detail=shown, hint="deltareg cache fsck")
+        return Check(name="registry", status="fault", detail=shown, hint=_FSCK)
     return _ok("registry", f"{counted(len(entries), 'name')}, every blob is there; deltareg cache fsck reads them")
+
+
+def _fault_of(registry: Registry, entry: Entry) -> str | None:
+    try:
+        blobs = registry.store.manifest(entry.digest).blobs
+    except DeltaregError as error:
+        return f"{entry.reference}: {error.message}"
+    wrong = [blob for blob in blobs if not _is_there(registry, blob.digest, blob.size)]
+    return f"{entry.reference}: missing or of another size: {counted(len(wrong), 'blob')}" if wrong else None
 
 
 def _is_there(registry: Registry, digest: str, expected: int) -> bool:
@@ -174,11 +178,31 @@ def _is_there(registry: Registry, digest: str, expected: int) -> bool:
 
 def _catalog(registry: Registry) -> Check:
     rows = registry.list()
-    faults = [row for row in rows if row.fault is not None]
-    if faults:
-        detail = f"{len(faults)} of {len(rows)} versions cannot be read: {faults[0].reference}: {faults[0].fault}"
-        return Check(name="catalog", status="fault", detail=detail, hint="deltareg cache fsck")
-    return _ok("catalog", counted(len(rows), "version"))
+    faulty = [row for row in rows if row.fault is not None]
+    if not faulty:
+        return _ok("catalog", counted(len(rows), "version"))
+    # Those of a newer format are sound: they come last, and are no fault by themselves.
+    reasons = sorted(((_why(registry, row), row) for row in faulty), key=lambda each: _is_newer(each[0]))
+    error, first = reasons[0]
+    return Check(
+        name="catalog",
+        status="warning" if _is_newer(error) else "fault",
+        detail=f"{len(faulty)} of {len(rows)} versions cannot be read: {first.reference}: {first.fault}",
+        hint=_FSCK if error is None else error.hint or _FSCK,
+    )
+
+
+def _why(registry: Registry, row: CatalogRow) -> DeltaregError | None:
+    """The error that reading a version's documents gives."""
+    try:
+        _ = registry.artifact(row.reference).config
+    except DeltaregError as error:
+        return error
+    return None
+
+
+def _is_newer(error: DeltaregError | None) -> bool:
+    return isinstance(error, UnsupportedFormat)
 
 
 def _remotes(settings: Settings) -> Iterator[Check]:
@@ -202,6 +226,8 @@ def _attempt(name: str, check: Callable[[], Check]) -> Check:
         return check()
     except DeltaregError as error:
         return _fault(name, error)
+    except OSError as error:
+        return Check(name=name, status="fault", detail=str(error))
 
 
 def _ok(name: str, detail: str) -> Check:
@@ -213,4 +239,5 @@ def _fault(name: str, error: DeltaregError) -> Check:
 
 
 def _nearest_existing(path: Path) -> Path:
-    return next(place for place in (path, *path.parents) if place.exists())
+    # os.path: what lies in a directory that may not be searched does not exist, as far as this user is concerned.
+    return next(place for place in (path, *path.parents) if os.path.exists(place))

@@ -117,10 +117,11 @@ def absolute_url(text: str) -> str:
     if "://" in text or text.startswith("file:"):
         return text
     from deltareg.errors import InvalidArgument
+    from deltareg.paths import expand_home
 
     if not text:
         raise InvalidArgument("the URL of a remote cannot be empty")
-    return str(Path(text).expanduser().absolute())
+    return str(expand_home(text).absolute())
 
 
 def _print_change(done: str, name: str, url: str, file: Path, *, default: bool, dry_run: bool, json: bool) -> None:

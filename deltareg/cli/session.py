@@ -44,7 +44,7 @@ def open_registry(settings: Settings | None = None) -> Registry:
 def writable_registry(settings: Settings, *, dry_run: bool) -> Generator[Registry]:
     """The local registry, made if need be. A dry run that finds none works on an empty one that is then removed."""
     home = home_of(settings)
-    if not dry_run or (home / "registry").exists():
+    if not dry_run or os.path.exists(home / "registry"):
         yield Registry(home)
         return
     with tempfile.TemporaryDirectory(prefix="deltareg-") as empty:

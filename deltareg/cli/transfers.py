@@ -82,8 +82,11 @@ def pull(
 
 
 def _print_report(report: TransferReport, *, json: bool) -> None:
-    from deltareg.cli.output import print_report
+    from deltareg.cli.output import print_report, warn
     from deltareg.cli.units import speed
 
+    for warning in report.warnings:
+        warn(warning)
     moved = report.bytes if not report.dry_run else 0
-    print_report(report, json=json, more={"speed": speed(moved, report.seconds)} if moved else None)
+    more = {"speed": speed(moved, report.seconds)} if moved else None
+    print_report(report, json=json, leave_out=["warnings"], more=more)

@@ -118,5 +118,5 @@ def lane_of(dtype: str | int) -> Lane:
     """The lane of a dtype, by its name or by its code in a record. Raises UnsupportedFormat."""
     found = _LANES.get(dtype) if isinstance(dtype, str) else _BY_CODE.get(dtype)
     if found is None:
-        raise UnsupportedFormat(f"unknown dtype {dtype!r}", hint="pip install --upgrade deltareg", dtype=dtype)
+        raise UnsupportedFormat(f"unknown dtype {dtype!r}", hint="install a newer deltareg", dtype=dtype)
     return found

@@ -88,7 +88,7 @@ class RecordHead:
         if version != _VERSION:
             raise UnsupportedFormat(
                 f"a record has version {version}; this deltareg reads version {_VERSION}",
-                hint="pip install --upgrade deltareg",
+                hint="install a newer deltareg",
             )
         if dimensions > _MOST_DIMENSIONS or mode not in (Mode.ADD, Mode.REPLACE):
             raise BadRecord(f"a record has mode {mode} and {dimensions} dimensions")

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["MODULE_CLASSES", "layer_order", "module_class"]
-
-MODULE_CLASSES = ("attention", "mlp", "embedding", "norm", "lm_head", "other")
-"""The classes, as deltas report their norms by them."""
+__all__ = ["layer_order", "module_class"]
 
 # The first pattern that is found decides: a norm within an attention block is a norm.
 _PATTERNS = tuple(
@@ -27,7 +24,7 @@ _NUMBERS = re.compile(r"(\d+)")
 
 
 def module_class(name: str) -> str:
-    """The class, one of MODULE_CLASSES, of the tensor of that name."""
+    """The class of the tensor of that name: attention, mlp, embedding, norm, lm_head or other."""
     lowered = name.lower()
     return next((found for found, pattern in _PATTERNS if pattern.search(lowered)), "other")
 

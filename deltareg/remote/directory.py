@@ -20,6 +20,7 @@ from deltareg.errors import (
 )
 from deltareg.manifest import Descriptor
 from deltareg.names import Reference
+from deltareg.paths import expand_home
 from deltareg.progress import Progress
 from deltareg.remote.protocol import Capabilities, RemoteEntry
 from deltareg.store import BLOCK, MANIFEST_LIMIT, Store, is_vacant
@@ -44,7 +45,8 @@ class DirectoryRemote:
         with self._reaching():
             self._check_there()
             writable = os.access(self.path, os.W_OK)
-        return Capabilities(writable=writable, resumable=True, conditional_put=True, search=False)
+            vacant = os.access(self.path, os.R_OK) and is_vacant(self.path)
+        return Capabilities(writable=writable, resumable=True, conditional_put=True, search=False, vacant=vacant)
 
     def missing(self, digests: Iterable[Digest]) -> set[Digest]:
         """Those of `digests` that are not there. The others are safe from `gc` for its grace period."""
@@ -107,8 +109,14 @@ class DirectoryRemote:
             return self._opened
         except NotFound as error:
             raise RemoteUnavailable(
-                f"{self.path} holds something, but no registry", hint="name a registry or an empty directory"
+                f"{self.path} holds something, but no registry", hint=self._way_out(), path=self.path
             ) from error
+
+    def _way_out(self) -> str:
+        inner = self.path / "registry"
+        if not os.path.isfile(inner / "oci-layout"):
+            return "name a registry or an empty directory"
+        return f"it is a home, as DELTAREG_HOME names one; its registry, and so the remote, is {inner}"
 
     def _readable_store(self, wanted: Reference | Digest) -> Store:
         store = self._store()
@@ -161,4 +169,4 @@ def _path(location: str | os.PathLike[str]) -> Path:
         text = unquote(parts.path)
     if not text or "\0" in text:
         raise UsageError(f"{text!r} is no path")
-    return Path(text).expanduser().absolute()
+    return expand_home(text).absolute()

@@ -30,6 +30,7 @@ class Capabilities(Document):
     resumable: bool = Field(description="a blob that was cut off is sent on from there")
     conditional_put: bool = Field(description="of two writers of one version exactly one wins")
     search: bool = Field(description="finds deltas by base, not only by name")
+    vacant: bool = Field(default=False, description="no registry yet: the first push makes one")
 
 
 class Remote(Protocol):

@@ -7,7 +7,7 @@ from deltareg.store.collect import GcReport
 from deltareg.store.index import Entry, Signature, version_among
 from deltareg.store.inspect import Fault, FsckReport
 from deltareg.store.lock import FileLock
-from deltareg.store.store import MANIFEST_LIMIT, Store, is_vacant, parse_manifest
+from deltareg.store.store import MANIFEST_LIMIT, Store, is_vacant, parse_manifest, version_exists
 from deltareg.store.writer import BLOCK, BlobWriter
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "is_vacant",
     "parse_manifest",
     "version_among",
+    "version_exists",
 ]

@@ -18,7 +18,7 @@ from deltareg.errors import (
     VersionExists,
     translate_os_errors,
 )
-from deltareg.manifest import DELTA_TYPE, MANIFEST_TYPE, Descriptor, Index, Manifest, parse
+from deltareg.manifest import CONFIG_TYPE, DELTA_TYPE, MANIFEST_TYPE, DeltaConfig, Descriptor, Index, Manifest, parse
 from deltareg.names import LATEST, Reference, latest_of, parse_reference
 from deltareg.progress import Progress
 from deltareg.store import collect, inspect
@@ -29,7 +29,7 @@ from deltareg.store.index import CREATED, REF_NAME, Entry, Signature, Snapshot, 
 from deltareg.store.inspect import FsckReport
 from deltareg.store.writer import mismatch
 
-__all__ = ["LAYOUT", "MANIFEST_LIMIT", "Store", "is_vacant", "parse_manifest"]
+__all__ = ["LAYOUT", "MANIFEST_LIMIT", "Store", "is_vacant", "parse_manifest", "version_exists"]
 
 LAYOUT = {"imageLayoutVersion": "1.0.0"}
 
@@ -37,6 +37,7 @@ MANIFEST_LIMIT = 4 << 20
 """Bytes of the largest manifest, as OCI registries have it."""
 
 _LAYOUT_LIMIT = 4096
+_CONFIG_LIMIT = 16 << 20
 _MAKINGS = {"blobs", "tmp", "lock", "index.json", "lost+found"}
 
 
@@ -68,8 +69,8 @@ class Store(Blobs):
         """Give a manifest, whose blobs are all here, the name of a version.
 
         Publishing the same bytes again changes nothing. Raises VersionExists for other bytes, also where the version
-        was removed; BadName where `reference` is no version; BadManifest; NotFound and DigestMismatch where blobs are
-        missing or have another size.
+        was removed; BadName where `reference` is no version; BadManifest and UnsupportedFormat where the manifest or
+        its config cannot be read; NotFound and DigestMismatch where blobs are missing or have another size.
         """
         if reference.version is None:
             raise BadName(f"{reference} does not name a version", hint="to publish, write namespace/name:1.2.3")
@@ -80,6 +81,7 @@ class Store(Blobs):
             self.put(manifest)
             with self.lock.exclusive():
                 self._check_blobs(reference, document.blobs)
+                self._check_config(reference, document.config)
                 snapshot = self.snapshot()
                 self.check_free(reference, digest)
                 if str(reference) not in snapshot.entries:
@@ -92,14 +94,7 @@ class Store(Blobs):
         entry = snapshot.entries.get(str(reference))
         other = entry.digest if entry is not None else snapshot.removed.get(str(reference))
         if other is not None and other != digest:
-            gone = "" if entry is not None else " and was removed"
-            raise VersionExists(
-                f"{reference} was published already{gone}, with other bytes: {other}",
-                cause="versions never change and are never used again",
-                hint="publish under a new version number",
-                reference=str(reference),
-                found=other,
-            )
+            raise version_exists(reference, other, "" if entry is not None else " and was removed")
 
     def set_channel(self, repository: str, channel: str, digest: Digest, expected: Digest | None) -> None:
         """Let a channel name a published version, if it still points to `expected` (None: to nothing).
@@ -176,6 +171,10 @@ class Store(Blobs):
     def entries(self) -> list[Entry]:
         """Every version and channel, in the order of their names."""
         return sorted(self.snapshot().entries.values())
+
+    def siblings(self, reference: Reference) -> list[Entry]:
+        """The versions and channels of a reference's repository, in no order."""
+        return self.snapshot().repositories.get(reference.repository, [])
 
     def manifest(self, digest: Digest) -> Manifest:
         """A manifest, verified. Raises NotFound, DigestMismatch, BadManifest."""
@@ -254,7 +253,7 @@ class Store(Blobs):
         if value != LAYOUT:
             raise UnsupportedFormat(
                 f"{self._layout_path} does not say image layout version 1.0.0, the only one that this deltareg reads",
-                hint="pip install --upgrade deltareg",
+                hint="install a newer deltareg",
             )
 
     def _write(self, index: Index) -> None:
@@ -275,6 +274,15 @@ class Store(Blobs):
                 missing=absent,
             )
 
+    def _check_config(self, reference: Reference, config: Descriptor) -> None:
+        """Refuse a config that `gc` could not read: what its delta is stacked on would be unknown."""
+        if config.media_type != CONFIG_TYPE:
+            raise UnsupportedFormat(
+                f"{reference} has a config of the unknown type {config.media_type}", hint="install a newer deltareg"
+            )
+        data = self.read(Digest(config.digest), limit=_CONFIG_LIMIT)
+        parse(DeltaConfig, data, what=f"the config of {reference}")
+
     def _unknown(self, reference: Reference, snapshot: Snapshot) -> NotFound:
         siblings = [str(entry.reference.tag) for entry in sorted(snapshot.repositories.get(reference.repository, []))]
         if siblings:
@@ -284,6 +292,17 @@ class Store(Blobs):
             cause = f"there are {', '.join(names[:20])}" if names else "the registry is empty"
         message = f"{reference} is not in {self.root}"
         return NotFound(message, cause=cause, hint="deltareg list", reference=str(reference))
+
+
+def version_exists(reference: Reference, found: str, where: str = "") -> VersionExists:
+    """The error of a version that has other bytes already: `found` is their digest, `where` completes the message."""
+    return VersionExists(
+        f"{reference} was published already{where}, with other bytes: {found}",
+        cause="versions never change and are never used again",
+        hint="publish under a new version number",
+        reference=str(reference),
+        found=found,
+    )
 
 
 def is_vacant(root: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -12,10 +13,9 @@ import pytest
 
 from deltareg.catalog import Catalog
 from deltareg.digest import Digest
-from deltareg.manifest import Manifest, encode, parse
 from deltareg.names import parse_reference
 from deltareg.store import Store
-from tests.deltas import add_delta, descriptor, flip, publish
+from tests.deltas import add_delta, flip, publish, publish_unread
 from tests.disks import fill, read_only, small_disk
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,11 +154,38 @@ def test_damaged_delta_is_listed_with_its_fault_until_it_is_mended(store: Store,
 
 
 def test_artifact_of_another_config_type_is_listed_with_its_fault(store: Store, catalog: Catalog) -> None:
-    manifest = parse(Manifest, add_delta(store), what="test")
-    store.put(b"{}")
-    strange = manifest.model_copy(update={"config": descriptor(b"{}", "application/x")})
-    store.publish(parse_reference("acme/search:1.0.0"), encode(strange))
+    publish_unread(store, "acme/search:1.0.0", b"{}", "application/x")
     assert "unknown config type" in str(catalog.rows(store)[0].fault)
+
+
+@pytest.mark.parametrize("begin", ["begin immediate", "begin exclusive"])
+def test_database_that_another_program_holds_is_left_alone(store: Store, tmp_path: Path, begin: str) -> None:
+    catalog = Catalog(tmp_path / "catalog.db", busy_seconds=0.1)
+    publish(store, "acme/search:1.0.0")
+    assert listed(catalog, store) == ["acme/search:1.0.0"]
+    inode = catalog.path.stat().st_ino
+    with closing(sqlite3.connect(catalog.path, isolation_level=None)) as connection:
+        connection.execute("pragma locking_mode = exclusive" if begin == "begin exclusive" else "select 1")
+        connection.execute(begin)
+        publish(store, "acme/search:2.0.0", [b"other"])
+        assert listed(catalog, store) == ["acme/search:1.0.0", "acme/search:2.0.0"], "they are read from the store"
+        assert catalog.path.stat().st_ino == inode
+        connection.execute("rollback")
+    assert listed(catalog, store) == ["acme/search:1.0.0", "acme/search:2.0.0"]
+    assert catalog.path.stat().st_ino == inode
+
+
+def test_database_that_is_held_for_a_moment_is_waited_for(store: Store, catalog: Catalog) -> None:
+    publish(store, "acme/search:1.0.0")
+    listed(catalog, store)
+    publish(store, "acme/search:2.0.0", [b"other"])
+    with closing(sqlite3.connect(catalog.path, isolation_level=None, check_same_thread=False)) as connection:
+        connection.execute("begin immediate")
+        timer = threading.Timer(0.3, connection.execute, ["rollback"])
+        timer.start()
+        assert listed(catalog, store) == ["acme/search:1.0.0", "acme/search:2.0.0"]
+        timer.join()
+        assert connection.execute("select count(*) from names").fetchone() == (2,)
 
 
 def test_read_only_home_is_listed_without_the_database(store: Store, catalog: Catalog) -> None:

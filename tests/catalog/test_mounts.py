@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from deltareg.catalog.mounts import NETWORK_TYPES, file_system_of, parse_mounts, refuse_network
+from deltareg.catalog.mounts import NETWORK_TYPES, file_system_of, network_type, parse_mounts, refuse_network, type_of
 from deltareg.errors import NetworkFilesystem
 
 TABLE = r"""
@@ -48,6 +48,8 @@ def test_nothing_is_known_without_mounts() -> None:
 
 def test_local_file_systems_are_allowed_and_network_ones_not() -> None:
     assert {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre", "gpfs", "glusterfs", "ceph", "afs"} <= NETWORK_TYPES
+    assert {f"fuse.{kind}" for kind in ("juicefs", "s3fs", "rclone", "gcsfuse", "mfs")} <= NETWORK_TYPES
+    assert {"wekafs", "orangefs", "pvfs2", "ncpfs"} <= NETWORK_TYPES
     assert not NETWORK_TYPES & {"ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "apfs", "f2fs"}
 
 
@@ -68,3 +70,18 @@ def test_local_home_and_a_system_without_mount_table_are_allowed(tmp_path: Path)
     refuse_network(tmp_path / "catalog.db", mounts)
     refuse_network(tmp_path / "catalog.db", tmp_path / "absent")
     refuse_network(tmp_path / "catalog.db")
+
+
+def test_type_of_a_network_file_system_is_told_and_that_of_a_local_one_is_not(tmp_path: Path) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(TABLE)
+    assert network_type(Path("/data/home"), mounts) == type_of(Path("/data/home"), mounts) == "fuse.sshfs"
+    assert (network_type(Path("/over/home"), mounts), type_of(Path("/over/home"), mounts)) == (None, "overlay")
+    assert (network_type(tmp_path, tmp_path / "absent"), type_of(tmp_path, tmp_path / "absent")) == (None, None)
+
+
+def test_link_that_leads_to_itself_lies_where_it_lies(tmp_path: Path) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(TABLE)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert type_of(tmp_path / "loop" / "catalog.db", mounts) == "ext4"

@@ -10,7 +10,7 @@ import pytest
 
 import deltareg
 from deltareg.catalog import Registry
-from deltareg.errors import BadName, NotFound, VersionExists
+from deltareg.errors import BadName, InvalidArgument, NotFound, VersionExists
 from deltareg.store import Store
 from tests.deltas import add_delta, flip, publish
 
@@ -92,3 +92,11 @@ registry.list()
 assert "sqlite_utils" in sys.modules
 """
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, check=True)
+
+
+def test_home_of_nobody_is_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidArgument, match="nobody's home"):
+        Registry("~nosuch-user/home")
+    monkeypatch.setenv("DELTAREG_HOME", "~nosuch-user/home")
+    with pytest.raises(InvalidArgument, match="nobody's home"):
+        Registry()

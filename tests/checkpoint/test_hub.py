@@ -13,7 +13,17 @@ import pytest
 from safetensors.numpy import save
 
 from deltareg.checkpoint import Checkpoint, Hub, HubName, HubSource, locate, parse_hub_name, read_header
-from deltareg.errors import BadCheckpoint, BadHeader, CheckpointNotFound, HubUnavailable, PickleRefused, UsageError
+from deltareg.errors import (
+    BadCheckpoint,
+    BadHeader,
+    BadName,
+    CheckpointNotFound,
+    DeltaregError,
+    HubUnavailable,
+    NotAllowed,
+    PickleRefused,
+    UsageError,
+)
 from tests.checkpoint.hub_server import HubServer, serve_hub
 from tests.checkpoint.samples import COMMIT, cache_model, tensors, write_sharded
 
@@ -74,8 +84,9 @@ PARTS = ["", "tiny", "a/b/c", "a/b@", "a/../b", "../b", "a/b@../../x", "a/b@/x",
 
 @pytest.mark.parametrize("part", [*PARTS, "a b/c", "a/b@x y", "a/b\n"])
 def test_what_is_no_name_of_a_model_is_refused(part: str) -> None:
-    with pytest.raises(CheckpointNotFound, match="not the name of a model"):
+    with pytest.raises(BadName, match="not the name of a model") as raised:
         locate(f"hf://{part}", offline=True)
+    assert raised.value.exit_code == 2
 
 
 # --- the local cache ----------------------------------------------------------------------------------------------
@@ -260,7 +271,10 @@ def test_byte_ranges_are_those_of_the_file(server: HubServer) -> None:
     for start in (0, 16_000, 16_384, 200_000, 299_000):
         source.read_into(start, buffer)
         assert buffer == content[start : start + 1000]
-    assert source.read(5, 0) == b""
+    for start in (5, 16_384, 200_000, 300_000):
+        server.requests.clear()
+        assert source.read(start, 0) == b""
+        assert server.requests == [], "a byte range that is empty cannot be asked for"
 
 
 @pytest.mark.parametrize("size", [0, 1, 16_383, 16_384, 16_385])
@@ -329,29 +343,57 @@ def test_lasting_failure_is_told(server: HubServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "message", "hint"),
+    ("status", "code", "error", "message", "hint"),
     [
-        (404, "RepoNotFound", "no such model, or it is private", "hf auth login"),
-        (401, "RepoNotFound", "no such model, or it is private", "hf auth login"),
-        (403, "GatedRepo", "is gated", "hf auth login"),
-        (404, "RevisionNotFound", "no such revision", "a branch, a tag or a commit"),
-        (500, "", "refused", "revision"),
-        (429, "", "refused", "revision"),
+        (404, "RepoNotFound", CheckpointNotFound, "no such model, or it is private", "hf auth login"),
+        (401, "RepoNotFound", CheckpointNotFound, "no such model, or it is private", "hf auth login"),
+        (404, "RevisionNotFound", CheckpointNotFound, "no such revision", "a branch, tag or commit"),
+        (403, "GatedRepo", NotAllowed, "is gated", "hf auth login"),
+        (401, "GatedRepo", NotAllowed, "is gated", "hf auth login"),
+        (403, "", NotAllowed, "does not let you read", "check your token"),
+        (500, "", HubUnavailable, "refused", "revision"),
+        (429, "", HubUnavailable, "refused", "revision"),
     ],
 )
 @pytest.mark.parametrize("headers_only", [False, True])
 def test_refusals_of_the_hub_are_told(
-    server: HubServer, hub: Hub, status: int, code: str, message: str, hint: str, headers_only: bool
+    server: HubServer,
+    hub: Hub,
+    status: int,
+    code: str,
+    error: type[DeltaregError],
+    message: str,
+    hint: str,
+    headers_only: bool,
 ) -> None:
     server.status = (status, code)
-    with pytest.raises(HubUnavailable, match=message) as raised:
+    with pytest.raises(error, match=message) as raised:
         Checkpoint.open(NAME, hub=hub, headers_only=headers_only)
+    assert type(raised.value) is error
     assert hint in (raised.value.hint or "")
-    assert raised.value.exit_code == 6
+    assert raised.value.exit_code == {CheckpointNotFound: 1, NotAllowed: 4, HubUnavailable: 6}[error]
+
+
+def test_token_that_is_not_valid_is_not_allowed(server: HubServer) -> None:
+    server.status = (401, "")
+    with pytest.raises(NotAllowed, match="does not let you read data"):
+        source_of(server)
+    assert len(server.requests) == 1, "asking again would give the same answer"
+
+
+@pytest.mark.parametrize("status", [(403, "GatedRepo"), (404, "RepoNotFound")])
+def test_cached_weights_are_used_where_the_hub_refuses_the_tokenizer(
+    server: HubServer, hub: Hub, status: tuple[int, str]
+) -> None:
+    assert hub.cache is not None
+    cache_model(hub.cache, "acme/tiny", {"model.safetensors": save(tensors())})
+    server.status = status
+    with Checkpoint.open(NAME, hub=hub) as found:
+        assert found.side_files == ()
 
 
 def test_unknown_revision_is_told(hub: Hub) -> None:
-    with pytest.raises(HubUnavailable, match="hf://acme/tiny@v7: there is no such revision"):
+    with pytest.raises(CheckpointNotFound, match="hf://acme/tiny@v7: there is no such revision"):
         Checkpoint.open(f"{NAME}@v7", hub=hub)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,14 @@ def test_side_files_are_what_travels_beside_the_weights() -> None:
         ("---\r\ntags:\r\n- x\r\nlicense: MIT\r\n---\r\n", "MIT"),
         ('---\nlicense: "cc-by-4.0"  # really\n---\n', "cc-by-4.0"),
         ("\ufeff---\nlanguage: en\nlicense: 'llama3.1'\n---\n", "llama3.1"),
+        ("---\nlicense: GPL-2.0+ WITH Classpath-exception-2.0\n---", "GPL-2.0+ WITH Classpath-exception-2.0"),
+        ("---\nlicense: (MIT OR Apache-2.0) AND GPL-2.0+\n---\n", "(MIT OR Apache-2.0) AND GPL-2.0+"),
         ("---\nlicense: unknown\n---\n", None),
+        ("---\nlicense: Apache 2.0\n---\n", None),
+        ("---\nlicense: mit\x1b[31m\n---\n", None),
+        ("---\nlicense: see | the | table\n---\n", None),
+        ("---\nlicense: [mit, apache-2.0]\n---\n", None),
+        (f"---\nlicense: {'m' * 2000}\n---\n", None),
         ("---\nlicense:\n- mit\n---\n", None),
         ("---\nbase:\n  license: mit\n---\n", None),
         ("# Model\nlicense: mit\n", None),
@@ -200,3 +208,10 @@ def test_side_files_are_what_travels_beside_the_weights() -> None:
 )
 def test_licence_is_that_of_the_front_matter(readme: str, licence: str | None) -> None:
     assert licence_of(readme) == licence
+
+
+@pytest.mark.parametrize("line", ["license:" + " " * 2_000_000 + "!", "license: a" + " " * 2_000_000 + "!"])
+def test_hostile_model_card_takes_no_time(line: str) -> None:
+    begun = time.monotonic()
+    assert licence_of(f"---\n{line}\n---\n") is None
+    assert time.monotonic() - begun < 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deltareg.checkpoint import locate
-from deltareg.errors import CheckpointNotFound, PickleRefused
+from deltareg.errors import CheckpointNotFound, InvalidArgument, PickleRefused
 from tests.checkpoint.samples import write_model
 from tests.checkpoint.test_layout import run_command
 
@@ -65,3 +65,8 @@ def test_pickled_file_is_refused_and_its_command_converts_it(tmp_path: Path, nam
 def test_blob_of_a_hub_cache_is_read_by_its_content(tmp_path: Path) -> None:
     (write_model(tmp_path) / "model.safetensors").rename(tmp_path / "0f3c")
     assert locate(tmp_path / "0f3c").weights.files == ("0f3c",)
+
+
+def test_checkpoint_in_the_home_of_nobody_is_a_wrong_argument() -> None:
+    with pytest.raises(InvalidArgument, match="~nosuch-user"):
+        locate("~nosuch-user/model")

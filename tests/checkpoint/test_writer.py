@@ -29,6 +29,7 @@ from deltareg.errors import (
     UnsupportedFormat,
 )
 from deltareg.progress import Progress
+from tests import disks
 from tests.checkpoint.samples import tensors, write_model, write_sharded
 
 PLAN = [ShardPlan("model.safetensors", (("a", "F32", (4,)), ("b", "U8", (3,))), {"format": "pt"})]
@@ -321,7 +322,9 @@ def test_file_in_the_output_s_place_is_not_touched(tmp_path: Path, overwrite: bo
 
 def test_overwriting_replaces_the_whole_checkpoint(tmp_path: Path) -> None:
     write(tmp_path / "out", 1)
-    (tmp_path / "out" / "old.json").touch()
+    (tmp_path / "out" / "tokenizer.json").touch()
+    (tmp_path / "out" / "1_Pooling").mkdir()
+    (tmp_path / "out" / "1_Pooling" / "config.json").touch()
     write(tmp_path / "out", 2, overwrite=True)
     assert first_of(tmp_path / "out") == 2
     assert os.listdir(tmp_path / "out") == ["model.safetensors"]
@@ -335,6 +338,42 @@ def test_overwriting_spares_what_is_no_checkpoint(tmp_path: Path) -> None:
         write(tmp_path / "home", overwrite=True)
     assert "other things than a checkpoint" in (raised.value.cause or "")
     assert (tmp_path / "home" / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        "thesis.tex",
+        "runs/events.1",
+        "1_Pooling/notes.txt",
+        "1_Pooling/deeper/config.json",
+        "checkpoint-500/config.json",
+        "checkpoint-500/model.safetensors",
+        ".git/HEAD",
+        "empty/",
+    ],
+)
+def test_overwriting_spares_what_lies_beside_a_checkpoint(tmp_path: Path, stranger: str) -> None:
+    write(tmp_path / "out", 1)
+    path = tmp_path / "out" / stranger
+    (path if stranger.endswith("/") else path.parent).mkdir(exist_ok=True, parents=True)
+    if not stranger.endswith("/"):
+        path.write_text("mine")
+    with pytest.raises(OutputExists) as raised:
+        write(tmp_path / "out", 2, overwrite=True)
+    first, slash, _ = stranger.partition("/")
+    assert (raised.value.cause or "").endswith(f": {first}{slash}")
+    assert path.exists()
+    assert first_of(tmp_path / "out") == 1
+
+
+def test_refused_overwriting_names_the_first_few_things_that_are_in_the_way(tmp_path: Path) -> None:
+    write(tmp_path / "out")
+    for number in range(9):
+        (tmp_path / "out" / f"{number}.txt").touch()
+    with pytest.raises(OutputExists) as raised:
+        write(tmp_path / "out", overwrite=True)
+    assert (raised.value.cause or "").endswith(": 0.txt, 1.txt, 2.txt, 3.txt, 4.txt, …")
 
 
 def test_failed_overwriting_keeps_the_old_checkpoint(tmp_path: Path) -> None:
@@ -471,15 +510,8 @@ def test_directories_of_other_outputs_are_not_taken_for_stale_ones(tmp_path: Pat
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one megabyte."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"mounting is not allowed here: {mounted.stderr.decode().strip()}")
-    try:
+    with disks.small_disk(tmp_path / "disk", 1024) as path:
         yield path
-    finally:
-        subprocess.run(["umount", path], check=True)
 
 
 def megabytes(count: float) -> list[ShardPlan]:
@@ -521,10 +553,9 @@ def test_mount_point_is_refused_with_the_way_out(small_disk: Path) -> None:
     assert str(small_disk / "model") in (raised.value.hint or "")
 
 
-def test_read_only_disk_is_told(small_disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    with pytest.raises(NotAllowed, match="Read-only") as raised:
-        write(small_disk / "out")
+def test_read_only_disk_is_told(tmp_path: Path) -> None:
+    with disks.read_only(tmp_path), pytest.raises(NotAllowed, match="Read-only") as raised:
+        write(tmp_path / "out")
     assert raised.value.exit_code == 4
 
 

@@ -362,3 +362,11 @@ def test_settings_say_where_the_registry_is(workplace: Workplace, pair: Pair) ->
     elsewhere = workplace.root / "elsewhere"
     listed = workplace.ok("list", "--json", DELTAREG_HOME=str(elsewhere)).document("list")
     assert (listed["registry"], listed["deltas"]) == (str(elsewhere), [])
+
+
+def test_push_into_an_empty_directory_says_that_it_makes_a_registry(stocked: Workplace) -> None:
+    (stocked.root / "share").mkdir()
+    done = stocked.ok("push", DELTA, "--remote", stocked.root / "share")
+    assert "warning: made a new registry at file://" in done.err
+    assert "warnings" not in done.out
+    assert stocked.ok("push", DELTA, "--remote", stocked.root / "share").err == ""

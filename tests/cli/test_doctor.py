@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from typing import Any
 
+import pytest
+
 from deltareg.cli.examine import PACKAGES
+from deltareg.store import Store
 from tests.cli.program import ROOT, Workplace
+from tests.deltas import publish_unread
 
 DELTA = "acme/search:1.0.0"
 
@@ -84,3 +89,38 @@ def test_every_requirement_is_checked() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = {re.split(r"[<>=!~\[; ]", line)[0] for line in project["dependencies"]}
     assert wanted == set(PACKAGES)
+
+
+def test_a_home_of_nobody_is_a_fault_and_hides_nothing_else(workplace: Workplace) -> None:
+    workplace.environment["DELTAREG_HOME"] = "~nosuch-user/x"
+    found = checks(workplace, status=1)
+    assert found["home"]["status"] == found["settings"]["status"] == "fault"
+    assert "nobody's home" in found["home"]["detail"]
+
+
+def test_a_home_that_cannot_even_be_looked_at_is_a_fault(workplace: Workplace) -> None:
+    # The system refuses the name itself, as it refuses root nothing else.
+    workplace.environment["DELTAREG_HOME"] = str(workplace.root / ("x" * 300))
+    found = checks(workplace, status=1)
+    assert found["registry"]["status"] == "fault"
+    assert found["disk space"]["status"] in ("ok", "warning")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
+def test_a_home_in_a_closed_directory_is_a_fault(workplace: Workplace) -> None:
+    closed = workplace.root / "closed"
+    closed.mkdir(mode=0)
+    workplace.environment["DELTAREG_HOME"] = str(closed / "home")
+    assert checks(workplace, status=1)["home"]["status"] == "fault"
+
+
+def test_a_delta_of_a_newer_format_is_no_fault(stocked: Workplace) -> None:
+    store = Store(stocked.home / "registry")
+    publish_unread(store, "acme/newer:1.0.0", b'{"formatVersion":2}')
+    check = checks(stocked, status=0)["catalog"]
+    assert (check["status"], "acme/newer:1.0.0" in check["detail"]) == ("warning", True)
+    assert "newer deltareg" in check["hint"] or "upgrade" in check["hint"]
+    publish_unread(store, "acme/broken:1.0.0", b"no JSON")
+    check = checks(stocked, status=1)["catalog"]
+    assert (check["status"], check["hint"]) == ("fault", "deltareg cache fsck")
+    assert "2 of 3 versions cannot be read: acme/broken:1.0.0" in check["detail"]

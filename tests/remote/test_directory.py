@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from deltareg.catalog import Registry
 from deltareg.digest import Digest, sha256
 from deltareg.errors import (
     DeltaregError,
     DiskFull,
+    InvalidArgument,
     NotAllowed,
     NotFound,
     RemoteUnavailable,
@@ -256,3 +258,24 @@ def test_part_that_another_user_left_is_not_in_the_way(open_disk: Path, local: S
     source.write_bytes(data)
     assert as_nobody(lambda: DirectoryRemote(remote.path).put_blob(descriptor(data), source, Progress())) == ""
     assert Store(remote.path).read(sha256(data)) == data
+
+
+def test_home_that_is_taken_for_a_remote_leads_to_its_registry(tmp_path: Path) -> None:
+    Registry(tmp_path / "home").list()
+    with pytest.raises(RemoteUnavailable, match="no registry") as raised:
+        DirectoryRemote(tmp_path / "home").list()
+    assert "DELTAREG_HOME" in (raised.value.hint or "")
+    assert str(tmp_path / "home" / "registry") in (raised.value.hint or "")
+    assert DirectoryRemote(tmp_path / "home" / "registry").list() == []
+
+
+def test_directory_in_the_home_of_nobody_is_a_wrong_argument() -> None:
+    with pytest.raises(InvalidArgument, match="nobody's home"):
+        DirectoryRemote("~nosuch-user/shared")
+
+
+def test_empty_directory_is_vacant_until_the_first_push(tmp_path: Path) -> None:
+    remote = DirectoryRemote(tmp_path)
+    assert remote.capabilities().vacant
+    Store(tmp_path)
+    assert not remote.capabilities().vacant

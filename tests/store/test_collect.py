@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from deltareg.digest import sha256
-from deltareg.errors import DigestMismatch, NotFound
+from deltareg.errors import BadManifest, DigestMismatch, NotFound
 from deltareg.names import parse_reference
 from deltareg.store import Store
-from tests.deltas import add_delta, blob_files, descriptor, flip, publish
+from tests.deltas import add_delta, blob_files, descriptor, flip, publish, publish_unread
 
 ROOT = Path(__file__).resolve().parents[2]
 DAY = 86_400
@@ -184,3 +184,12 @@ def test_manifest_that_calls_another_one_a_layer_does_not_hide_its_blobs(store: 
     age(store)
     assert store.gc().blobs == 0
     assert store.fsck().ok
+
+
+def test_nothing_goes_while_a_config_cannot_be_read(store: Store) -> None:
+    publish_unread(store, "acme/search:1.0.0", b"no JSON")
+    store.put(b"unneeded")
+    age(store)
+    with pytest.raises(BadManifest):
+        store.gc(0)
+    assert store.has(sha256(b"unneeded")), "what the config requires is unknown"

@@ -191,3 +191,28 @@ def test_progress_hears_of_every_byte(store: Store) -> None:
     heard = Heard()
     report = store.fsck(heard)
     assert heard.done == heard.total == report.bytes
+
+
+class Watched(Progress):
+    """Remembers which steps ended, and fails in the middle of one."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def begin(self, step: str, total: int) -> None:
+        self.heard.append(step)
+
+    def advance(self, count: int) -> None:
+        raise KeyboardInterrupt
+
+    def end(self) -> None:
+        self.heard.append("end")
+
+
+def test_check_that_is_interrupted_ends_its_step(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    publish(store, "acme/search:1.0.0")
+    watched = Watched()
+    with pytest.raises(KeyboardInterrupt):
+        store.fsck(watched)
+    assert watched.heard == ["fsck", "end"]

@@ -22,11 +22,11 @@ from deltareg.errors import (
     UsageError,
     VersionExists,
 )
-from deltareg.manifest import Descriptor, Manifest, encode, parse
+from deltareg.manifest import CONFIG_TYPE, Descriptor, Manifest, encode, parse
 from deltareg.names import Reference, parse_reference
 from deltareg.store import MANIFEST_LIMIT, Store
 from deltareg.store.index import REF_NAME, write_index
-from tests.deltas import add_delta, blob_files, descriptor, publish
+from tests.deltas import add_delta, blob_files, descriptor, publish, with_config
 from tests.disks import fill, read_only, small_disk
 
 
@@ -369,3 +369,31 @@ def test_only_stored_names_are_removed(store: Store, text: str) -> None:
 def test_absent_name_is_not_removed(store: Store) -> None:
     with pytest.raises(NotFound):
         store.remove(Reference("acme", "search", "1.0.0"))
+
+
+@pytest.mark.parametrize(
+    ("config", "media_type", "error"),
+    [
+        (b"no JSON", CONFIG_TYPE, BadManifest),
+        (b"{}", CONFIG_TYPE, BadManifest),
+        (b'{"formatVersion":2}', CONFIG_TYPE, UnsupportedFormat),
+        (b"{}", "application/x", UnsupportedFormat),
+    ],
+)
+def test_config_that_cannot_be_read_is_not_published(
+    store: Store, config: bytes, media_type: str, error: type[Exception]
+) -> None:
+    manifest = with_config(store, config, media_type)
+    with pytest.raises(error, match=r"config"):
+        store.publish(parse_reference("acme/search:1.0.0"), manifest)
+    assert names(store) == []
+    assert store.gc(0).kept_blobs == 0, "one bad artifact does not keep the others' garbage"
+
+
+def test_siblings_are_the_names_of_one_repository(store: Store) -> None:
+    digest = publish(store, "acme/search:1.0.0")
+    publish(store, "acme/other:1.0.0", [b"other"])
+    store.set_channel("acme/search", "prod", digest, None)
+    found = {str(entry.reference) for entry in store.siblings(parse_reference("acme/search:9.9.9"))}
+    assert found == {"acme/search:1.0.0", "acme/search:prod"}
+    assert store.siblings(parse_reference("acme/nothing")) == []

@@ -18,6 +18,8 @@ Digest = NewType("Digest", str)
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _JSON_DEPTH = 64
+# Each is an object of some 100 bytes in memory, however few it has in the document.
+_JSON_CONTAINERS = 4_000_000
 
 
 def parse_digest(text: str) -> Digest:
@@ -61,25 +63,32 @@ def _refuse_constant(text: str) -> Any:
 def parse_json(data: bytes | bytearray | memoryview, *, what: str) -> Any:
     """Parse a JSON document that came from outside.
 
-    Duplicate keys, NaN and Infinity, wrong UTF-8 and nesting deeper than 64 are refused. `what` names the document in
-    the BadManifest that is raised.
+    Duplicate keys, NaN and Infinity, wrong UTF-8, lone surrogates, nesting deeper than 64 and millions of objects are
+    refused. `what` names the document in the BadManifest that is raised.
     """
     raw = bytes(data)
     try:
         _check_depth(raw)
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
+        if b"\\ud" in raw or b"\\uD" in raw:
+            # Half of a surrogate pair is no text: nothing could print or store it later.
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (ValueError, RecursionError) as error:
         raise BadManifest(f"{what} is not valid JSON: {error}", cause=str(error)) from error
 
 
 def _check_depth(raw: bytes) -> None:
     # Counted on the bytes, before the parser recurses. Brackets inside strings are skipped with the strings.
-    depth = 0
+    depth = containers = 0
     # Possessive, and a string may lack its end: hostile text must not make the search start again and again.
     for token in re.finditer(rb'"(?:[^"\\]++|\\.)*+"?|[\[{\]}]', raw, re.DOTALL):
         first = token.group()[:1]
         if first in b"[{":
             depth += 1
+            containers += 1
+            if containers > _JSON_CONTAINERS:
+                raise ValueError(f"more than {_JSON_CONTAINERS} objects and arrays")
             if depth > _JSON_DEPTH:
                 raise ValueError(f"nested deeper than {_JSON_DEPTH} at byte {token.start()}")
         elif first in b"]}":

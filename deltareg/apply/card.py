@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -47,7 +48,7 @@ def card(target: Checkpoint, deltas: Sequence[WeightedDelta], method: str, notes
     licence = merged_licence(target, deltas)
     if licence is not None:
         front["license"] = licence
-    lines = ["---", *(_yaml(front)), "---", "", f"# {target.id.removeprefix('hf://')} with deltas", ""]
+    lines = ["---", *(_yaml(front)), "---", "", f"# {_plain(target.id.removeprefix('hf://'))} with deltas", ""]
     lines += [
         f"Made by deltareg {deltareg.__version__}: target + Σ weight · delta, method `{method}`.",
         "",
@@ -55,15 +56,19 @@ def card(target: Checkpoint, deltas: Sequence[WeightedDelta], method: str, notes
         "|---|---|---|---|",
     ]
     for delta in deltas:
-        config = delta.artifact.config
-        lines.append(
-            f"| `{delta.reference}` | {delta.weight!r} | `{delta.artifact.digest}` | {config.licence or 'unknown'} |"
-        )
+        licence = _plain(delta.artifact.config.licence or "unknown")
+        lines.append(f"| `{delta.reference}` | {delta.weight!r} | `{delta.artifact.digest}` | {licence} |")
     revision = f" at `{target.revision}`" if target.revision else ""
-    lines += ["", f"Target: `{target.id}`{revision}, licence {target.licence or 'unknown'}.", ""]
+    lines += ["", f"Target: `{_plain(target.id)}`{revision}, licence {_plain(target.licence or 'unknown')}.", ""]
     if notes:
-        lines += ["## Notes", "", *(f"- {note}" for note in notes), ""]
+        lines += ["## Notes", "", *(f"- {_plain(note)}" for note in notes), ""]
     return "\n".join(lines).encode()
+
+
+def _plain(text: str) -> str:
+    """Text from elsewhere on one line, without the signs that would make Markdown or HTML of it."""
+    line = " ".join(text.split())
+    return re.sub(r"[|`\[\]<>\x00-\x1f\x7f-\x9f]", "·", line)
 
 
 def _yaml(front: Mapping[str, Any]) -> list[str]:

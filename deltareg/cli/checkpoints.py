@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 
 from deltareg.cli.options import DryRun, Json, Threads, check_text, complete_delta
+from deltareg.errors import InvalidArgument
+from deltareg.paths import expand_home
 
 __all__ = ["Preset", "SideFiles", "apply", "diff", "parse_weighted"]
 
@@ -102,7 +104,7 @@ def apply(
             autocompletion=complete_delta,
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The directory to make.")],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="OUT", help="The directory to make.")],
     side_files: Annotated[
         SideFiles,
         typer.Option("--side-files", help="Whose tokenizer, chat template and generation config the result gets."),
@@ -137,7 +139,7 @@ def apply(
             target,
             weighted,
             registry,
-            out,
+            _output(out),
             side_files=side_files.value,
             overwrite=overwrite,
             threads=threads or settings.threads,
@@ -166,3 +168,9 @@ def parse_weighted(text: str) -> tuple[str, float]:
             f"{weight!r} is no weight for {reference}", hint=f"a weight is a finite number: {reference}=0.5"
         )
     return reference, value
+
+
+def _output(out: str) -> Path:
+    if not out:
+        raise InvalidArgument("the output has no name", hint="name the directory to make: -o merged/")
+    return expand_home(out)

@@ -10,6 +10,7 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from io import StringIO
 from json import dumps
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -137,10 +138,14 @@ def drop_stdout() -> None:
     os.close(null)
 
 
-def plain_console(*, stderr: bool = False, width: int | None = None) -> Console:
+def plain_console(
+    *, stderr: bool = False, file: StringIO | None = None, terminal: bool | None = None, width: int | None = None
+) -> Console:
     """A console that highlights nothing of its own accord; with `NO_COLOR` it has no styles either."""
     colours = None if os.environ.get("NO_COLOR") else "auto"
-    return Console(stderr=stderr, width=width, highlight=False, color_system=colours)
+    return Console(
+        stderr=stderr, file=file, force_terminal=terminal, width=width, highlight=False, color_system=colours
+    )
 
 
 def _is_harmless(char: str) -> bool:
@@ -166,20 +171,19 @@ def _write(text: str) -> None:
 
 def _render(table: Table) -> None:
     # Lines as long as they come: a terminal breaks them, a pipe keeps them, and nothing is cut.
-    console = plain_console(width=_UNLIMITED)
-    with console.capture() as capture:
-        console.print(table)
-    _write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
+    rendered = StringIO()
+    plain_console(file=rendered, terminal=sys.stdout.isatty(), width=_UNLIMITED).print(table)
+    _write("".join(line.rstrip() + "\n" for line in rendered.getvalue().splitlines()))
 
 
 def _note(label: str, kind: str, text: str) -> None:
     line = Text.assemble((f"{label}: ", _STYLES[kind]), printable(text))
-    console = plain_console(stderr=True)
-    with console.capture() as capture:
-        console.print(line, soft_wrap=True)
-    # Written by hand: where nobody reads stderr any more, rich would end the program with a status of its own.
+    # Rendered apart and written by hand: where nobody reads stderr any more, rich would end the program with a status
+    # of its own.
+    rendered = StringIO()
+    plain_console(file=rendered, terminal=sys.stderr.isatty()).print(line, soft_wrap=True)
     with suppress(BrokenPipeError):
-        sys.stderr.write(capture.get())
+        sys.stderr.write(rendered.getvalue())
         sys.stderr.flush()
 
 

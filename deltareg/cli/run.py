@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from types import FrameType
 from typing import TextIO
@@ -30,6 +30,13 @@ _ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; return the exit status. Errors are told on stderr, with `--json` on stdout too."""
     _prepare_streams()
+    try:
+        return _run(arguments)
+    finally:
+        _settle_streams()
+
+
+def _run(arguments: Sequence[str]) -> int:
     with _interrupts() as received:
         try:
             status = _invoke(list(arguments))
@@ -100,6 +107,18 @@ def _wants_json(arguments: Sequence[str]) -> bool:
     return "--json" in words[: words.index("--") if "--" in words else None]
 
 
+def _settle_streams() -> None:
+    """Drop what a stream still holds and cannot write: Python would try again at its end, and end with status 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, stream.fileno())
+                os.close(null)
+
+
 def _prepare_streams() -> None:
     """Let no stream fail: one that was closed swallows everything, what cannot be encoded is shown as an escape."""
     for name in ("stdout", "stderr"):
@@ -135,4 +154,5 @@ def _interrupts() -> Generator[list[int]]:
         yield received
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # Once one has come, the process is ending: a second one must not cut short how it does.
+            signal.signal(number, signal.SIG_IGN if received else handler)

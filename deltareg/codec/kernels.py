@@ -226,14 +226,16 @@ def _f16_from_float64(value, like):
 def difference(base: Any, post: Any, delta: Any, symbols: Any, marker: Any, states: Any) -> Any:
     """D1 = round(post − base); `delta` and `symbols` are two views of one array, as large as `post`.
 
-    `states` (uint8) becomes 0 where a lane stays, 1 where base + D1 rounds to post, 2 where it does not.
+    `states` (uint8) becomes 0 where a lane stays, 1 where D1 is finite and base + D1 rounds to post, 2 where not.
     """
     # Nothing is counted here: a sum carried from lane to lane would keep the loop from being vectorised.
     for i in range(post.size):
         x = widen(base[i])
         d = narrow(widen(post[i]) - x, post[i])
+        w = widen(d)
         differs = np.uint8(bits(converted(base[i], post[i])) != bits(post[i]))
-        off = np.uint8((bits(narrow(x + widen(d), post[i])) != bits(post[i])) | (bits(d) == marker))
+        # Inf − Inf is not equal to itself: a difference that is no finite number is of use on the base alone.
+        off = np.uint8((bits(narrow(x + w, post[i])) != bits(post[i])) | (bits(d) == marker) | (w - w != w - w))
         states[i] = np.uint8(differs + (differs & off))
         symbols[i] = bits(d) if differs else marker
 

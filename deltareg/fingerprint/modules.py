@@ -20,7 +20,7 @@ _PATTERNS = tuple(
         ),
     )
 )
-_NUMBERS = re.compile(r"(\d+)")
+_NUMBERS = re.compile(r"([0-9]{1,18})")
 
 
 def module_class(name: str) -> str:
@@ -31,4 +31,5 @@ def module_class(name: str) -> str:
 
 def layer_order(name: str) -> tuple[tuple[int, int | str], ...]:
     """A sort key that puts layer 2 before layer 10."""
-    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in _NUMBERS.split(name) if part)
+    parts = enumerate(_NUMBERS.split(name))
+    return tuple((0, int(part)) if place % 2 else (1, part) for place, part in parts if part)

@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from deltareg.digest import Digest, parse_json
-from deltareg.errors import translate_os_errors
+from deltareg.digest import Digest, parse_digest, parse_json
+from deltareg.errors import BadManifest, BadName, NotFound, translate_os_errors
 from deltareg.manifest import CONFIG_TYPE, INDEX_TYPE, MANIFEST_TYPE, Document, Index
 from deltareg.store.blobs import Blobs
 from deltareg.store.lock import try_lock
@@ -70,16 +70,22 @@ def _needed(blobs: Blobs, index: Index) -> set[str]:
     # By digest and type: a manifest that lists another one as a plain layer must not hide what that one needs.
     needed: set[tuple[str, str]] = set()
     waiting = [(descriptor.digest, descriptor.media_type) for descriptor in index.manifests]
+    roots = {digest for digest, _ in waiting}
     while waiting:
         digest, media_type = wanted = waiting.pop()
         if wanted in needed:
             continue
         needed.add(wanted)
-        if media_type in _DOCUMENT_TYPES:
-            value = parse_json(blobs.read(Digest(digest), limit=_DOCUMENT_LIMIT), what=digest)
-            waiting.extend(_descriptors(value))
-        elif media_type == CONFIG_TYPE:
-            waiting.extend(_required(blobs, Digest(digest)))
+        try:
+            if media_type in _DOCUMENT_TYPES:
+                value = parse_json(blobs.read(parse_digest(digest), limit=_DOCUMENT_LIMIT), what=digest)
+                waiting.extend(_descriptors(value))
+            elif media_type == CONFIG_TYPE:
+                waiting.extend(_required(blobs, Digest(digest)))
+        except (BadManifest, BadName, NotFound):
+            # What a name or a delta's config leads to must be known; what else a document mentions need not be here.
+            if digest in roots or media_type == CONFIG_TYPE:
+                raise
     return {digest for digest, _ in needed}
 
 

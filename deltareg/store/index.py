@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -118,8 +119,12 @@ def _read_signed(path: Path) -> tuple[Signature, bytes]:
     """The bytes of an index and the signature of just these."""
     with translate_os_errors("read the index", path):
         try:
-            with path.open("rb") as file:
-                status = os.fstat(file.fileno())
+            # NONBLOCK: on a shared disk somebody may have put a pipe in its place.
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(handle, "rb") as file:
+                status = os.fstat(handle)
+                if not stat.S_ISREG(status.st_mode):
+                    raise BadManifest(f"{path} is not a regular file")
                 if status.st_size > _LIMIT:
                     raise BadManifest(f"{path} has {status.st_size} bytes; an index has at most {_LIMIT}")
                 return (status.st_mtime_ns, status.st_size, status.st_ino), file.read(_LIMIT)

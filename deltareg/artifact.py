@@ -31,8 +31,8 @@ from deltareg.manifest import (
 
 __all__ = ["PACK_LIMIT", "Artifact", "BlobSource", "Packs", "Part", "pack", "unpack"]
 
-PACK_LIMIT = 512 * 2**20
-"""Bytes that a pack has at most."""
+PACK_LIMIT = 64 * 2**20
+"""Bytes that a pack has at most: small enough that storing the last one does not keep `diff` waiting."""
 
 # Level 19 makes a tokenizer of 10 MB a fifth smaller than 9, in thirty times the time: longer than its model takes.
 _LEVEL = 9

@@ -17,6 +17,8 @@ __all__ = ["in_order", "thread_count"]
 
 Result = TypeVar("Result")
 
+_SWITCH_SECONDS = 2e-4
+
 
 def thread_count(asked: int | None) -> int:
     """The number of threads to use: what was asked for, or one for each core that the process may run on."""
@@ -33,6 +35,10 @@ def in_order(tasks: Iterable[Callable[[], Result]], threads: int) -> Generator[R
     At most twice as many tasks as threads are begun before their results are taken, so that memory stays bounded. The
     first error ends it: no further task is begun, and those that run are waited for.
     """
+    interval = sys.getswitchinterval()
+    # A thread that comes back from a compiled loop waits for the interpreter's lock, by default for longer than such a
+    # loop takes.
+    sys.setswitchinterval(min(interval, _SWITCH_SECONDS))
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="deltareg", initializer=_reset_arithmetic) as pool:
         try:
@@ -45,6 +51,7 @@ def in_order(tasks: Iterable[Callable[[], Result]], threads: int) -> Generator[R
         finally:
             for future in waiting:
                 future.cancel()
+            sys.setswitchinterval(interval)
 
 
 def _reset_arithmetic() -> None:

@@ -20,7 +20,7 @@ from deltareg.errors import BadRecord
 __all__ = ["Chosen", "Kind", "decode_symbols", "encode_bits", "encode_symbols"]
 
 _TRIES = {"fast": 1, "small": 3}
-# Above this share of changed lanes the mask costs more than the markers do among the symbols of wide lanes.
+# Above this share of changed lanes the mask costs more than the markers do among the symbols.
 _DENSE_SHARE = 0.9
 
 
@@ -61,7 +61,7 @@ def encode_symbols(symbols: Array, lane: Lane, preset: Preset, *, marked: bool) 
     if moving.total == 0:
         return Chosen(Kind.ZERO, b"", squares)
     choices = _estimates(histogram, thin=False, mask=0.0)
-    if moving.total < symbols.size:
+    if moving.total < _DENSE_SHARE * symbols.size:
         choices += _estimates(moving, thin=True, mask=sparse.estimate(symbols.size, moving.total))
     choices.sort(key=lambda choice: (choice.bits, choice.thin, choice.ranks))
     bodies: list[tuple[Kind, bytes]] = []
@@ -128,7 +128,9 @@ def _decode_values(reader: StreamReader, kind: int, count: int, lane: Lane) -> A
 
 
 def _estimates(histogram: Histogram, *, thin: bool, mask: float) -> list[_Choice]:
+    total = histogram.total
     sizes = {ranks: palette.estimate(histogram, ranks) for ranks in (palette.BYTES, palette.NIBBLES)}
-    high = np.bincount(planes.rotate(histogram.symbols, 1) >> 8, weights=histogram.counts, minlength=256)
-    sizes[0] = palette.entropy(high) + 8.0 * histogram.total
+    if sizes[palette.BYTES] > 8.0 * total:  # low bytes are stored as they are, more or less
+        high = np.bincount(planes.rotate(histogram.symbols, 1) >> 8, weights=histogram.counts, minlength=256)
+        sizes[0] = palette.entropy(high) + 8.0 * total
     return [_Choice(round(mask + bits), ranks, thin) for ranks, bits in sizes.items()]

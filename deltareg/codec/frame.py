@@ -76,11 +76,12 @@ def encode_difference(base: Array, post: Array, base_lane: Lane, lane: Lane, pre
     symbols = delta.view(lane.bits)
     states = empty(post.size, np.uint8)
     kernels.difference(base, post, delta, symbols, lane.marker, states)
-    changed = int(np.count_nonzero(states))
-    wrong = np.flatnonzero(states == 2)
+    changed, wrong = map(int, kernels.count_states(states))
     mending, overwrites = None, None
-    if wrong.size:
-        mending, overwrites = _mend(base, post, delta, symbols, wrong, base_lane, lane)
+    if wrong:
+        positions = np.empty(wrong, np.int64)
+        kernels.find_state(states, 2, positions)
+        mending, overwrites = _mend(base, post, delta, symbols, positions, base_lane, lane)
     chosen = encode_symbols(symbols, lane, preset, marked=changed < post.size or overwrites is not None)
     flags = 0
     body = [chosen.body]

@@ -28,10 +28,12 @@ __all__ = [
     "accumulate",
     "apply_one",
     "apply_terms",
+    "count_states",
     "detokenize",
     "difference",
     "equal",
     "find_codes",
+    "find_state",
     "finish",
     "histogram",
     "mended_terms",
@@ -238,6 +240,34 @@ def difference(base: Any, post: Any, delta: Any, symbols: Any, marker: Any, stat
         off = np.uint8((bits(narrow(x + w, post[i])) != bits(post[i])) | (bits(d) == marker) | (w - w != w - w))
         states[i] = np.uint8(differs + (differs & off))
         symbols[i] = bits(d) if differs else marker
+
+
+@kernel
+def count_states(states: Any) -> Any:
+    """How many lanes do not stay, and how many of these are in state 2."""
+    changed = 0
+    wrong = 0
+    for i in range(states.size):
+        changed += np.int64(states[i] != 0)
+        wrong += np.int64(states[i] == 2)
+    return changed, wrong
+
+
+@kernel
+def find_state(states: Any, state: Any, positions: Any) -> Any:
+    """Write the positions of the lanes in `state`; `positions` has room for just as many as there are."""
+    found = 0
+    for start in range(0, states.size, 64):
+        part = states[start : start + 64]
+        here = 0
+        for j in range(part.size):
+            here += np.int64(part[j] == state)
+        if here == 0 or found + here > positions.size:
+            continue
+        for j in range(part.size):
+            if part[j] == state:
+                positions[found] = start + j
+                found += 1
 
 
 @kernel

@@ -369,12 +369,12 @@ def test_overwrites_are_used_on_the_base_and_reported_elsewhere(pairs: Pairs) ->
     before, after = pairs.diff("acme/odd:1.0.0", {"w": of("BF16", base)}, {"w": of("BF16", post)})
     out, report = pairs.apply(before, odd=1)
     assert out == read_tensors(after)
-    assert (report.overwritten, report.skipped_overwrites, report.warnings) == (3, 0, [])
+    assert (report.overwritten, report.skipped_overwrites, report.warnings) == (4, 0, [])
     for target, amounts in ((before, {"odd": 0.5}), (after, {"odd": 1.0})):
         _, report = pairs.apply(target, **amounts)
-        assert (report.overwritten, report.skipped_overwrites) == (0, 3)
+        assert (report.overwritten, report.skipped_overwrites) == (0, 4)
         assert "no sum can give" in report.warnings[0]
-        assert "3" in report.warnings[0]
+        assert "4 elements" in report.warnings[0]
         assert report.warnings[0] in (Path(report.out) / "README.md").read_text()
 
 

@@ -8,13 +8,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import Protocol, Self
 
 import zstandard
 
 from deltareg.checkpoint import DTYPES, ByteSource, FileSource, Header, read_header
 from deltareg.checkpoint.layout import side_files_of
+from deltareg.closing import Closing
 from deltareg.digest import Digest
 from deltareg.errors import BadManifest, BadRecord, UnsupportedFormat
 from deltareg.manifest import (
@@ -145,7 +145,7 @@ class Artifact:
                 raise BadManifest(f"the inventory of {self.digest} contradicts itself at tensor {entry.name!r}")
 
 
-class Packs:
+class Packs(Closing):
     """The open packs of one artifact. A context manager."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -175,14 +175,6 @@ class Packs:
         """Close the files."""
         for source in self._sources:
             source.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _is_consistent(entry: TensorEntry, packs: int) -> bool:

@@ -15,7 +15,7 @@ from deltareg.digest import Digest, parse_digest, sha256
 from deltareg.errors import DigestMismatch, DiskFull, InvalidArgument, NotFound
 from deltareg.manifest import Descriptor, Document, Manifest
 from deltareg.names import LATEST, Reference, parse_reference
-from deltareg.progress import Progress
+from deltareg.progress import SILENT, Progress
 from deltareg.remote import Remote, open_remote
 from deltareg.store import MANIFEST_LIMIT, Entry, Store, parse_manifest, version_among, version_exists
 
@@ -148,7 +148,7 @@ def _in_parallel(step: str, work: _Work, blobs: Sequence[Descriptor], threads: i
     """Do `work` for each blob and add up what it returns. The first error ends all of it, as does an interrupt."""
     if not blobs:
         return 0
-    progress = progress or Progress()
+    progress = progress or SILENT
     stop = threading.Event()
     stoppable = _Stoppable(progress, stop)
 

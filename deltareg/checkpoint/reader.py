@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from deltareg.checkpoint.header import Header, TensorInfo, read_header
@@ -16,6 +16,7 @@ from deltareg.checkpoint.hub import Hub
 from deltareg.checkpoint.layout import ShardIndex, licence_of, side_files_of
 from deltareg.checkpoint.locate import Located, locate
 from deltareg.checkpoint.source import ByteSource, FileSource, Folder, bytes_of
+from deltareg.closing import Closing
 from deltareg.errors import BadCheckpoint, CheckpointNotFound, UsageError
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class Shard:
     size: int
 
 
-class Checkpoint:
+class Checkpoint(Closing):
     """A model's weights and the files beside them, opened for reading.
 
     with Checkpoint.open("models/base") as base:
@@ -176,14 +177,6 @@ class Checkpoint:
         """Close the shards. Tensors cannot be read any more."""
         for source in self._sources:
             source.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.id!r}, {len(self.tensors)} tensors in {len(self.shards)} shards)"

@@ -10,14 +10,14 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from deltareg.checkpoint.header import encode_header, lay_out
 from deltareg.checkpoint.layout import INDEX_FILE
 from deltareg.checkpoint.reader import Tensor
 from deltareg.checkpoint.source import bytes_of
 from deltareg.checkpoint.staging import check_free, create_staging, publish, remove_stale
+from deltareg.closing import Closing
 from deltareg.errors import BadCheckpoint, DiskFull, translate_os_errors
 from deltareg.progress import Progress
 
@@ -51,7 +51,7 @@ class _Place:
     written: int = 0
 
 
-class CheckpointWriter:
+class CheckpointWriter(Closing):
     """Writes one checkpoint directory, all or nothing.
 
         with CheckpointWriter(out, plans) as writer:
@@ -148,14 +148,6 @@ class CheckpointWriter:
         if self._held >= 0:
             os.close(self._held)
             self._held = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _open_directory(self) -> Path:
         if self._directory is None:

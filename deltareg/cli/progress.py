@@ -10,7 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingCo
 from rich.progress import Progress as Bars
 
 from deltareg.cli.output import plain_console
-from deltareg.progress import Progress
+from deltareg.progress import SILENT, Progress
 
 __all__ = ["watched"]
 
@@ -38,7 +38,7 @@ class _Shown(Progress):
 def watched() -> Generator[Progress]:
     """A `Progress` to hand to whatever takes long. It shows nothing where stderr is no terminal."""
     if not sys.stderr.isatty():
-        yield Progress()
+        yield SILENT
         return
     columns = (
         TextColumn("{task.description:<8}"),

@@ -64,10 +64,11 @@ def encode_symbols(symbols: Array, lane: Lane, preset: Preset, *, marked: bool) 
     if moving.total < _DENSE_SHARE * symbols.size:
         choices += _estimates(moving, thin=True, mask=sparse.estimate(symbols.size, moving.total))
     choices.sort(key=lambda choice: (choice.bits, choice.thin, choice.ranks))
+    tried = choices[: _TRIES[preset]]
+    changed = np.flatnonzero(symbols != lane.marker) if any(choice.thin for choice in tried) else None
     bodies: list[tuple[Kind, bytes]] = []
-    for choice in choices[: _TRIES[preset]]:
-        if choice.thin:
-            changed = np.flatnonzero(symbols != lane.marker)
+    for choice in tried:
+        if choice.thin and changed is not None:
             bodies.append(_encode_thin(symbols, changed, moving, choice.ranks, lane, preset))
         else:
             bodies.append(_encode_values(symbols, histogram, choice.ranks, lane, preset))

@@ -19,7 +19,7 @@ from pydantic import Field
 from deltareg.digest import Digest
 from deltareg.errors import BadManifest, DeltaregError, DigestMismatch, NotAllowed, translate_os_errors
 from deltareg.manifest import MANIFEST_TYPE, Descriptor, Document, Manifest
-from deltareg.progress import Progress
+from deltareg.progress import SILENT, Progress
 from deltareg.store.index import REF_NAME, Snapshot, checksum_fault
 from deltareg.store.writer import BLOCK
 
@@ -214,7 +214,7 @@ def _drop(store: Store, damaged: list[Path]) -> list[str]:
     for path in damaged:
         # Judged again under the lock: a pull may have put a sound copy there since.
         with store.lock.exclusive(), translate_os_errors("remove a damaged blob", path):
-            if not _is_sound(path, Progress()):
+            if not _is_sound(path, SILENT):
                 path.unlink()
                 dropped.append(_digest(path))
     return dropped

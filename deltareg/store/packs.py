@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from deltareg.artifact import PACK_LIMIT
 from deltareg.checkpoint import encode_header
+from deltareg.closing import Closing
 from deltareg.errors import translate_os_errors
 from deltareg.manifest import PACK_TYPE, Descriptor
 from deltareg.store.store import Store
@@ -23,7 +22,7 @@ _ENTRY_ROOM = 128
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
-class PackWriter:
+class PackWriter(Closing):
     """Lays records one after the other into packs of at most `limit` bytes, and stores each full one as a blob.
 
     A record that does not fit into what is left of a pack goes on in the next one, under the same name: the record is
@@ -86,14 +85,6 @@ class PackWriter:
             if self._path is not None:
                 self._path.unlink(missing_ok=True)
                 self._path = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _open_pack(self) -> None:
         self._path = self._store.scratch(".records")

@@ -20,7 +20,7 @@ from deltareg.errors import (
 )
 from deltareg.manifest import CONFIG_TYPE, DELTA_TYPE, MANIFEST_TYPE, DeltaConfig, Descriptor, Index, Manifest, parse
 from deltareg.names import LATEST, Reference, latest_of, parse_reference
-from deltareg.progress import Progress
+from deltareg.progress import SILENT, Progress
 from deltareg.store import collect, inspect
 from deltareg.store.blobs import Blobs
 from deltareg.store.collect import GcReport
@@ -204,7 +204,7 @@ class Store(Blobs):
 
     def fsck(self, progress: Progress | None = None, *, drop_damaged: bool = False) -> FsckReport:
         """Read everything and report each fault. With `drop_damaged`, damaged blobs go, so that a pull brings them."""
-        return inspect.inspect(self, progress or Progress(), drop_damaged=drop_damaged)
+        return inspect.inspect(self, progress or SILENT, drop_damaged=drop_damaged)
 
     def layout_fault(self) -> str | None:
         """What is wrong with `oci-layout`, or None."""

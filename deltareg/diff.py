@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 from blake3 import blake3
@@ -42,10 +41,7 @@ from deltareg.digest import Digest, sha256
 from deltareg.errors import DeltaregError, InvalidArgument, NotHomologous
 from deltareg.fingerprint import layer_order
 from deltareg.homology import compare_shapes, refuse_mismatch
-from deltareg.manifest import (
-    Document,
-    TensorEntry,
-)
+from deltareg.manifest import Document, RecordKind, TensorEntry
 from deltareg.merge import Addend, Block, linear
 from deltareg.merge.linear import overwrite
 from deltareg.names import Reference, parse_licence, parse_reference
@@ -153,7 +149,7 @@ def _pair(base: Checkpoint, post: Checkpoint) -> list[_Pair]:
 class _Tally:
     """What is known of one tensor once its frames are done."""
 
-    kinds: Counter[str] = field(default_factory=Counter[str])
+    kinds: Counter[Kind] = field(default_factory=Counter[Kind])
     changed: int = 0
     mended: int = 0
     overwritten: int = 0
@@ -163,7 +159,7 @@ class _Tally:
     post_digests: list[bytes] = field(default_factory=list[bytes])
 
     def add(self, frame: EncodedFrame) -> None:
-        self.kinds[frame.kind.name.lower()] += len(frame.data)
+        self.kinds[frame.kind] += len(frame.data)
         self.changed += frame.changed
         self.mended += frame.mended
         self.overwritten += frame.overwritten
@@ -211,9 +207,8 @@ class _Job:
     def encode(self, packs: PackWriter) -> None:
         """Encode every tensor into `packs`."""
         total = sum(tensor.nbytes for pair in self.pairs for tensor in (pair.base, pair.post) if tensor is not None)
-        self.progress.begin("diff", total)
         tally, opened = _Tally(), False
-        with closing(self._results()) as results:
+        with self.progress.step("diff", total), closing(self._results()) as results:
             for done in results:
                 pair, head = done.step.pair, done.step.head
                 tally.base_digests.append(done.base)
@@ -228,7 +223,6 @@ class _Job:
                         opened = self._open(packs, pair, head, 0)
                     self.entries.append(self._entry(pair, tally, *(packs.end() if opened else ([], 0))))
                     tally, opened = _Tally(), False
-        self.progress.end()
 
     def taken(self) -> Taken:
         """What the documents tell of."""
@@ -363,7 +357,17 @@ def _decode(head: RecordHead, base: Array, encoded: EncodedFrame, lanes: int) ->
     return out.view(head.post.bits)
 
 
-def _kind(pair: _Pair, tally: _Tally) -> Any:
+_KIND_NAMES: dict[Kind, RecordKind] = {
+    # Where nothing but overwrites changes a tensor, its frames have no symbols: it is sparse to whoever reads of it.
+    Kind.ZERO: "sparse",
+    Kind.PALETTE: "palette",
+    Kind.SPARSE: "sparse",
+    Kind.PLANES: "planes",
+    Kind.ARITHMETIC: "arithmetic",
+}
+
+
+def _kind(pair: _Pair, tally: _Tally) -> RecordKind:
     if pair.post is None:
         return "removed"
     if pair.base is None:
@@ -372,9 +376,7 @@ def _kind(pair: _Pair, tally: _Tally) -> Any:
         return "zero"
     if not lane_of(pair.base.dtype).adds_to(lane_of(pair.post.dtype)):
         return "full"
-    largest = max(tally.kinds, key=lambda kind: (tally.kinds[kind], kind))
-    # Where nothing but overwrites changes a tensor, its frames have no symbols: it is sparse to whoever reads of it.
-    return "sparse" if largest == "zero" else largest
+    return _KIND_NAMES[max(tally.kinds, key=lambda kind: (tally.kinds[kind], _KIND_NAMES[kind]))]
 
 
 def _report(job: _Job, reference: str, digest: Digest | None, size: int, seconds: float) -> DiffReport:

@@ -15,6 +15,7 @@ from deltareg.digest import canonical_json, parse_json
 from deltareg.errors import BadManifest, UnsupportedFormat
 
 __all__ = [
+    "BLAKE3",
     "CONFIG_TYPE",
     "DELTA_TYPE",
     "FORMAT_VERSION",
@@ -35,6 +36,7 @@ __all__ = [
     "Norms",
     "Parent",
     "Preset",
+    "RecordKind",
     "TensorEntry",
     "encode",
     "parse",
@@ -52,9 +54,14 @@ MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 TITLE = "org.opencontainers.image.title"
 """The annotation that names a layer's file."""
+BLAKE3 = "vnd.deltareg.blake3"
+"""The annotation that gives a layer's BLAKE3 digest: `apply` hashes each pack on its way, and SHA-256 is slow."""
 
 Preset = Literal["fast", "small"]
 """How hard the codec tries to be small."""
+
+RecordKind = Literal["zero", "palette", "arithmetic", "sparse", "planes", "full", "removed"]
+"""What the record of a tensor is."""
 
 DigestText = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
@@ -86,6 +93,11 @@ class Descriptor(Document):
     def title(self) -> str | None:
         """The file name that the descriptor's annotation gives."""
         return (self.annotations or {}).get(TITLE)
+
+    @property
+    def blake3(self) -> str | None:
+        """The BLAKE3 digest in hexadecimal, where it is given."""
+        return (self.annotations or {}).get(BLAKE3)
 
 
 class Manifest(Document):
@@ -173,9 +185,7 @@ class TensorEntry(Document):
     """One tensor of the delta."""
 
     name: str = Field(min_length=1)
-    kind: Literal["zero", "palette", "sparse", "planes", "full", "removed"] = Field(
-        description="kind of the frames that hold most of the record's bytes"
-    )
+    kind: RecordKind = Field(description="kind of the frames that hold most of the record's bytes")
     base_dtype: str | None = Field(default=None, description="absent where base lacks the tensor")
     post_dtype: str | None = Field(default=None, description="absent where post lacks the tensor")
     shape: list[Count]

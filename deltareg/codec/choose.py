@@ -1,7 +1,8 @@
 """The chooser: symbols become the body of whichever record kind is smallest for them.
 
 16-bit symbols have a histogram, from which the size of each coding is estimated without encoding: `fast` encodes the
-best estimate, `small` the best three. Wider symbols have planes alone, whole or of the lanes that change.
+best estimate, `small` (and `fast`, where lanes are few) the best three. Where an arithmetic code is quick enough, it is
+tried too. Wider symbols have planes alone, whole or of the lanes that change.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from deltareg.codec import kernels, palette, planes, sparse
+from deltareg.codec import arithmetic, kernels, palette, planes, sparse
 from deltareg.codec.lanes import Array, Lane
 from deltareg.codec.palette import Histogram
 from deltareg.codec.streams import Preset, StreamReader
@@ -31,6 +32,7 @@ class Kind(IntEnum):
     PALETTE = 1
     SPARSE = 2
     PLANES = 3
+    ARITHMETIC = 4
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def encode_symbols(symbols: Array, lane: Lane, preset: Preset, *, marked: bool) 
     if moving.total < _DENSE_SHARE * symbols.size:
         choices += _estimates(moving, thin=True, mask=sparse.estimate(symbols.size, moving.total))
     choices.sort(key=lambda choice: (choice.bits, choice.thin, choice.ranks))
-    tried = choices[: _TRIES[preset]]
+    small = symbols.size <= arithmetic.MOST_LANES["fast"]
+    tried = choices[: _TRIES["small" if small else preset]]
     changed = np.flatnonzero(symbols != lane.marker) if any(choice.thin for choice in tried) else None
     bodies: list[tuple[Kind, bytes]] = []
     for choice in tried:
@@ -72,6 +75,10 @@ def encode_symbols(symbols: Array, lane: Lane, preset: Preset, *, marked: bool) 
             bodies.append(_encode_thin(symbols, changed, moving, choice.ranks, lane, preset))
         else:
             bodies.append(_encode_values(symbols, histogram, choice.ranks, lane, preset))
+    if arithmetic.fits(lane) and symbols.size <= arithmetic.MOST_LANES[preset]:
+        coded = arithmetic.encode(symbols, lane)
+        if coded is not None:
+            bodies.append((Kind.ARITHMETIC, coded))
     kind, body = min(bodies, key=lambda body: len(body[1]))
     return Chosen(kind, body, squares)
 
@@ -125,6 +132,8 @@ def _decode_values(reader: StreamReader, kind: int, count: int, lane: Lane) -> A
         return palette.decode(reader, count, lane)
     if kind == Kind.PLANES:
         return planes.decode(reader, count, lane)
+    if kind == Kind.ARITHMETIC and arithmetic.fits(lane):
+        return arithmetic.decode(reader, count, lane)
     raise BadRecord(f"unknown record kind {kind} for lanes of {lane.width} bytes")
 
 

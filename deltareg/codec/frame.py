@@ -152,8 +152,7 @@ def _check_mended(symbols: Array, positions: Array | None, mended: Array, lane: 
         places = np.searchsorted(positions, mended)
         if mended.size and (places[-1] == positions.size or np.any(positions[places] != mended)):
             raise BadRecord("a frame mends lanes that do not change")
-    magnitudes = symbols[places] & (lane.marker - 1)
-    if np.any((magnitudes == 0) | (magnitudes >= lane.infinity)):
+    if not kernels.are_numbers(symbols, places, lane.marker, lane.infinity):
         raise BadRecord("a frame mends lanes whose difference is zero or not finite")
 
 

@@ -10,13 +10,12 @@ one canonical quiet NaN: hardware disagrees about the payload, the result must n
 Symbols are the bits of D1 as unsigned integers of the lane's width, with `marker` (the bits of −0.0) where nothing
 changes. No loop trusts a length that it was not given.
 
-All of it is one file because numba keeps compiled code by the time stamp of the file that a loop stands in: a change to
-a function imported from elsewhere would go unseen.
+All of it (but for `tokens.py`) is one file because numba keeps compiled code by the time stamp of the file that a loop
+stands in: a change to a function imported from elsewhere would go unseen.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,8 +27,10 @@ __all__ = [
     "accumulate",
     "apply_one",
     "apply_terms",
+    "are_numbers",
+    "arithmetic_decode",
+    "arithmetic_encode",
     "count_states",
-    "detokenize",
     "difference",
     "equal",
     "find_codes",
@@ -38,7 +39,6 @@ __all__ = [
     "histogram",
     "mended_terms",
     "pack_nibbles",
-    "put_escapes",
     "read_gaps",
     "sum_of_squares",
     "tokenize",
@@ -286,10 +286,10 @@ def find_codes(
         if not abs(rest) <= 0.5 or d == 0:
             continue
         for halvings in range(1, most + 1):
-            odd = np.int64(np.rint(math.ldexp(rest, halvings)))
+            odd = np.int64(np.rint(rest * _power_of_two(halvings)))
             if odd % 2 == 0:
                 continue
-            term = rounded(np.float64(d) + step * math.ldexp(np.float64(odd), -halvings), x + d)
+            term = rounded(np.float64(d) + step * (np.float64(odd) * _power_of_two(-halvings)), x + d)
             if bits(narrow(x + term, goal)) == bits(goal):
                 rank = (abs(odd) - 1) // 2 + ((1 << (halvings - 2)) if halvings > 1 else 0)
                 codes[n] = 2 * rank + (1 if odd < 0 else 0)
@@ -310,14 +310,31 @@ def mended_terms(delta: Any, positions: Any, codes: Any, precision: Any, least: 
             halvings += 1
         odd = 2 * (rank - first) + 1
         odd = -odd if codes[n] & 1 else odd
-        terms[n] = d + _step(d, precision, least) * math.ldexp(np.float64(odd), -halvings)
+        terms[n] = d + _step(d, precision, least) * (np.float64(odd) * _power_of_two(-halvings))
 
 
 @njit
 def _step(d, precision, least):
-    # ulp(d): the distance between neighbours at d in a format of this precision and least exponent.
-    _, exponent = math.frexp(d)
-    return math.ldexp(1.0, max(exponent - 1, least) - (precision - 1))
+    # ulp(d): the distance between neighbours at d in a format of this precision and least exponent. No number of a
+    # format that is mended is subnormal in float64.
+    exponent = np.int64((np.float64(d).view(np.uint64) >> np.uint64(52)) & np.uint64(2047)) - 1023
+    return _power_of_two(max(exponent, np.int64(least)) - (precision - 1))
+
+
+@njit
+def _power_of_two(exponent):
+    return np.uint64(np.uint64(exponent + 1023) << np.uint64(52)).view(np.float64)
+
+
+@kernel
+def are_numbers(symbols: Any, positions: Any, marker: Any, infinity: Any) -> Any:
+    """Whether the symbols at all of `positions` are finite and not zero; `infinity` is the bits of +Inf."""
+    sound = True
+    for n in range(positions.size):
+        symbol = symbols[positions[n]]
+        magnitude = symbol if symbol < marker else symbol ^ marker
+        sound &= (magnitude != 0) & (magnitude < infinity)
+    return sound
 
 
 @kernel
@@ -330,11 +347,12 @@ def apply_one(target: Any, delta: Any, symbols: Any, marker: Any, weight: Any, o
 
 
 @kernel
-def apply_terms(target: Any, terms: Any, weight: Any, out: Any) -> Any:
-    """out = round(target + weight · terms), the terms (D1 + D2) in the accumulator's type."""
-    for i in range(out.size):
+def apply_terms(target: Any, positions: Any, terms: Any, weight: Any, out: Any) -> Any:
+    """out = round(target + weight · term) at `positions`, one term (D1 + D2) for each in the accumulator's type."""
+    for n in range(positions.size):
+        i = positions[n]
         x = widen(target[i])
-        out[i] = narrow(x + scaled(terms[i], weight, x), out[i])
+        out[i] = narrow(x + scaled(terms[n], weight, x), out[i])
 
 
 @kernel
@@ -385,43 +403,108 @@ def tokenize(symbols: Any, token_of: Any, escape: Any, tokens: Any, escapes: Any
     return used
 
 
-@kernel
-def detokenize(tokens: Any, table: Any, symbols: Any) -> Any:
-    """The symbol of each token; `table` has 256 entries. Returns the highest token."""
-    # Apart: a maximum carried from lane to lane would keep the look-up from being vectorised.
-    for i in range(tokens.size):
-        symbols[i] = table[tokens[i]]
-    highest = np.uint8(0)
-    for i in range(tokens.size):
-        highest = max(highest, tokens[i])
-    return highest
+# --- adaptive binary arithmetic coding, as `arithmetic.py` describes it -----------------------------------------------
+
+_MOST_SEEN = 60
+# 2 / (2·seen + 3) in 1/65,536: the share of its distance to 0 or 1 by which a chance moves.
+_STEPS = np.array([131072 // (2 * seen + 3) for seen in range(_MOST_SEEN + 1)], np.int64)
+# A context for each prefix of a magnitude's 15 bits, which is a node of their tree (the root is 1), and two for the
+# sign: 0, and this one where the magnitude is zero.
+_SIGN_OF_ZERO = 1 << 15
+
+
+@njit
+def _adapted(chance, seen, bit):
+    step = _STEPS[seen]
+    return chance + (((65536 - chance) * step) >> 16) if bit else chance - ((chance * step) >> 16)
 
 
 @kernel
-def put_escapes(tokens: Any, escape: Any, escapes: Any, symbols: Any) -> Any:
-    """Replace the symbols of the tokens that are `escape` by `escapes`, in order; returns how many these tokens are.
-
-    Stops early where they are more than `escapes`.
-    """
+def arithmetic_encode(symbols: Any, stream: Any) -> Any:
+    """Code 16-bit symbols into `stream` (uint8); returns the bytes used, −1 where it has no room for them."""
+    chances = np.full(_SIGN_OF_ZERO + 1, 32768, np.uint16)
+    seen = np.zeros(chances.size, np.uint8)
+    low = np.uint64(0)
+    high = np.uint64(0xFFFFFFFF)
     used = 0
-    # Positions are gathered without a branch, one place beyond the last that counts.
-    places = np.empty(65, np.int64)
-    for start in range(0, tokens.size, 64):
-        part = tokens[start : start + 64]
-        found = 0
-        for j in range(part.size):
-            found += np.int64(part[j] == escape)
-        if found == 0:
-            continue
-        if used + found > escapes.size:
-            return used + found
-        next_ = 0
-        for j in range(part.size):
-            places[next_] = start + j
-            next_ += np.int64(part[j] == escape)
-        for j in range(found):
-            symbols[places[j]] = escapes[used + j]
-        used += found
+    for i in range(symbols.size):
+        symbol = np.int64(symbols[i])
+        magnitude = symbol & 0x7FFF
+        context = 1
+        for n in range(16):
+            bit = (magnitude >> (14 - n)) & 1
+            if n == 15:
+                bit = symbol >> 15
+                context = 0 if magnitude else _SIGN_OF_ZERO
+            chance = np.int64(chances[context])
+            middle = low + (((high - low) * np.uint64(chance)) >> np.uint64(16))
+            if bit:
+                high = middle
+            else:
+                low = middle + np.uint64(1)
+            chances[context] = np.uint16(_adapted(chance, np.int64(seen[context]), bit))
+            seen[context] += np.uint8(seen[context] < _MOST_SEEN)
+            context = 2 * context + bit
+            while (low ^ high) < np.uint64(1 << 24):
+                if used == stream.size:
+                    return -1
+                stream[used] = np.uint8(high >> np.uint64(24))
+                used += 1
+                low = (low << np.uint64(8)) & np.uint64(0xFFFFFFFF)
+                high = ((high << np.uint64(8)) & np.uint64(0xFFFFFFFF)) | np.uint64(255)
+    # As few bytes as name a number from low to high, if zeros follow.
+    for kept in range(5):
+        rest = np.uint64((1 << (32 - 8 * kept)) - 1)
+        number = (low + rest) & ~rest
+        if number <= high:
+            if used + kept > stream.size:
+                return -1
+            for n in range(kept):
+                stream[used] = np.uint8((number >> np.uint64(24 - 8 * n)) & np.uint64(255))
+                used += 1
+            break
+    while used and stream[used - 1] == 0:
+        used -= 1
+    return used
+
+
+@kernel
+def arithmetic_decode(stream: Any, symbols: Any) -> Any:
+    """The inverse of `arithmetic_encode`; returns how many bytes it looked at, those beyond the stream included."""
+    chances = np.full(_SIGN_OF_ZERO + 1, 32768, np.uint16)
+    seen = np.zeros(chances.size, np.uint8)
+    low = np.uint64(0)
+    high = np.uint64(0xFFFFFFFF)
+    number = np.uint64(0)
+    used = 0
+    for _ in range(4):
+        number = (number << np.uint64(8)) | np.uint64(stream[used] if used < stream.size else 0)
+        used += 1
+    for i in range(symbols.size):
+        magnitude = np.int64(0)
+        context = 1
+        bit = np.int64(0)
+        for n in range(16):
+            if n == 15:
+                magnitude = np.int64(context) - (1 << 15)
+                context = 0 if magnitude else _SIGN_OF_ZERO
+            chance = np.int64(chances[context])
+            middle = low + (((high - low) * np.uint64(chance)) >> np.uint64(16))
+            bit = np.int64(number <= middle)
+            if bit:
+                high = middle
+            else:
+                low = middle + np.uint64(1)
+            chances[context] = np.uint16(_adapted(chance, np.int64(seen[context]), bit))
+            seen[context] += np.uint8(seen[context] < _MOST_SEEN)
+            context = 2 * context + bit
+            while (low ^ high) < np.uint64(1 << 24):
+                low = (low << np.uint64(8)) & np.uint64(0xFFFFFFFF)
+                high = ((high << np.uint64(8)) & np.uint64(0xFFFFFFFF)) | np.uint64(255)
+                number = (number << np.uint64(8)) & np.uint64(0xFFFFFFFF)
+                number |= np.uint64(stream[used] if used < stream.size else 0)
+                used += 1
+        symbols[i] = np.uint16(magnitude | (bit << 15))
     return used
 
 

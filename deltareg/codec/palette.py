@@ -14,6 +14,7 @@ from deltareg.codec import kernels, planes
 from deltareg.codec.lanes import Array, Lane
 from deltareg.codec.memory import empty
 from deltareg.codec.streams import Preset, StreamReader, pack_number, pack_stream
+from deltareg.codec.tokens import ROOM, highest_token, symbols_of
 from deltareg.errors import BadRecord
 
 __all__ = ["BYTES", "NIBBLES", "Histogram", "decode", "encode", "entropy", "estimate"]
@@ -129,12 +130,15 @@ def decode(reader: StreamReader, count: int, lane: Lane) -> Array:
         kernels.unpack_nibbles(packed, tokens)
     else:
         tokens = reader.stream(size=count)
-    escapes = planes.decode(reader, used, lane) if used else np.empty(0, np.uint16)
+    escapes = empty(used + ROOM, np.uint16)
+    escapes[used:] = 0
+    if used:
+        escapes[:used] = planes.decode(reader, used, lane)
     table = np.zeros(256, np.uint16)
     table[:size] = positions
     symbols = empty(count, np.uint16)
-    highest = int(kernels.detokenize(tokens, table, symbols)) if count else 0
-    asked = int(kernels.put_escapes(tokens, size, escapes, symbols)) if highest >= size else 0
+    highest = BYTES if size == BYTES else int(highest_token(tokens))
+    asked = symbols_of(tokens, table, size, escapes, symbols)
     if asked != used or highest > size:
         raise BadRecord(f"a palette's tokens ask for {asked} escapes and rank {highest}; it has {used} and {size}")
     return symbols

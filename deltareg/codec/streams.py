@@ -16,6 +16,8 @@ from deltareg.manifest import Preset
 __all__ = ["Preset", "StreamReader", "compress", "pack_number", "pack_stream"]
 
 _WINDOW_LOG = 21
+# Bytes up to which a stream is decompressed in one call, which is the quicker way where it takes little memory.
+_SHORT = 1 << 16
 
 
 class _Coding(IntEnum):
@@ -114,6 +116,13 @@ class StreamReader:
                 return number
         raise BadRecord("a number has more than ten digits")
 
+    def bytes(self, size: int) -> Array:
+        """The next `size` bytes as uint8, writable and aligned."""
+        data = self._take(size)  # before memory is taken for it
+        taken = empty(size, np.uint8)
+        taken[:] = np.frombuffer(data, np.uint8)
+        return taken
+
     def stream(self, *, size: int | None = None, limit: int | None = None) -> Array:
         """The next stream as uint8, of exactly `size` bytes or of at most `limit`."""
         coding = self.byte()
@@ -123,7 +132,7 @@ class StreamReader:
         if limit is not None and decoded > limit:
             raise BadRecord(f"a stream says it holds {decoded} bytes where at most {limit} are possible")
         if coding == _Coding.RAW:
-            return np.frombuffer(self._take(decoded), np.uint8)
+            return self.bytes(decoded)
         if coding == _Coding.CONSTANT:
             constant = empty(decoded, np.uint8)
             constant.fill(self.byte())
@@ -147,17 +156,20 @@ class StreamReader:
 
 
 def _decompress(data: memoryview, size: int) -> Array:
-    # The content size is checked before memory is taken for it. Decompressed into memory of ours: bytes of
-    # python-zstandard's own would be asked of the operating system for each stream.
+    # The content size is checked before memory is taken for it.
     try:
         if zstandard.frame_content_size(data) != size:
             raise BadRecord(f"a zstd frame decodes to another size than the {size} bytes that its stream says")
-        if _frame_length(data) != len(data):
-            raise BadRecord("something follows the zstd frame of a stream")
         out = empty(size, np.uint8)
         context = getattr(_contexts, "decompress", None)
         if context is None:
             context = _contexts.decompress = zstandard.ZstdDecompressor(max_window_size=1 << (_WINDOW_LOG + 2))
+        if size <= _SHORT:
+            out[:] = np.frombuffer(context.decompress(data, max_output_size=size, allow_extra_data=False), np.uint8)
+            return out
+        # Into memory of ours: python-zstandard would ask the operating system for its own anew for each stream.
+        if _frame_length(data) != len(data):
+            raise BadRecord("something follows the zstd frame of a stream")
         with context.stream_reader(data, read_size=len(data)) as reader:
             got: int = reader.readinto(view_of(out))  # pyright: ignore[reportUnknownMemberType]
             rest = reader.read(1)

@@ -14,6 +14,7 @@ import random
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from deltareg.codec.record import Mode
 from deltareg.codec.streams import StreamReader, pack_number
 from deltareg.errors import DeltaregError
 from tests.codec.samples import SAMPLES
-from tests.codec.tensors import Raw, Record, encode, of, produced, records
+from tests.codec.tensors import Raw, Record, encode, of, produced, recoded, records
 
 __all__ = ["main"]
 
@@ -37,12 +38,24 @@ _EXTREMES = (0, 1, 0x7F, 0x80, 0xFE, 0xFF)
 _NUMBERS = (0, 1, 39, 40, 41, 254, 255, 256, 65535, 65536, FRAME_LANES, 2**31 - 1, 2**32 - 1, 2**63, 2**64 - 1)
 
 
+@dataclass(frozen=True)
+class Sized:
+    """Bytes after a number that says how many they are."""
+
+    says: int
+    bytes: Array
+
+
+Item = bytes | int | Array | Sized
+"""What a body is made of: a byte, a number, a stream, bytes after their number."""
+
+
 class Recording(StreamReader):
     """Notes what is read, so that it can be written again in another way."""
 
     def __init__(self, body: memoryview) -> None:
         super().__init__(body)
-        self.items: list[bytes | int | Array] = []
+        self.items: list[Item] = []
         self._within = False
 
     def byte(self) -> int:
@@ -52,6 +65,14 @@ class Recording(StreamReader):
     def number(self) -> int:
         """The next number."""
         return self._note(super().number, int)
+
+    def bytes(self, size: int) -> Array:
+        """The next bytes, and the number before them."""
+        taken = super().bytes(size)
+        if not self._within:
+            assert self.items.pop() == size
+            self.items.append(Sized(size, taken.copy()))
+        return taken
 
     def stream(self, **lengths: int | None) -> Array:
         """The next stream."""
@@ -69,7 +90,7 @@ class Recording(StreamReader):
         return value
 
 
-def recorded(data: bytes, lanes: int, base: str | None, dtype: str) -> list[bytes | int | Array]:
+def recorded(data: bytes, lanes: int, base: str | None, dtype: str) -> list[Item]:
     """The items of a frame's body, in order."""
     head = RecordHead.of(base, dtype, ())
     kind, flags, _ = FRAME_HEAD.unpack_from(data)
@@ -83,7 +104,7 @@ def recorded(data: bytes, lanes: int, base: str | None, dtype: str) -> list[byte
     return reader.items
 
 
-def written(items: list[bytes | int | Array]) -> bytes:
+def written(items: list[Item]) -> bytes:
     """Items as a body whose streams are raw."""
     parts: list[bytes] = []
     for item in items:
@@ -91,9 +112,16 @@ def written(items: list[bytes | int | Array]) -> bytes:
             parts.append(item)
         elif isinstance(item, int):
             parts.append(pack_number(item))
+        elif isinstance(item, Sized):
+            parts.append(pack_number(item.says) + item.bytes.tobytes())
         else:
             parts.append(b"\0" + pack_number(item.size) + item.tobytes())
     return b"".join(parts)
+
+
+def framed(kind: int, flags: int, body: bytes) -> bytes:
+    """A frame whose length is right."""
+    return FRAME_HEAD.pack(kind, flags, len(body)) + body
 
 
 def edited_bytes(data: bytes, draw: random.Random) -> bytes:
@@ -117,7 +145,7 @@ def edited_bytes(data: bytes, draw: random.Random) -> bytes:
     return bytes(damaged)
 
 
-def edited_items(items: list[bytes | int | Array], draw: random.Random) -> list[bytes | int | Array]:
+def edited_items(items: list[Item], draw: random.Random) -> list[Item]:
     """The same items, one or a few of them with other contents."""
     changed = list(items)
     for _ in range(draw.randint(1, 3)):
@@ -129,14 +157,25 @@ def edited_items(items: list[bytes | int | Array], draw: random.Random) -> list[
             changed[at] = bytes((draw.choice([*_EXTREMES, 2, 3, 15, 16, item[0] ^ 1]),))
         elif isinstance(item, int):
             changed[at] = draw.choice([*_NUMBERS, max(0, item - 1), item + 1])
-        elif item.size:
-            array = item.copy()
-            for _ in range(draw.randint(1, 5)):
-                array[draw.randrange(array.size)] = draw.choice([*_EXTREMES, draw.randrange(256)])
-            if draw.randrange(4) == 0:
-                array = array[: draw.randrange(array.size + 1)]
-            changed[at] = array
+        elif isinstance(item, Sized):
+            array = edited_array(item.bytes, draw)
+            changed[at] = Sized(array.size if draw.randrange(4) else draw.choice(_NUMBERS), array)
+        else:
+            changed[at] = edited_array(item, draw)
     return changed
+
+
+def edited_array(array: Array, draw: random.Random) -> Array:
+    """The same bytes, some of them others, and now and then fewer or more of them."""
+    edited = array.copy()
+    for _ in range(draw.randint(1, 5) if array.size else 0):
+        edited[draw.randrange(array.size)] = draw.choice([*_EXTREMES, draw.randrange(256)])
+    what = draw.randrange(8)
+    if what < 2:
+        edited = edited[: draw.randrange(array.size + 1)]
+    elif what == 2:
+        edited = np.append(edited, np.frombuffer(draw.randbytes(draw.randint(1, 40)), np.uint8))
+    return edited
 
 
 class Run:
@@ -155,11 +194,10 @@ class Run:
         else:
             self.outcomes["read"] += 1
 
-    def try_frame(self, name: str, body: bytes, flags: int, kind: int, size: int) -> None:
+    def try_frame(self, name: str, data: bytes, size: int) -> None:
         """Read a frame in the memory that is kept from frame to frame, and apply it."""
         sample = SAMPLES[name]
         head = RecordHead.of(sample.base_dtype, sample.dtype, ())
-        data = FRAME_HEAD.pack(kind, flags, len(body)) + body
         with frame_memory():
             try:
                 base = head.base if head.mode is Mode.ADD else None
@@ -188,17 +226,20 @@ class Run:
                 self.try_record(record, base.get(name), edited_bytes(record.data, self.draw))
 
     def frames(self, rounds: int) -> None:
-        """Frames whose streams are unpacked, edited and packed again."""
+        """Frames with edited bytes, and frames whose streams are unpacked, edited and packed again."""
         for name, sample in SAMPLES.items():
             for size in (1, 40, 331):
                 base, post = sample.make(size)
                 data = encode(sample.base_dtype, sample.dtype, base, post).data
-                kind, flags, _ = FRAME_HEAD.unpack_from(data)
-                items = recorded(data, size, sample.base_dtype, sample.dtype)
-                self.try_frame(name, written(items), flags, kind, size)
-                for _ in range(rounds):
-                    body = written(edited_items(items, self.draw))
-                    self.try_frame(name, body, flags, kind, size)
+                # So small a frame is not stored in all the ways in which larger ones are.
+                for each in [data, *recoded(data, size, sample.base_dtype, sample.dtype).values()]:
+                    kind, flags, _ = FRAME_HEAD.unpack_from(each)
+                    items = recorded(each, size, sample.base_dtype, sample.dtype)
+                    self.try_frame(name, framed(kind, flags, written(items)), size)
+                    for _ in range(rounds):
+                        self.try_frame(name, framed(kind, flags, written(edited_items(items, self.draw))), size)
+                        body = edited_bytes(each[FRAME_HEAD.size :], self.draw)
+                        self.try_frame(name, framed(kind, flags, body), size)
 
 
 def prove_checks() -> None:

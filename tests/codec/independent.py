@@ -109,6 +109,34 @@ def rounded(value: float, dtype: Dtype) -> float:
     return value if dtype.name == "F64" else value_of(bits_of(value, dtype), dtype)
 
 
+# --- arithmetic codes ---------------------------------------------------------------------------------------------
+
+
+class Chances:
+    """What the coder knows of each context: the chance that its bit is 1, and how many bits it has seen."""
+
+    def __init__(self) -> None:
+        self.known: dict[str | bool, tuple[int, int]] = {}
+
+    @staticmethod
+    def context(earlier: str) -> str | bool:
+        """The context of a symbol's next bit: its earlier bits; of the last one, whether all of them are zero."""
+        return earlier if len(earlier) < 15 else "1" not in earlier
+
+    def middle(self, earlier: str, low: int, high: int) -> int:
+        """Where the next bit cuts the interval."""
+        chance, _ = self.known.get(self.context(earlier), (32768, 0))
+        return low + (high - low) * chance // 65536
+
+    def learn(self, earlier: str, bit: str) -> None:
+        """The next bit is known."""
+        context = self.context(earlier)
+        c, k = self.known.get(context, (32768, 0))
+        step = 131072 // (2 * k + 3)
+        c = c + (65536 - c) * step // 65536 if bit == "1" else c - c * step // 65536
+        self.known[context] = c, min(k + 1, 60)
+
+
 # --- the bytes of a record ----------------------------------------------------------------------------------------
 
 
@@ -188,11 +216,36 @@ class Cursor:
             raise ValueError("escapes are left over")
         return symbols
 
+    def arithmetic(self, count: int) -> list[int]:
+        code = self.take(self.number())
+        following = iter(code[4:])
+        x = int.from_bytes(code[:4].ljust(4, b"\0"), "big")
+        low, high = 0, 2**32 - 1
+        chances = Chances()
+        symbols: list[int] = []
+        for _ in range(count):
+            bits = ""
+            while len(bits) < 16:
+                middle = chances.middle(bits, low, high)
+                bit = "1" if x <= middle else "0"
+                low, high = (low, middle) if bit == "1" else (middle + 1, high)
+                chances.learn(bits, bit)
+                bits += bit
+                while low >> 24 == high >> 24:
+                    low, high = low << 8 & 0xFFFFFFFF, high << 8 & 0xFFFFFFFF | 255
+                    x = x << 8 & 0xFFFFFFFF | next(following, 0)
+            symbols.append(int(bits[15] + bits[:15], 2))
+        if next(following, None) is not None:
+            raise ValueError("an arithmetic code is longer than it is read")
+        return symbols
+
     def symbols(self, kind: int, count: int, dtype: Dtype) -> list[int]:
         if kind == 1:
             return self.palette(count, dtype)
         if kind == 3:
             return self.planes(count, dtype.width, turned=dtype.additive)
+        if kind == 4:
+            return self.arithmetic(count)
         raise ValueError(f"unknown kind {kind}")
 
 

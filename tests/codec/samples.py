@@ -20,16 +20,22 @@ BF16 = FORMATS["BF16"]
 
 @dataclass(frozen=True)
 class Sample:
-    """A name, the kind that is chosen for it, its dtypes, and how its lanes are made."""
+    """The kind that preset fast chooses for `size` lanes of it, its dtypes, and how its lanes are made."""
 
     kind: Kind
     base_dtype: str | None
     dtype: str
     make: Callable[[int], tuple[Array | None, Array]]
+    # Enough for every stream to be worth compressing, few enough to try each byte.
+    size: int = 3000
 
 
 def _generator(size: int) -> np.random.Generator:
     return np.random.default_rng([7, size])
+
+
+# So many that preset fast does not try an arithmetic code.
+_MANY = 5000
 
 
 def _unchanged(size: int) -> tuple[Array, Array]:
@@ -51,6 +57,17 @@ def _palette_nibbles(size: int) -> tuple[Array, Array]:
     post = base + draw.choice([0, 1, 2, 3], size, p=[0.5, 0.3, 0.15, 0.05])
     post[::50] = base[::50] + draw.integers(0, 60, post[::50].size)
     return base, post.astype(np.uint16)
+
+
+def _steps(dtype: str, spread: float) -> Callable[[int], tuple[Array, Array]]:
+    """Small differences of many sizes."""
+
+    def make(size: int) -> tuple[Array, Array]:
+        draw, format_ = _generator(size), FORMATS[dtype]
+        base = format_.narrow(draw.normal(0, 0.02, size))
+        return base, format_.narrow(format_.widen(base) + draw.normal(0, spread, size))
+
+    return make
 
 
 def _sparse(size: int) -> tuple[Array, Array]:
@@ -118,10 +135,13 @@ def _added(dtype: str) -> Callable[[int], tuple[None, Array]]:
 
 SAMPLES: Mapping[str, Sample] = {
     "zero": Sample(Kind.ZERO, "BF16", "BF16", _unchanged),
-    "palette of bytes": Sample(Kind.PALETTE, "BF16", "BF16", _palette_bytes),
-    "palette of nibbles": Sample(Kind.PALETTE, "BF16", "BF16", _palette_nibbles),
-    "sparse": Sample(Kind.SPARSE, "BF16", "BF16", _sparse),
-    "planes of F16": Sample(Kind.PLANES, "F16", "F16", _noise("F16")),
+    "palette of bytes": Sample(Kind.PALETTE, "BF16", "BF16", _palette_bytes, _MANY),
+    "palette of nibbles": Sample(Kind.PALETTE, "BF16", "BF16", _palette_nibbles, _MANY),
+    "sparse": Sample(Kind.SPARSE, "BF16", "BF16", _sparse, _MANY),
+    "arithmetic": Sample(Kind.ARITHMETIC, "BF16", "BF16", _steps("BF16", 2e-4)),
+    "arithmetic F16": Sample(Kind.ARITHMETIC, "F16", "F16", _steps("F16", 3e-5)),
+    # Among fewer lanes some symbols seem frequent, and a palette seems worth its table.
+    "planes of F16": Sample(Kind.PLANES, "F16", "F16", _noise("F16"), 20_000),
     "planes of F32": Sample(Kind.PLANES, "F32", "F32", _noise("F32")),
     "sparse F32": Sample(Kind.SPARSE, "F32", "F32", _thin("F32")),
     "planes of F64": Sample(Kind.PLANES, "F64", "F64", _noise("F64")),
@@ -129,7 +149,7 @@ SAMPLES: Mapping[str, Sample] = {
     "mended": Sample(Kind.PALETTE, "BF16", "BF16", _mended),
     "overwritten": Sample(Kind.PALETTE, "BF16", "BF16", _overwritten),
     "BF16 to F32": Sample(Kind.PLANES, "BF16", "F32", _half_to_single),
-    "F32 to BF16": Sample(Kind.PALETTE, "F32", "BF16", _single_to_half),
+    "F32 to BF16": Sample(Kind.ARITHMETIC, "F32", "BF16", _single_to_half),
     "replaced I64": Sample(Kind.SPARSE, "I64", "I64", _bits("I64", 0.01)),
     "replaced BOOL": Sample(Kind.SPARSE, "BOOL", "BOOL", _bits("BOOL", 0.3)),
     "replaced F8": Sample(Kind.PLANES, "F8_E4M3", "F8_E4M3", _bits("F8_E4M3", 1.0)),

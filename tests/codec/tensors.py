@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,25 @@ from deltareg.checkpoint import encode_header
 from deltareg.codec import (
     EncodedFrame,
     Frame,
+    Kind,
     Mode,
     Preset,
     RecordHead,
     RecordReader,
+    arithmetic,
     decode_frame,
     encode_difference,
     encode_replaced,
     lane_of,
+    palette,
+    planes,
     replaced,
+    sparse,
 )
+from deltareg.codec.choose import decode_symbols
+from deltareg.codec.frame import FRAME_HEAD
+from deltareg.codec.lanes import Lane
+from deltareg.codec.streams import StreamReader
 from deltareg.errors import BadHeader
 from deltareg.manifest import TensorEntry
 from deltareg.merge import Addend, Block, linear
@@ -42,6 +51,7 @@ __all__ = [
     "of",
     "produced",
     "read_tensors",
+    "recoded",
     "records",
     "reproduce",
     "write_checkpoint",
@@ -125,6 +135,39 @@ def _told(wrong: Array, base: Array | None, post: Array, got: Array) -> str:
     at = wrong[0]
     before = None if base is None else hex(base[at])
     return f"{wrong.size} lanes differ; lane {at}: base {before}, post {hex(post[at])}, got {hex(got[at])}"
+
+
+def recoded(data: bytes, lanes: int, base_dtype: str | None, dtype: str) -> dict[str, bytes]:
+    """The frame with its 16-bit symbols stored in every other way that there is, whichever is smallest."""
+    lane = RecordHead.of(base_dtype, dtype, ()).post
+    kind, flags, _ = FRAME_HEAD.unpack_from(data)
+    body = memoryview(data)[FRAME_HEAD.size :]
+    reader = StreamReader(body)
+    symbols, positions = decode_symbols(reader, kind, lanes, lane)
+    if symbols is None or lane.width != 2:
+        return {}
+    terms = bytes(body[reader.position :])
+    every = np.full(lanes, lane.marker)
+    every[slice(None) if positions is None else positions] = symbols
+    changed = np.flatnonzero(every != lane.marker)
+    places = sparse.encode_positions(changed, "fast")
+    found: dict[str, bytes] = {}
+    for name, kind, values in _stored(every, lane):
+        found[name] = FRAME_HEAD.pack(kind, flags, len(values + terms)) + values + terms
+    for name, kind, values in _stored(every[changed], lane):
+        thin = places + bytes((kind,)) + values + terms
+        found["sparse " + name] = FRAME_HEAD.pack(Kind.SPARSE, flags, len(thin)) + thin
+    return found
+
+
+def _stored(symbols: Array, lane: Lane) -> Iterator[tuple[str, Kind, bytes]]:
+    histogram = palette.Histogram.of(symbols)
+    yield "bytes", Kind.PALETTE, palette.encode(symbols, histogram, palette.BYTES, lane, "fast")
+    yield "nibbles", Kind.PALETTE, palette.encode(symbols, histogram, palette.NIBBLES, lane, "fast")
+    yield "planes", Kind.PLANES, planes.encode(symbols, lane, "fast")
+    code = arithmetic.encode(symbols, lane) if arithmetic.fits(lane) else None
+    if code is not None:
+        yield "arithmetic", Kind.ARITHMETIC, code
 
 
 # --- checkpoints --------------------------------------------------------------------------------------------------

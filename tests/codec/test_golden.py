@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import shutil
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,18 +99,25 @@ def test_golden_files_are_those_that_the_script_writes() -> None:
 def test_golden_files_cover_the_format() -> None:
     dtypes = {case.post.dtype for case in GOLDEN} | {case.base.dtype for case in GOLDEN if case.base is not None}
     assert dtypes == set(DTYPES)
-    kinds: set[int] = set()
-    frames: list[independent.Frame] = []
-    for case in GOLDEN:
-        for data in case.records.values():
-            record = independent.Record.read(data)
-            frames += record.frames
-            kinds |= {frame.kind for frame in record.frames}
-    assert kinds == {int(kind) for kind in Kind}
-    assert any(frame.codes for frame in frames)
-    assert any(frame.overwrites for frame in frames)
+    records = [data for case in GOLDEN for data in case.records.values()]
+    frames = [frame for data in records for frame in independent.Record.read(data).frames]
+    assert {frame.kind for frame in frames} == {int(kind) for kind in Kind}
+    assert {body[0] for data in records for kind, body in bodies(data) if kind == Kind.PALETTE} == {15, 255}
+    for kind in set(Kind) - {Kind.ZERO}:
+        assert any(frame.codes for frame in frames if frame.kind == kind)
+        assert any(frame.overwrites for frame in frames if frame.kind == kind)
     assert any(case.base is None for case in GOLDEN)
     assert {case.post.shape for case in GOLDEN} >= {(), (3, 0), (5, 20)}
+
+
+def bodies(record: bytes) -> Iterator[tuple[int, bytes]]:
+    """Kind and body of each frame."""
+    cursor = independent.Cursor(record)
+    for _ in range(cursor.take(9)[-1]):
+        cursor.number()
+    while cursor.at < len(record):
+        kind, _, length = struct.unpack("<BBI", cursor.take(6))
+        yield kind, cursor.take(length)
 
 
 def test_example_of_the_document_is_what_it_says() -> None:

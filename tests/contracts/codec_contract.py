@@ -34,13 +34,12 @@ PRESETS: tuple[Preset, ...] = ("fast", "small")
 
 
 class CodecContract:
-    """Subclasses name the kind and define `sample`."""
+    """Subclasses name the kind, and a number of lanes that it is chosen for, and define `sample`."""
 
     kind: ClassVar[Kind]
+    size: ClassVar[int]
     base_dtype: ClassVar[str | None] = "BF16"
     dtype: ClassVar[str] = "BF16"
-    # Enough for every stream to be worth compressing, few enough to try each byte.
-    size: ClassVar[int] = 3000
 
     def sample(self, size: int) -> tuple[Array | None, Array]:
         """The bits of base (None where it lacks the tensor) and post, `size` lanes, that this kind is chosen for."""

@@ -148,14 +148,16 @@ def test_mixed_dtypes_follow_the_contract(
     assert np.array_equal(got, expected(target, target_dtype, deltas, out_dtype))
 
 
-@pytest.mark.parametrize("name", ["zero", "sparse", "palette of bytes", "palette of nibbles", "mended", "overwritten"])
+@pytest.mark.parametrize(
+    "name", ["zero", "sparse", "palette of bytes", "palette of nibbles", "arithmetic", "mended", "overwritten"]
+)
 def test_every_record_kind_is_summed_alike(name: str) -> None:
     sample = SAMPLES[name]
-    base, post = sample.make(2000)
+    base, post = sample.make(sample.size)
     assert base is not None
-    target = lanes("BF16", 2000, 3)
+    target = lanes("BF16", sample.size, 3)
     first = Delta.of(base, post, "BF16", "BF16", 0.25)
-    other = delta("BF16", 2000, 5, -0.5)
+    other = delta("BF16", sample.size, 5, -0.5)
     for deltas in ([first], [first, other], [other, first]):
         assert np.array_equal(merged(target, "BF16", deltas, "BF16"), expected(target, "BF16", deltas, "BF16"))
 

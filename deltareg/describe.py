@@ -96,7 +96,7 @@ def _stored(store: Store, data: bytes, media_type: str) -> Descriptor:
 
 
 def _titled(descriptor: Descriptor, title: str) -> Descriptor:
-    return descriptor.model_copy(update={"annotations": {TITLE: title}})
+    return descriptor.model_copy(update={"annotations": {**(descriptor.annotations or {}), TITLE: title}})
 
 
 def _config(taken: Taken, licence: str | None, description: str | None) -> DeltaConfig:

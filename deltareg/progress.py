@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 __all__ = ["SILENT", "Progress"]
 
 
 class Progress:
     """Hears of steps and of bytes done; this one keeps silent. Methods may be called from any thread."""
+
+    @contextmanager
+    def step(self, name: str, total: int) -> Generator[None]:
+        """The work on `total` bytes within it; it ends there, done or failed."""
+        self.begin(name, total)
+        try:
+            yield
+        finally:
+            self.end()
 
     def begin(self, step: str, total: int) -> None:
         """A step starts that will handle `total` bytes."""
@@ -15,7 +27,7 @@ class Progress:
         """`count` more bytes of the step are done."""
 
     def end(self) -> None:
-        """The step is done."""
+        """The step is over."""
 
 
 SILENT = Progress()

@@ -161,16 +161,13 @@ def _in_parallel(step: str, work: _Work, blobs: Sequence[Descriptor], threads: i
             stop.set()
             raise
 
-    progress.begin(step, sum(blob.size for blob in blobs))
-    try:
-        with ThreadPoolExecutor(threads, thread_name_prefix=step) as pool:
-            futures = [pool.submit(attempt, blob) for blob in blobs]
-            try:
-                wait(futures)
-            finally:
-                stop.set()
-    finally:
-        progress.end()
+    total = sum(blob.size for blob in blobs)
+    with progress.step(step, total), ThreadPoolExecutor(threads, thread_name_prefix=step) as pool:
+        futures = [pool.submit(attempt, blob) for blob in blobs]
+        try:
+            wait(futures)
+        finally:
+            stop.set()
     errors = [error for future in futures if (error := future.exception()) is not None]
     for error in errors:
         if not isinstance(error, _Stopped):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from deltareg.apply.card import card, config_json
+from deltareg.apply.loops import load_loops
 from deltareg.apply.plan import Plan, WeightedDelta, plan, refuse_stacked
 from deltareg.apply.run import Outcome, run
 from deltareg.catalog import Registry
@@ -38,7 +39,11 @@ class AppliedDelta(Document):
 
 
 class ApplyReport(Document):
-    """What `apply` did. `seconds` is all of it, `sync_seconds` the part in which the disk was waited for."""
+    """What `apply` did.
+
+    `seconds` is all of it, `load_seconds` the part in which compiled loops were loaded (compiled, on a machine's first
+    use), `sync_seconds` that in which the disk was waited for.
+    """
 
     out: str
     target: str
@@ -55,6 +60,7 @@ class ApplyReport(Document):
     side_files: list[str]
     warnings: list[str]
     seconds: float
+    load_seconds: float
     sync_seconds: float
     dry_run: bool
 
@@ -89,10 +95,13 @@ def apply(
         active = [delta for delta in wanted if delta.weight != 0]
         planned = plan(checkpoint, active)
         files = _files(checkpoint, active, side_files, planned)
-        outcome, synced = Outcome(), 0.0
+        outcome, loaded, synced = Outcome(), 0.0, 0.0
         if dry_run:
             check_free(Path(out), overwrite)
         else:
+            before = time.monotonic()
+            load_loops(planned, METHODS[method])
+            loaded = time.monotonic() - before
             writer = stack.enter_context(CheckpointWriter(Path(out), planned.shards, overwrite=overwrite))
             count = thread_count(threads)
             outcome = run(planned, active, registry.store, writer, method=method, threads=count, progress=progress)
@@ -122,6 +131,7 @@ def apply(
             side_files=sorted(files),
             warnings=_notes(wanted, planned, outcome),
             seconds=time.monotonic() - started,
+            load_seconds=loaded,
             sync_seconds=synced,
             dry_run=dry_run,
         )

@@ -69,10 +69,9 @@ def run(
     The packs' digests are verified meanwhile, in the same threads. Raises DigestMismatch, BadRecord, DiskFull; the
     caller then drops what was written.
     """
-    progress.begin("apply", plan.nbytes)
     outcome = _NOTHING
     try:
-        with ExitStack() as stack:
+        with progress.step("apply", plan.nbytes), ExitStack() as stack:
             packs = [stack.enter_context(delta.artifact.open_packs()) for delta in deltas]
             steps = _Steps(plan, deltas, packs, store, sink, METHODS[method], progress)
             for done in stack.enter_context(closing(in_order(steps.all(), threads))):
@@ -83,7 +82,6 @@ def run(
             for pack in delta.artifact.packs:
                 store.verify(pack)
         raise
-    progress.end()
     return outcome
 
 
@@ -131,7 +129,7 @@ class _Steps:
                 yield partial(_in_frame_memory, step, tensor, readers, number, count)
 
     def _verify(self, pack: Descriptor) -> Outcome:
-        self._store.verify(pack)
+        self._store.verify(pack, quick=True)
         return _NOTHING
 
     def _copy(self, tensor: PlannedTensor, source: Tensor) -> Outcome:

@@ -82,12 +82,9 @@ def verify(
 
 
 def _verify_blobs(artifact: Artifact, registry: Registry, threads: int, progress: Progress) -> None:
-    progress.begin("verify", sum(blob.size for blob in artifact.manifest.blobs))
     checks = (partial(registry.store.verify, blob, progress) for blob in artifact.manifest.blobs)
-    try:
+    with progress.step("verify", sum(blob.size for blob in artifact.manifest.blobs)):
         _do_all(checks, threads)
-    finally:
-        progress.end()
     artifact.side_files()
 
 

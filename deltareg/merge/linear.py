@@ -56,9 +56,7 @@ def _add_one(block: Block, addend: Addend) -> None:
     if mending is None:
         return
     terms = mending.terms(addend.delta, addend.lane, block.accumulator)
-    mended = np.empty(terms.size, block.out_lane.stored)
-    kernels.apply_terms(block.target[mending.positions], terms, addend.weight, mended)
-    block.out[mending.positions] = mended
+    kernels.apply_terms(block.target, mending.positions, terms, addend.weight, block.out)
 
 
 def _add_all(block: Block, active: list[Addend]) -> None:

@@ -60,13 +60,9 @@ class FsckReport(Document):
 def inspect(store: Store, progress: Progress, *, drop_damaged: bool) -> FsckReport:
     """Read every blob and every name of a store. Damaged blobs are removed on request; nothing else changes."""
     files, misnamed = _walk(store)
-    progress.begin("fsck", sum(files.values()))
-    try:
-        with ThreadPoolExecutor(_THREADS) as pool:
-            sound = pool.map(_is_sound, files, repeat(progress))
-            damaged = [path for path, is_sound in zip(files, sound, strict=True) if not is_sound]
-    finally:
-        progress.end()
+    with progress.step("fsck", sum(files.values())), ThreadPoolExecutor(_THREADS) as pool:
+        sound = pool.map(_is_sound, files, repeat(progress))
+        damaged = [path for path, is_sound in zip(files, sound, strict=True) if not is_sound]
     names = _Names(store, {_digest(path) for path in damaged})
     with ExitStack() as stack:
         # Locked: a publish or a collection in the middle of this would look like a fault. A store that this process

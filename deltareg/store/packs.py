@@ -6,11 +6,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from blake3 import blake3
+
 from deltareg.artifact import PACK_LIMIT
 from deltareg.checkpoint import encode_header
 from deltareg.closing import Closing
 from deltareg.errors import translate_os_errors
-from deltareg.manifest import PACK_TYPE, Descriptor
+from deltareg.manifest import BLAKE3, PACK_TYPE, Descriptor
 from deltareg.store.store import Store
 
 __all__ = ["PackWriter"]
@@ -98,12 +100,15 @@ class PackWriter(Closing):
         header = encode_header([(name, "U8", (size,)) for name, size in self._sizes.items()])
         with translate_os_errors("write a pack", self._store.root), self._store.writer() as writer:
             writer.write(header)
+            hasher = blake3(header)
             offset = 0
             while block := os.pread(self._file, _BLOCK, offset):
                 writer.write(block)
+                hasher.update(block)
                 offset += len(block)
             digest, size = writer.commit()
-        self.packs.append(Descriptor(media_type=PACK_TYPE, digest=digest, size=size))
+        annotations = {BLAKE3: hasher.hexdigest()}
+        self.packs.append(Descriptor(media_type=PACK_TYPE, digest=digest, size=size, annotations=annotations))
         self._sizes = {}
         self.close()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.measured import Case, Goal, Row
-from tests.bench.peers import Entropy, Packed, copy_directory
+from tests.bench.peers import Entropy, Packed
 from tests.bench.process import Ran, run
 
 __all__ = ["measure_product", "measure_start_up"]
@@ -41,9 +41,7 @@ def _median(runs: Sequence[tuple[Ran, dict[str, Any]]], seconds: Any) -> float:
     return statistics.median(seconds(report) for _, report in runs)
 
 
-def measure_product(
-    case: Case, scratch: Path, bitx: Packed, floor: Entropy, copy_seconds: float | None = None
-) -> Iterator[Row | Goal]:
+def measure_product(case: Case, scratch: Path, bitx: Packed, floor: Entropy) -> Iterator[Row | Goal]:
     """Take the delta with both presets and apply it, each several times; compare with the peers' figures."""
     environment = _environment(scratch / "home")
     baseline = run([sys.executable, "-c", _IMPORTS], environment).peak
@@ -107,36 +105,25 @@ def _diff_rows(
 
 
 def _apply_rows(case: Case, scratch: Path, environment: dict[str, str], baseline: int) -> Iterator[Row | Goal]:
-    runs: list[tuple[Ran, dict[str, Any]]] = []
-    copies: list[float] = []
+    runs: list[Ran] = []
     for number in range(_REPEATS + 1):
-        _, seconds = copy_directory(case.base, scratch, repeats=1)
         out = scratch / f"out-{number}"
         ran = run(_command("apply", case.base, "bench/delta:1.0.0", "-o", out, *_TWO_CORES, "--json"), environment)
         shutil.rmtree(out)
         if number:  # the first warms the page cache and the disk
-            copies.append(seconds)
-            runs.append((ran, _report(ran)))
-    written = runs[0][1]["bytesWritten"]
-    work = _median(runs, lambda report: report["seconds"] - report["syncSeconds"])
-    peak = max(ran.peak for ran, _ in runs)
-    yield Row(
-        case.name,
-        "deltareg apply, without start-up and sync",
-        unpack=written / work / 1e9,
-        seconds=work,
-        memory=peak,
-    )
-    whole = statistics.median(ran.seconds for ran, _ in runs)
+            runs.append(ran)
+    written = _report(runs[0])["bytesWritten"]
+    beside = [sys.executable, "-m", "tests.bench.beside_cp", str(case.base), "bench/delta:1.0.0", str(scratch)]
+    turns: list[tuple[float, float]] = json.loads(run(beside, environment).output)
+    work, copy = (statistics.median(seconds) for seconds in zip(*turns, strict=True))
+    peak = max(ran.peak for ran in runs)
+    name = "deltareg apply, without start-up and sync"
+    yield Row(case.name, name, unpack=written / work / 1e9, seconds=work, memory=peak)
+    whole = statistics.median(ran.seconds for ran in runs)
     yield Row(case.name, "deltareg apply, whole process with sync", unpack=written / whole / 1e9, seconds=whole)
-    copy = statistics.median(copies)
-    yield Row(case.name, "cp -r of the target, between the applies", unpack=written / copy / 1e9, seconds=copy)
+    yield Row(case.name, "cp -r of the target, by turns with it", unpack=written / copy / 1e9, seconds=copy)
     if written > 1e9:
-        pairs = [
-            (report["seconds"] - report["syncSeconds"]) / seconds
-            for (_, report), seconds in zip(runs, copies, strict=True)
-        ]
-        ratio = statistics.median(pairs)
+        ratio = statistics.median(applied / copied for applied, copied in turns)
         yield Goal(case.name, "apply ≤ 2.5 × cp of the target", f"{ratio:.2f} ×", ratio <= 2.5)
     yield _memory_goal(case, "apply", peak, baseline)
 

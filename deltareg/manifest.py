@@ -6,6 +6,7 @@ are generated from these models.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -96,8 +97,11 @@ class Descriptor(Document):
 
     @property
     def blake3(self) -> str | None:
-        """The BLAKE3 digest in hexadecimal, where it is given."""
-        return (self.annotations or {}).get(BLAKE3)
+        """The BLAKE3 digest in hexadecimal, where it is given. Raises BadManifest where what is given is none."""
+        found = (self.annotations or {}).get(BLAKE3)
+        if found is not None and re.fullmatch("[0-9a-f]{64}", found) is None:
+            raise BadManifest(f"{self.digest} has an annotation {BLAKE3} that is no digest: {found!r:.80}")
+        return found
 
 
 class Manifest(Document):

@@ -15,19 +15,21 @@ class Progress:
     def step(self, name: str, total: int) -> Generator[None]:
         """The work on `total` bytes within it; it ends there, done or failed."""
         self.begin(name, total)
+        done = False
         try:
             yield
+            done = True
         finally:
-            self.end()
+            self.end(done=done)
 
-    def begin(self, step: str, total: int) -> None:
+    def begin(self, name: str, total: int) -> None:
         """A step starts that will handle `total` bytes."""
 
     def advance(self, count: int) -> None:
         """`count` more bytes of the step are done."""
 
-    def end(self) -> None:
-        """The step is over."""
+    def end(self, *, done: bool) -> None:
+        """The step is over: `done`, or failed."""
 
 
 SILENT = Progress()

@@ -6,55 +6,46 @@ compiled, seconds. It depends on the dtypes and not on the sizes, so that it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
 from deltareg.apply.plan import Plan, PlannedTensor
-from deltareg.codec import FRAME_HEAD, Kind, Lane, can_mend, decode_frame, lane_of
+from deltareg.codec import Lane, decode_frame, lane_of
+from deltareg.codec.smallest import smallest_frames
 from deltareg.merge import Addend, Block
 
 __all__ = ["load_loops"]
 
-# Bodies for one lane, as docs/format.md has them: an escape that no rank stands for, in a palette of bytes and in one
-# of nibbles, and an empty code.
-_BYTES, _NIBBLES, _CODE = b"\xff\x00\x01\x00\x00", b"\x0f\x00\x01\x00\x00", b"\x00"
-_MENDED = 1
-
 
 def load_loops(plan: Plan, method: Callable[[Block], None]) -> None:
     """Decode and apply one lane in each combination of dtypes that the plan has."""
-    for target, out, pieces in {_dtypes(tensor) for tensor in plan.tensors.values() if tensor.action == "add"}:
-        target_lane, out_lane = lane_of(target), lane_of(out)
-        frames = [[decode_frame(memoryview(data), 1, *lanes) for data in _samples(lanes[1])] for lanes in pieces]
-        addends = tuple(Addend(found[0], *lanes, 1.0) for found, lanes in zip(frames, pieces, strict=True))
-        method(Block(np.zeros(1, target_lane.stored), target_lane, addends, np.zeros(1, out_lane.stored), out_lane))
+    for action, target, out, pieces in {_work_of(tensor) for tensor in plan.tensors.values()}:
+        if action == "copy":
+            continue
+        if action == "replace":
+            for data in smallest_frames(out, adds=False):
+                decode_frame(memoryview(data), 1, None, out)
+            continue
+        assert target is not None
+        addends = [addend for lanes in pieces for addend in _addends(*lanes)]
+        # Where only one of several deltas changes something, it is added as if it were alone.
+        for some in {0: (), 1: tuple(addends[:1]), len(addends): tuple(addends)}.values():
+            method(Block(np.zeros(1, target.stored), target, some, np.zeros(1, out.stored), out))
 
 
-_Dtypes = tuple[str, str, tuple[tuple[Lane, Lane], ...]]
+_Work = tuple[str, Lane | None, Lane, tuple[tuple[Lane, Lane], ...]]
 
 
-def _dtypes(tensor: PlannedTensor) -> _Dtypes:
-    assert tensor.source is not None
+def _work_of(tensor: PlannedTensor) -> _Work:
     pieces = [(entry.base_dtype, entry.post_dtype) for _, entry in tensor.pieces]
     lanes = tuple((lane_of(base), lane_of(post)) for base, post in pieces if base is not None and post is not None)
-    return tensor.source.dtype, tensor.dtype, lanes
+    target = None if tensor.source is None else lane_of(tensor.source.dtype)
+    return tensor.action, target, lane_of(tensor.dtype), lanes
 
 
-def _samples(lane: Lane) -> Iterator[bytes]:
-    """Frames of one lane of 1.0 that is mended, one for each way to code it."""
-    planes = _raw(b"\x7f") + _raw(b"\0") * (lane.width - 1)
-    mending = b"\1" + _raw(b"\0") * (1 + lane.width) if can_mend(lane) else b""
-    bodies = [(Kind.PLANES, planes)]
-    if lane.width == 2:
-        palettes = [(Kind.PALETTE, body + _raw(b"\0") + planes) for body in (_BYTES, _NIBBLES)]
-        bodies = [*palettes, *bodies]
-    for kind, body in bodies:
-        yield FRAME_HEAD.pack(kind, _MENDED if mending else 0, len(body) + len(mending)) + body + mending
-    if lane.width == 2:
-        yield FRAME_HEAD.pack(Kind.ARITHMETIC, 0, len(_CODE)) + _CODE
-
-
-def _raw(byte: bytes) -> bytes:
-    """A stream of one byte as it is."""
-    return b"\0\1" + byte
+def _addends(base: Lane, post: Lane) -> list[Addend]:
+    return [
+        Addend(decode_frame(memoryview(data), 1, base, post), base, post, 1.0)
+        for data in smallest_frames(post, adds=True)
+    ]

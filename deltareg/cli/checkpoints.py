@@ -150,7 +150,7 @@ def apply(
         warn(warning)
     more = {f"delta {number}": f"{ratio(one.weight)} × {one.reference}" for number, one in enumerate(report.deltas, 1)}
     if report.bytes_written:
-        more["speed"] = speed(report.bytes_written, report.seconds)
+        more["speed"] = speed(report.bytes_written, report.seconds - report.load_seconds)
     print_report(report, json=json, leave_out=["deltas", "warnings"], more=more)
 
 

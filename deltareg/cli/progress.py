@@ -22,14 +22,17 @@ class _Shown(Progress):
         self._bars = bars
         self._task = bars.add_task("", visible=False)
 
-    def begin(self, step: str, total: int) -> None:
+    def begin(self, name: str, total: int) -> None:
         # Finished steps stay on the screen as they are.
-        self._task = self._bars.add_task(step, total=total or None)
+        self._task = self._bars.add_task(name, total=total or None)
 
     def advance(self, count: int) -> None:
         self._bars.advance(self._task, count)
 
-    def end(self) -> None:
+    def end(self, *, done: bool) -> None:
+        if not done:
+            self._bars.stop_task(self._task)
+            return
         task = self._bars.tasks[self._bars.task_ids.index(self._task)]
         self._bars.update(self._task, total=task.completed or 1, completed=task.completed or 1)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from deltareg.codec.choose import Kind
 from deltareg.codec.frame import (
-    FRAME_HEAD,
     EncodedFrame,
     Frame,
     decode_frame,
@@ -20,13 +19,11 @@ from deltareg.codec.frame import (
     zero_frame,
 )
 from deltareg.codec.lanes import FRAME_LANES, Array, Lane, lane_of
-from deltareg.codec.mend import can_mend
 from deltareg.codec.reader import FrameRange, RecordReader
 from deltareg.codec.record import Mode, RecordHead, frame_counts
 from deltareg.codec.streams import Preset
 
 __all__ = [
-    "FRAME_HEAD",
     "FRAME_LANES",
     "Array",
     "EncodedFrame",
@@ -38,7 +35,6 @@ __all__ = [
     "Preset",
     "RecordHead",
     "RecordReader",
-    "can_mend",
     "decode_frame",
     "encode_difference",
     "encode_replaced",

@@ -1,8 +1,8 @@
 """`arithmetic`: 16-bit float symbols bit by bit, by adaptive binary arithmetic coding.
 
 A Huffman code pays for its table and for whole bits, which in a small tensor is a twentieth of the record. Here nothing
-is stored but the code: each bit's chance is learnt from the bits before it. That takes about 100 ns for each symbol
-where a palette takes one, so that it is for small frames.
+is stored but the code: each bit's chance is learnt from the bits before it. That takes a hundred times as
+long as a palette, so that it is for small frames.
 
 The chances follow Krichevsky and Trofimov ("The performance of universal encoding", 1981), with a bound on what is
 remembered so that they follow a tensor whose rows differ. `docs/format.md` has every step.
@@ -29,7 +29,7 @@ def fits(lane: Lane) -> bool:
     return lane.width == 2 and lane.additive
 
 
-def encode(symbols: Array, lane: Lane) -> bytes | None:
+def encode(symbols: Array) -> bytes | None:
     """The symbols (uint16); None where they would take more room than they do as they are."""
     stream = empty(2 * symbols.size, np.uint8)
     used = int(kernels.arithmetic_encode(symbols, stream))
@@ -38,7 +38,7 @@ def encode(symbols: Array, lane: Lane) -> bytes | None:
 
 def decode(reader: StreamReader, count: int, lane: Lane) -> Array:
     """The inverse of `encode` for `count` symbols. Raises BadRecord."""
-    stream = reader.bytes(reader.number())
+    stream = reader.plain(reader.number())
     symbols = empty(count, lane.bits)
     looked_at = int(kernels.arithmetic_decode(stream, symbols))
     if stream.size > looked_at:

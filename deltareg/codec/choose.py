@@ -21,6 +21,8 @@ from deltareg.errors import BadRecord
 __all__ = ["Chosen", "Kind", "decode_symbols", "encode_bits", "encode_symbols"]
 
 _TRIES = {"fast": 1, "small": 3}
+# So few lanes that every try is quick.
+_FEW = 1 << 12
 # Above this share of changed lanes the mask costs more than the markers do among the symbols.
 _DENSE_SHARE = 0.9
 
@@ -66,8 +68,7 @@ def encode_symbols(symbols: Array, lane: Lane, preset: Preset, *, marked: bool) 
     if moving.total < _DENSE_SHARE * symbols.size:
         choices += _estimates(moving, thin=True, mask=sparse.estimate(symbols.size, moving.total))
     choices.sort(key=lambda choice: (choice.bits, choice.thin, choice.ranks))
-    small = symbols.size <= arithmetic.MOST_LANES["fast"]
-    tried = choices[: _TRIES["small" if small else preset]]
+    tried = choices[: _TRIES["small" if symbols.size <= _FEW else preset]]
     changed = np.flatnonzero(symbols != lane.marker) if any(choice.thin for choice in tried) else None
     bodies: list[tuple[Kind, bytes]] = []
     for choice in tried:
@@ -76,7 +77,7 @@ def encode_symbols(symbols: Array, lane: Lane, preset: Preset, *, marked: bool) 
         else:
             bodies.append(_encode_values(symbols, histogram, choice.ranks, lane, preset))
     if arithmetic.fits(lane) and symbols.size <= arithmetic.MOST_LANES[preset]:
-        coded = arithmetic.encode(symbols, lane)
+        coded = arithmetic.encode(symbols)
         if coded is not None:
             bodies.append((Kind.ARITHMETIC, coded))
     kind, body = min(bodies, key=lambda body: len(body[1]))
@@ -134,7 +135,7 @@ def _decode_values(reader: StreamReader, kind: int, count: int, lane: Lane) -> A
         return planes.decode(reader, count, lane)
     if kind == Kind.ARITHMETIC and arithmetic.fits(lane):
         return arithmetic.decode(reader, count, lane)
-    raise BadRecord(f"unknown record kind {kind} for lanes of {lane.width} bytes")
+    raise BadRecord(f"record kind {kind} is unknown, or not for lanes of {lane.dtype}")
 
 
 def _estimates(histogram: Histogram, *, thin: bool, mask: float) -> list[_Choice]:

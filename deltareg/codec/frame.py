@@ -25,6 +25,7 @@ from deltareg.errors import BadRecord
 __all__ = [
     "FRAME_HEAD",
     "EncodedFrame",
+    "Flag",
     "Frame",
     "decode_frame",
     "encode_difference",
@@ -37,7 +38,9 @@ __all__ = [
 FRAME_HEAD = struct.Struct("<BBI")
 
 
-class _Flag(IntFlag):
+class Flag(IntFlag):
+    """What a frame has beside its symbols. The numbers are part of the format."""
+
     MENDING = 1
     OVERWRITES = 2
 
@@ -86,10 +89,10 @@ def encode_difference(base: Array, post: Array, base_lane: Lane, lane: Lane, pre
     flags = 0
     body = [chosen.body]
     if mending is not None:
-        flags |= _Flag.MENDING
+        flags |= Flag.MENDING
         body.append(mending.encode(lane, preset))
     if overwrites is not None:
-        flags |= _Flag.OVERWRITES
+        flags |= Flag.OVERWRITES
         body.append(overwrites.encode(base_lane, lane, preset))
     return EncodedFrame(
         b"".join((FRAME_HEAD.pack(chosen.kind, flags, sum(map(len, body))), *body)),
@@ -134,12 +137,12 @@ def decode_frame(data: memoryview, lanes: int, base_lane: Lane | None, lane: Lan
     reader = StreamReader(data[FRAME_HEAD.size :])
     symbols, positions = decode_symbols(reader, kind, lanes, lane)
     mending, overwrites = None, None
-    if flags & _Flag.MENDING:
+    if flags & Flag.MENDING:
         mending = Mending.decode(reader, lanes, lane)
-        if symbols is None or not can_mend(lane):
+        if symbols is None or not lane.additive or not can_mend(lane):
             raise BadRecord("a frame mends lanes that do not change, or that are never mended")
         _check_mended(symbols, positions, mending.positions, lane)
-    if flags & _Flag.OVERWRITES and base_lane is not None:
+    if flags & Flag.OVERWRITES and base_lane is not None:
         overwrites = Overwrites.decode(reader, lanes, base_lane, lane)
     reader.close()
     return Frame(lanes, symbols, positions, mending, overwrites)

@@ -17,6 +17,7 @@ stands in: a change to a function imported from elsewhere would go unseen.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -54,9 +55,32 @@ def kernel(function: Callable[..., Any]) -> Any:
     # No fastmath: the order of operations and two separate roundings (no fused multiply-add) are part of the format.
     # error_model: a division cannot raise, which would keep loops from being vectorised.
     try:
-        return njit(function, nogil=True, cache=True, error_model="numpy")
+        compiled = njit(function, nogil=True, cache=True, error_model="numpy")
     except RuntimeError:  # numba finds no directory that it may write its cache to
         return njit(function, nogil=True, error_model="numpy")
+    _forgive(getattr(compiled, "_cache", None))
+    return compiled
+
+
+def _forgive(cache: Any) -> None:
+    """Let a damaged cache, or a full disk under it, mean that the loop is compiled anew, and nothing worse."""
+    if cache is None:
+        return
+    load, save = cache.load_overload, cache.save_overload
+
+    def load_overload(*arguments: Any) -> Any:
+        try:
+            return load(*arguments)
+        except Exception:
+            with suppress(Exception):
+                cache.flush()
+            return None
+
+    def save_overload(*arguments: Any) -> None:
+        with suppress(Exception):
+            save(*arguments)
+
+    cache.load_overload, cache.save_overload = load_overload, save_overload
 
 
 def widen(lane: Any) -> Any:
@@ -424,8 +448,8 @@ def arithmetic_encode(symbols: Any, stream: Any) -> Any:
     """Code 16-bit symbols into `stream` (uint8); returns the bytes used, −1 where it has no room for them."""
     chances = np.full(_SIGN_OF_ZERO + 1, 32768, np.uint16)
     seen = np.zeros(chances.size, np.uint8)
-    low = np.uint64(0)
-    high = np.uint64(0xFFFFFFFF)
+    low = 0
+    high = 0xFFFFFFFF
     used = 0
     for i in range(symbols.size):
         symbol = np.int64(symbols[i])
@@ -437,30 +461,30 @@ def arithmetic_encode(symbols: Any, stream: Any) -> Any:
                 bit = symbol >> 15
                 context = 0 if magnitude else _SIGN_OF_ZERO
             chance = np.int64(chances[context])
-            middle = low + (((high - low) * np.uint64(chance)) >> np.uint64(16))
+            middle = low + (((high - low) * chance) >> 16)
             if bit:
                 high = middle
             else:
-                low = middle + np.uint64(1)
+                low = middle + 1
             chances[context] = np.uint16(_adapted(chance, np.int64(seen[context]), bit))
             seen[context] += np.uint8(seen[context] < _MOST_SEEN)
             context = 2 * context + bit
-            while (low ^ high) < np.uint64(1 << 24):
+            while (low ^ high) < (1 << 24):
                 if used == stream.size:
                     return -1
-                stream[used] = np.uint8(high >> np.uint64(24))
+                stream[used] = np.uint8(high >> 24)
                 used += 1
-                low = (low << np.uint64(8)) & np.uint64(0xFFFFFFFF)
-                high = ((high << np.uint64(8)) & np.uint64(0xFFFFFFFF)) | np.uint64(255)
+                low = (low << 8) & 0xFFFFFFFF
+                high = ((high << 8) & 0xFFFFFFFF) | 255
     # As few bytes as name a number from low to high, if zeros follow.
     for kept in range(5):
-        rest = np.uint64((1 << (32 - 8 * kept)) - 1)
+        rest = (1 << (32 - 8 * kept)) - 1
         number = (low + rest) & ~rest
         if number <= high:
             if used + kept > stream.size:
                 return -1
             for n in range(kept):
-                stream[used] = np.uint8((number >> np.uint64(24 - 8 * n)) & np.uint64(255))
+                stream[used] = np.uint8((number >> (24 - 8 * n)) & 255)
                 used += 1
             break
     while used and stream[used - 1] == 0:
@@ -473,12 +497,12 @@ def arithmetic_decode(stream: Any, symbols: Any) -> Any:
     """The inverse of `arithmetic_encode`; returns how many bytes it looked at, those beyond the stream included."""
     chances = np.full(_SIGN_OF_ZERO + 1, 32768, np.uint16)
     seen = np.zeros(chances.size, np.uint8)
-    low = np.uint64(0)
-    high = np.uint64(0xFFFFFFFF)
-    number = np.uint64(0)
+    low = 0
+    high = 0xFFFFFFFF
+    number = 0
     used = 0
     for _ in range(4):
-        number = (number << np.uint64(8)) | np.uint64(stream[used] if used < stream.size else 0)
+        number = (number << 8) | np.int64(stream[used] if used < stream.size else 0)
         used += 1
     for i in range(symbols.size):
         magnitude = np.int64(0)
@@ -489,20 +513,20 @@ def arithmetic_decode(stream: Any, symbols: Any) -> Any:
                 magnitude = np.int64(context) - (1 << 15)
                 context = 0 if magnitude else _SIGN_OF_ZERO
             chance = np.int64(chances[context])
-            middle = low + (((high - low) * np.uint64(chance)) >> np.uint64(16))
+            middle = low + (((high - low) * chance) >> 16)
             bit = np.int64(number <= middle)
             if bit:
                 high = middle
             else:
-                low = middle + np.uint64(1)
+                low = middle + 1
             chances[context] = np.uint16(_adapted(chance, np.int64(seen[context]), bit))
             seen[context] += np.uint8(seen[context] < _MOST_SEEN)
             context = 2 * context + bit
-            while (low ^ high) < np.uint64(1 << 24):
-                low = (low << np.uint64(8)) & np.uint64(0xFFFFFFFF)
-                high = ((high << np.uint64(8)) & np.uint64(0xFFFFFFFF)) | np.uint64(255)
-                number = (number << np.uint64(8)) & np.uint64(0xFFFFFFFF)
-                number |= np.uint64(stream[used] if used < stream.size else 0)
+            while (low ^ high) < (1 << 24):
+                low = (low << 8) & 0xFFFFFFFF
+                high = ((high << 8) & 0xFFFFFFFF) | 255
+                number = (number << 8) & 0xFFFFFFFF
+                number |= np.int64(stream[used] if used < stream.size else 0)
                 used += 1
         symbols[i] = np.uint16(magnitude | (bit << 15))
     return used

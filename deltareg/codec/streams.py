@@ -116,8 +116,8 @@ class StreamReader:
                 return number
         raise BadRecord("a number has more than ten digits")
 
-    def bytes(self, size: int) -> Array:
-        """The next `size` bytes as uint8, writable and aligned."""
+    def plain(self, size: int) -> Array:
+        """The next `size` bytes as uint8: a copy, since compiled loops take aligned memory that may be written."""
         data = self._take(size)  # before memory is taken for it
         taken = empty(size, np.uint8)
         taken[:] = np.frombuffer(data, np.uint8)
@@ -132,7 +132,7 @@ class StreamReader:
         if limit is not None and decoded > limit:
             raise BadRecord(f"a stream says it holds {decoded} bytes where at most {limit} are possible")
         if coding == _Coding.RAW:
-            return self.bytes(decoded)
+            return self.plain(decoded)
         if coding == _Coding.CONSTANT:
             constant = empty(decoded, np.uint8)
             constant.fill(self.byte())
@@ -164,7 +164,7 @@ def _decompress(data: memoryview, size: int) -> Array:
         context = getattr(_contexts, "decompress", None)
         if context is None:
             context = _contexts.decompress = zstandard.ZstdDecompressor(max_window_size=1 << (_WINDOW_LOG + 2))
-        if size <= _SHORT:
+        if 0 < size <= _SHORT:  # python-zstandard looks at nothing behind the head of an empty frame
             out[:] = np.frombuffer(context.decompress(data, max_output_size=size, allow_extra_data=False), np.uint8)
             return out
         # Into memory of ours: python-zstandard would ask the operating system for its own anew for each stream.

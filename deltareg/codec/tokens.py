@@ -30,7 +30,7 @@ ROOM = 32
 def _has_wide_vectors() -> bool:
     # Where numba is told to compile for another processor than this one, it is not asked what that one has.
     settings: Any = config
-    if settings.DISABLE_JIT or settings.CPU_NAME or settings.CPU_FEATURES or not settings.ENABLE_AVX:
+    if settings.CPU_NAME is not None or settings.CPU_FEATURES is not None or not settings.ENABLE_AVX:
         return False
     try:
         features = binding.get_host_cpu_features()
@@ -102,7 +102,7 @@ def _many_at_a_time(tokens, table, escape, escapes, symbols):
     whole = tokens.size // 32 * 32
     for start in range(0, whole, 32):
         escaped = _look_up(tokens, start, table, escape, symbols)
-        _spread(escapes, min(used, last), escaped, symbols, start)
+        _put_escapes(escapes, min(used, last), escaped, symbols, start)
         used += _count(escaped)
     for place in range(whole, tokens.size):
         symbols[place] = table[tokens[place]]
@@ -129,7 +129,7 @@ def _vector(context, builder, array_type, array, index, vector):
     return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
 
 
-def _every(builder, scalar, vector):
+def _broadcast(builder, scalar, vector):
     """A vector that has the scalar in every lane."""
     undefined = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
@@ -167,14 +167,14 @@ def _look_up(typing, tokens, start, table, escape, symbols):
         high_half = builder.select(odd, quarters[3], quarters[2])
         out = _vector(context, builder, kinds[4], symbols_, start_, _WORDS)
         builder.store(builder.select(high, high_half, low_half), out, align=2)
-        hits = builder.icmp_unsigned("==", bytes_, _every(builder, escape_, _BYTES))
+        hits = builder.icmp_unsigned("==", bytes_, _broadcast(builder, escape_, _BYTES))
         return builder.bitcast(hits, ir.IntType(_LANES))
 
     return types.uint32(tokens, types.int64, table, types.uint8, symbols), generate
 
 
 @intrinsic
-def _spread(typing, escapes, first, mask, symbols, start):
+def _put_escapes(typing, escapes, first, mask, symbols, start):
     """Put the escapes from `first` on into those of 32 symbols whose bits are set, in order."""
 
     def generate(context, builder, signature, values):

@@ -88,25 +88,30 @@ class Blobs:
             os.close(handle)
 
     def verify(self, descriptor: Descriptor, progress: Progress | None = None, *, quick: bool = False) -> None:
-        """Read a blob through. Raises NotFound; DigestMismatch where size or a digest differ.
+        """Read a blob through. Raises NotFound; DigestMismatch where size or digest differ.
 
-        With `quick` its BLAKE3 digest is enough, where the descriptor has one.
+        With `quick` its BLAKE3 digest is compared instead, where the descriptor has one. Raises BadManifest where that
+        is another blob's.
         """
         digest = parse_digest(descriptor.digest)
         if self.size(digest) != descriptor.size:
             raise mismatch(digest, self.place(digest), expected=descriptor.size, found=self.size(digest))
-        other = descriptor.blake3
-        slow = not (quick and other)
-        sha, blake = hashlib.sha256(), blake3()
+        quick_digest = descriptor.blake3 if quick else None
+        hasher = hashlib.sha256() if quick_digest is None else blake3()
         for chunk in self.chunks(digest):
-            if slow:
-                sha.update(chunk)
-            if other:
-                blake.update(chunk)
+            hasher.update(chunk)
             if progress is not None:
                 progress.advance(len(chunk))
-        if (slow and f"sha256:{sha.hexdigest()}" != digest) or (other and blake.hexdigest() != other):
-            raise mismatch(digest, self.place(digest))
+        if hasher.hexdigest() == (quick_digest or digest.removeprefix("sha256:")):
+            return
+        if quick_digest is not None:
+            self.verify(descriptor)
+            raise BadManifest(
+                f"{digest} is sound, but its manifest gives it another BLAKE3 digest",
+                hint="whoever made this delta must publish it again, under another version",
+                digest=digest,
+            )
+        raise mismatch(digest, self.place(digest))
 
     def missing(self, digests: Iterable[Digest], *, touch: bool = True) -> set[Digest]:
         """Those of `digests` that are not here.

@@ -196,7 +196,7 @@ def test_progress_tells_of_all_bytes(tmp_path: Path, llama: Registry, small_llam
         def advance(self, count: int) -> None:
             self.done += count
 
-        def end(self) -> None:
+        def end(self, *, done: bool) -> None:
             self.ended += 1
 
     counted = Counted()

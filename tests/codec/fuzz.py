@@ -66,9 +66,9 @@ class Recording(StreamReader):
         """The next number."""
         return self._note(super().number, int)
 
-    def bytes(self, size: int) -> Array:
+    def plain(self, size: int) -> Array:
         """The next bytes, and the number before them."""
-        taken = super().bytes(size)
+        taken = super().plain(size)
         if not self._within:
             assert self.items.pop() == size
             self.items.append(Sized(size, taken.copy()))

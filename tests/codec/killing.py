@@ -25,7 +25,7 @@ class Telling(Progress):
         self.tell("begin")
     def advance(self, count):
         self.tell("advance")
-    def end(self):
+    def end(self, *, done):
         self.tell("end")
     def tell(self, what):
         with self.lock:

@@ -165,7 +165,7 @@ def _stored(symbols: Array, lane: Lane) -> Iterator[tuple[str, Kind, bytes]]:
     yield "bytes", Kind.PALETTE, palette.encode(symbols, histogram, palette.BYTES, lane, "fast")
     yield "nibbles", Kind.PALETTE, palette.encode(symbols, histogram, palette.NIBBLES, lane, "fast")
     yield "planes", Kind.PLANES, planes.encode(symbols, lane, "fast")
-    code = arithmetic.encode(symbols, lane) if arithmetic.fits(lane) else None
+    code = arithmetic.encode(symbols) if arithmetic.fits(lane) else None
     if code is not None:
         yield "arithmetic", Kind.ARITHMETIC, code
 

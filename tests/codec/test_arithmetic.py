@@ -96,7 +96,7 @@ def plainly(symbols: Array) -> bytes:
 def test_any_symbols_come_back(dtype: str, symbols: Array) -> None:
     code = encoded(symbols, dtype)
     assert np.array_equal(decoded(code, symbols.size, dtype), symbols)
-    stored = arithmetic.encode(symbols, lane_of(dtype))
+    stored = arithmetic.encode(symbols)
     assert stored == (pack_number(len(code)) + code if len(code) <= 2 * symbols.size else None)
 
 
@@ -108,10 +108,10 @@ def test_every_symbol_comes_back(dtype: str) -> None:
 
 @both
 def test_one_symbol_comes_back(dtype: str) -> None:
-    assert arithmetic.encode(ALL[:0], lane_of(dtype)) == b"\0"
+    assert arithmetic.encode(ALL[:0]) == b"\0"
     assert decoded(b"", 0, dtype).size == 0
     for symbol in range(1 << 16):
-        stored = arithmetic.encode(ALL[symbol : symbol + 1], lane_of(dtype))
+        stored = arithmetic.encode(ALL[symbol : symbol + 1])
         assert stored is not None
         assert arithmetic.decode(StreamReader(memoryview(stored)), 1, lane_of(dtype)).tolist() == [symbol]
 
@@ -121,7 +121,7 @@ def test_symbols_come_back_in_memory_that_was_used_before(dtype: str) -> None:
     for seed in range(5):
         symbols = np.random.default_rng(seed).choice(np.array(ODD, np.uint16), 3000)
         with frame_memory():
-            stored = arithmetic.encode(symbols, lane_of(dtype))
+            stored = arithmetic.encode(symbols)
             assert stored is not None
             got = arithmetic.decode(StreamReader(memoryview(stored)), symbols.size, lane_of(dtype))
             assert np.array_equal(got, symbols)
@@ -278,7 +278,7 @@ def test_noise_takes_no_more_room_than_its_planes(dtype: str, preset: Any) -> No
     lane = lane_of(dtype)
     for size in (1000, 4096):
         symbols = np.random.default_rng(size).integers(0, 1 << 16, size, np.uint16)
-        assert arithmetic.encode(symbols, lane) is None
+        assert arithmetic.encode(symbols) is None
         chosen = encode_symbols(symbols, lane, preset, marked=True)
         assert chosen.kind is Kind.PLANES
         assert len(chosen.body) == len(planes.encode(symbols, lane, preset))
@@ -296,7 +296,7 @@ def test_it_is_taken_only_where_it_is_smaller(dtype: str, preset: Any) -> None:
             chosen = encode_symbols(symbols, lane, preset, marked=True)
             if chosen.kind is Kind.ZERO:
                 continue
-            coded = arithmetic.encode(symbols, lane)
+            coded = arithmetic.encode(symbols)
             assert coded is None or len(chosen.body) <= len(coded)
             assert chosen.kind is not Kind.ARITHMETIC or chosen.body == coded
             taken.add(chosen.kind is Kind.ARITHMETIC)

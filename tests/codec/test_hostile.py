@@ -18,8 +18,8 @@ import zstandard
 
 from deltareg.artifact import Packs
 from deltareg.checkpoint import encode_header
-from deltareg.codec import Frame, Kind, arithmetic, lane_of
-from deltareg.codec.streams import pack_number
+from deltareg.codec import Frame, Kind, arithmetic
+from deltareg.codec.streams import StreamReader, pack_number
 from deltareg.errors import BadRecord, DeltaregError, UnsupportedFormat
 from deltareg.manifest import TensorEntry
 from tests.codec.oracle import FORMATS
@@ -71,7 +71,7 @@ def code(data: bytes, *, says: int | None = None) -> bytes:
 
 def coded(symbol: int) -> bytes:
     """The arithmetic code of 40 lanes of one symbol."""
-    found = arithmetic.encode(np.full(LANES, symbol, np.uint16), lane_of("BF16"))
+    found = arithmetic.encode(np.full(LANES, symbol, np.uint16))
     assert found is not None
     return found
 
@@ -341,6 +341,14 @@ def test_zstd_frame_that_is_not_what_its_stream_says_is_refused(fault: str) -> N
         read(bad, lanes=says)
     # The decompressor is kept from frame to frame: a bad one must not spoil the next.
     assert read(good).symbols is not None
+
+
+def test_nothing_follows_an_empty_zstd_frame() -> None:
+    empty = compressed(b"")
+    assert StreamReader(memoryview(zstd(empty, says=0))).stream(size=0).size == 0
+    for bad in (empty + b"junk", empty + empty, empty[:-1], empty[:6]):
+        with pytest.raises(BadRecord):
+            StreamReader(memoryview(zstd(bad, says=0))).stream(size=0)
 
 
 def test_windows_that_the_encoder_uses_are_read() -> None:

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from deltareg.digest import Digest, sha256
 from deltareg.errors import BadManifest, BadName, DigestMismatch, DiskFull, NotAllowed, NotFound
+from deltareg.manifest import BLAKE3, Descriptor
 from deltareg.progress import Progress
 from deltareg.store import Store
 from tests.deltas import blob_files, descriptor, flip, noise
@@ -261,3 +263,49 @@ def test_read_only_store_is_read_and_not_written(store: Store) -> None:
         with pytest.raises(NotAllowed) as caught:
             again.put(b"other")
         assert caught.value.exit_code == 4
+
+
+# --- a second digest ----------------------------------------------------------------------------------------------
+
+
+def _described(store: Store, data: bytes, blake: str) -> Descriptor:
+    digest = store.put(data)
+    return Descriptor(media_type="x/y", digest=digest, size=len(data), annotations={BLAKE3: blake})
+
+
+def test_quick_digest_is_compared_alone(store: Store) -> None:
+    data = bytes(range(256)) * 9000
+    descriptor = _described(store, data, blake3(data).hexdigest())
+    store.verify(descriptor, quick=True)
+    store.verify(descriptor)
+    place = store.place(descriptor.digest)
+    for at in (0, len(data) // 2, len(data) - 1):
+        place.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        for quick in (True, False):
+            with pytest.raises(DigestMismatch):
+                store.verify(descriptor, quick=quick)
+    place.write_bytes(data[:-1])
+    with pytest.raises(DigestMismatch):
+        store.verify(descriptor, quick=True)
+
+
+def test_sound_blob_with_the_quick_digest_of_another_is_no_damage(store: Store) -> None:
+    descriptor = _described(store, b"these", blake3(b"those").hexdigest())
+    store.verify(descriptor)
+    with pytest.raises(BadManifest, match="another BLAKE3 digest"):
+        store.verify(descriptor, quick=True)
+
+
+@pytest.mark.parametrize("fault", ["", "x" * 64, "A" * 64, "a" * 63, "blake3:" + "a" * 64, "a" * 64 + "\n", "a" * 9999])
+def test_quick_digest_that_is_none_is_refused(store: Store, fault: str) -> None:
+    descriptor = _described(store, b"these", fault)
+    with pytest.raises(BadManifest, match="no digest"):
+        store.verify(descriptor, quick=True)
+
+
+def test_without_a_quick_digest_the_name_is_compared(store: Store) -> None:
+    descriptor = Descriptor(media_type="x/y", digest=store.put(b"these"), size=5)
+    store.verify(descriptor, quick=True)
+    store.place(descriptor.digest).write_bytes(b"those")
+    with pytest.raises(DigestMismatch):
+        store.verify(descriptor, quick=True)

@@ -205,7 +205,7 @@ class Watched(Progress):
     def advance(self, count: int) -> None:
         raise KeyboardInterrupt
 
-    def end(self) -> None:
+    def end(self, *, done: bool) -> None:
         self.heard.append("end")
 
 

@@ -39,6 +39,7 @@ __all__ = [
     "Preset",
     "RecordKind",
     "TensorEntry",
+    "TokenizerFingerprint",
     "encode",
     "parse",
 ]
@@ -147,11 +148,26 @@ class Parent(Document):
     licence: str | None = Field(default=None, description="SPDX identifier")
 
 
-class Fingerprint(Document):
-    """What must agree for two checkpoints to share a parameter space."""
+class TokenizerFingerprint(Document):
+    """A tokenizer in three layers; two of one core read text alike, but for their added tokens."""
 
+    core: DigestText = Field(description="digest of the vocabulary and of how text becomes tokens")
+    added: DigestText = Field(description="digest of the added tokens")
+    chat_template: DigestText | None = Field(default=None, description="digest of the chat template")
+    kind: str = Field(description="bpe, wordpiece, unigram, wordlevel or char")
+    rows: Count = Field(description="the highest id and one: rows that the embedding must have")
+
+
+class Fingerprint(Document):
+    """What must agree for two checkpoints to share a parameter space, and what is reported beside it."""
+
+    digest: DigestText = Field(description="digest of the structure, and of names and shapes without wrapper prefixes")
+    space: DigestText = Field(description="the same without what a remedy can bridge: vocabulary, heads, tying")
     inventory: DigestText = Field(description="digest of the base's tensor names and shapes")
     model_type: str | None = Field(default=None, description="model_type of the base's config.json")
+    structure: dict[str, Any] = Field(default={}, description="canonical fields of config.json that must agree")
+    behaviour: dict[str, Any] = Field(default={}, description="fields that may differ, and are reported")
+    tokenizer: TokenizerFingerprint | None = None
 
 
 class Exactness(Document):

@@ -45,7 +45,12 @@ def add_delta(
         licence="apache-2.0",
     )
     config = DeltaConfig(
-        fingerprint=Fingerprint(inventory=sha256(b"names and shapes"), model_type="bert"),
+        fingerprint=Fingerprint(
+            digest=sha256(b"structure"),
+            space=sha256(b"space"),
+            inventory=sha256(b"names and shapes"),
+            model_type="bert",
+        ),
         base=parent,
         post=parent,
         exactness=Exactness(),

@@ -1,4 +1,4 @@
-"""The fingerprint of a checkpoint, from its headers and `config.json` alone."""
+"""The fingerprint of a checkpoint, from its headers, `config.json` and tokenizer files alone."""
 
 from __future__ import annotations
 
@@ -6,18 +6,45 @@ from collections.abc import Iterable
 
 from deltareg.checkpoint import Checkpoint
 from deltareg.digest import Digest, canonical_json, sha256
-from deltareg.manifest import Fingerprint
+from deltareg.errors import BadCheckpoint
+from deltareg.fingerprint.structure import space_digest, structure_digest, structure_of
+from deltareg.fingerprint.tokenizer import Tokenizer, tokenizer_of
+from deltareg.manifest import Fingerprint, TokenizerFingerprint
 
 __all__ = ["fingerprint_of", "inventory_digest"]
 
 
-def fingerprint_of(checkpoint: Checkpoint) -> Fingerprint:
-    """The fingerprint of the parameter space that `checkpoint` lies in."""
-    config = checkpoint.config or {}
-    model_type = config.get("model_type")
+def fingerprint_of(checkpoint: Checkpoint, *, lenient: bool = False) -> Fingerprint:
+    """The fingerprint of the parameter space that `checkpoint` lies in, and of its tokenizer.
+
+    Raises BadCheckpoint for tokenizer files that cannot be read; with `lenient` such a tokenizer counts as none.
+    """
+    shapes = {tensor.name: tensor.shape for tensor in checkpoint.tensors.values()}
+    structure = structure_of(checkpoint.config, shapes)
+    try:
+        tokenizer = tokenizer_of(checkpoint)
+    except BadCheckpoint:
+        if not lenient:
+            raise
+        tokenizer = None
     return Fingerprint(
-        inventory=inventory_digest((tensor.name, tensor.shape) for tensor in checkpoint.tensors.values()),
-        model_type=model_type if isinstance(model_type, str) else None,
+        digest=structure_digest(structure, shapes),
+        space=space_digest(structure, shapes),
+        inventory=inventory_digest(shapes.items()),
+        model_type=structure.model_type,
+        structure=dict(structure.structure),
+        behaviour=dict(structure.behaviour),
+        tokenizer=None if tokenizer is None else _fingerprint(tokenizer),
+    )
+
+
+def _fingerprint(tokenizer: Tokenizer) -> TokenizerFingerprint:
+    return TokenizerFingerprint(
+        core=tokenizer.core,
+        added=tokenizer.added_digest,
+        chat_template=tokenizer.chat_template,
+        kind=tokenizer.kind,
+        rows=tokenizer.rows,
     )
 
 

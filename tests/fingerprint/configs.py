@@ -1,0 +1,427 @@
+"""Configs of well-known models as they were published: the keys that matter, and some noise. Shapes of some."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Config = dict[str, Any]
+Shapes = dict[str, tuple[int, ...]]
+
+__all__ = [
+    "BERT",
+    "DEEPSEEK_V3",
+    "FALCON_7B",
+    "FALCON_40B",
+    "GEMMA_2_9B",
+    "GPT_2",
+    "LLAMA_3_1_8B",
+    "LLAMA_3_8B",
+    "LLAVA_1_5",
+    "MAMBA_130M",
+    "MISTRAL_7B",
+    "MIXTRAL_8X7B",
+    "PHI_3_MINI",
+    "QWEN_2_5_7B",
+    "QWEN_2_5_7B_INSTRUCT",
+    "QWEN_2_VL_7B",
+    "QWEN_2_VL_7B_NESTED",
+    "T5_SMALL",
+    "WHISPER_TINY",
+    "decoder_shapes",
+]
+
+LLAMA_3_8B: Config = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 8192,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.40.0.dev0",
+    "use_cache": True,
+    "vocab_size": 128256,
+}
+LLAMA_3_1_8B: Config = LLAMA_3_8B | {
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "rope_scaling": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "transformers_version": "4.43.0.dev0",
+}
+QWEN_2_5_7B: Config = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "initializer_range": 0.02,
+    "intermediate_size": 18944,
+    "max_position_embeddings": 131072,
+    "max_window_layers": 28,
+    "model_type": "qwen2",
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 131072,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.40.1",
+    "use_cache": True,
+    "use_mrope": False,
+    "use_sliding_window": False,
+    "vocab_size": 152064,
+}
+QWEN_2_5_7B_INSTRUCT: Config = {key: value for key, value in QWEN_2_5_7B.items() if key != "use_mrope"} | {
+    "eos_token_id": 151645,
+    "max_position_embeddings": 32768,
+    "transformers_version": "4.43.1",
+}
+MISTRAL_7B: Config = {
+    "architectures": ["MistralForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 32768,
+    "model_type": "mistral",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.34.0.dev0",
+    "use_cache": True,
+    "vocab_size": 32000,
+}
+MIXTRAL_8X7B: Config = MISTRAL_7B | {
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "num_experts_per_tok": 2,
+    "num_local_experts": 8,
+    "output_router_logits": False,
+    "rope_theta": 1000000.0,
+    "router_aux_loss_coef": 0.02,
+    "sliding_window": None,
+}
+DEEPSEEK_V3: Config = {
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"},
+    "aux_loss_alpha": 0.001,
+    "ep_size": 1,
+    "first_k_dense_replace": 3,
+    "hidden_act": "silu",
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "kv_lora_rank": 512,
+    "max_position_embeddings": 163840,
+    "model_type": "deepseek_v3",
+    "moe_intermediate_size": 2048,
+    "moe_layer_freq": 1,
+    "n_group": 8,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "num_attention_heads": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 61,
+    "num_key_value_heads": 128,
+    "num_nextn_predict_layers": 1,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "quantization_config": {
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "quant_method": "fp8",
+        "weight_block_size": [128, 128],
+    },
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": {"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0, "type": "yarn"},
+    "rope_theta": 10000,
+    "routed_scaling_factor": 2.5,
+    "scoring_func": "sigmoid",
+    "tie_word_embeddings": False,
+    "topk_group": 4,
+    "torch_dtype": "bfloat16",
+    "v_head_dim": 128,
+    "vocab_size": 129280,
+}
+GEMMA_2_9B: Config = {
+    "architectures": ["Gemma2ForCausalLM"],
+    "attn_logit_softcapping": 50.0,
+    "cache_implementation": "hybrid",
+    "final_logit_softcapping": 30.0,
+    "head_dim": 256,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 3584,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 8192,
+    "model_type": "gemma2",
+    "num_attention_heads": 16,
+    "num_hidden_layers": 42,
+    "num_key_value_heads": 8,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "torch_dtype": "float32",
+    "vocab_size": 256000,
+}
+GPT_2: Config = {
+    "activation_function": "gelu_new",
+    "architectures": ["GPT2LMHeadModel"],
+    "attn_pdrop": 0.1,
+    "embd_pdrop": 0.1,
+    "layer_norm_epsilon": 1e-05,
+    "model_type": "gpt2",
+    "n_ctx": 1024,
+    "n_embd": 768,
+    "n_head": 12,
+    "n_layer": 12,
+    "n_positions": 1024,
+    "resid_pdrop": 0.1,
+    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+    "vocab_size": 50257,
+}
+BERT: Config = {
+    "architectures": ["BertForMaskedLM"],
+    "attention_probs_dropout_prob": 0.1,
+    "gradient_checkpointing": False,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 512,
+    "model_type": "bert",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "pad_token_id": 0,
+    "position_embedding_type": "absolute",
+    "type_vocab_size": 2,
+    "vocab_size": 30522,
+}
+T5_SMALL: Config = {
+    "architectures": ["T5ForConditionalGeneration"],
+    "d_ff": 2048,
+    "d_kv": 64,
+    "d_model": 512,
+    "dropout_rate": 0.1,
+    "is_encoder_decoder": True,
+    "layer_norm_epsilon": 1e-06,
+    "model_type": "t5",
+    "n_positions": 512,
+    "num_heads": 8,
+    "num_layers": 6,
+    "relative_attention_num_buckets": 32,
+    "vocab_size": 32128,
+}
+WHISPER_TINY: Config = {
+    "activation_function": "gelu",
+    "architectures": ["WhisperForConditionalGeneration"],
+    "d_model": 384,
+    "decoder_attention_heads": 6,
+    "decoder_ffn_dim": 1536,
+    "decoder_layerdrop": 0.0,
+    "decoder_layers": 4,
+    "encoder_attention_heads": 6,
+    "encoder_ffn_dim": 1536,
+    "encoder_layers": 4,
+    "is_encoder_decoder": True,
+    "max_source_positions": 1500,
+    "max_target_positions": 448,
+    "model_type": "whisper",
+    "num_hidden_layers": 4,
+    "num_mel_bins": 80,
+    "vocab_size": 51865,
+}
+_QWEN_2_VL_TEXT: Config = {
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "initializer_range": 0.02,
+    "intermediate_size": 18944,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 28,
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": {"mrope_section": [16, 24, 24], "type": "mrope"},
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 152064,
+}
+_QWEN_2_VL_SHARED: Config = {
+    "architectures": ["Qwen2VLForConditionalGeneration"],
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "image_token_id": 151655,
+    "model_type": "qwen2_vl",
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vision_config": {
+        "depth": 32,
+        "embed_dim": 1280,
+        "hidden_size": 3584,
+        "in_chans": 3,
+        "mlp_ratio": 4,
+        "num_heads": 16,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    },
+}
+QWEN_2_VL_7B: Config = _QWEN_2_VL_SHARED | _QWEN_2_VL_TEXT
+# As transformers 4.52 and later write the same model.
+QWEN_2_VL_7B_NESTED: Config = _QWEN_2_VL_SHARED | {
+    "text_config": _QWEN_2_VL_TEXT | {"model_type": "qwen2_vl_text", "torch_dtype": "bfloat16"},
+    "vision_config": _QWEN_2_VL_SHARED["vision_config"] | {"model_type": "qwen2_vl"},
+}
+LLAVA_1_5: Config = {
+    "architectures": ["LlavaForConditionalGeneration"],
+    "ignore_index": -100,
+    "image_token_index": 32000,
+    "model_type": "llava",
+    "projector_hidden_act": "gelu",
+    "text_config": {
+        "_name_or_path": "lmsys/vicuna-7b-v1.5",
+        "max_position_embeddings": 4096,
+        "model_type": "llama",
+        "rms_norm_eps": 1e-05,
+        "torch_dtype": "float16",
+        "vocab_size": 32064,
+    },
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "vision_config": {
+        "hidden_size": 1024,
+        "image_size": 336,
+        "intermediate_size": 4096,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+        "projection_dim": 768,
+        "vocab_size": 32000,
+    },
+    "vocab_size": 32064,
+}
+MAMBA_130M: Config = {
+    "architectures": ["MambaForCausalLM"],
+    "conv_kernel": 4,
+    "d_inner": 1536,
+    "d_model": 768,
+    "expand": 2,
+    "hidden_act": "silu",
+    "hidden_size": 768,
+    "intermediate_size": 1536,
+    "model_type": "mamba",
+    "n_layer": 24,
+    "num_hidden_layers": 24,
+    "rms_norm": True,
+    "state_size": 16,
+    "time_step_rank": 48,
+    "vocab_size": 50280,
+}
+PHI_3_MINI: Config = {
+    "architectures": ["Phi3ForCausalLM"],
+    "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"},
+    "hidden_act": "silu",
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "max_position_embeddings": 4096,
+    "model_type": "phi3",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 32,
+    "original_max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "sliding_window": 2047,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 32064,
+}
+FALCON_7B: Config = {
+    "alibi": False,
+    "bias": False,
+    "hidden_size": 4544,
+    "model_type": "falcon",
+    "multi_query": True,
+    "new_decoder_architecture": False,
+    "num_attention_heads": 71,
+    "num_hidden_layers": 32,
+    "num_kv_heads": 71,
+    "parallel_attn": True,
+    "vocab_size": 65024,
+}
+FALCON_40B: Config = {
+    "alibi": False,
+    "bias": False,
+    "hidden_size": 8192,
+    "model_type": "falcon",
+    "multi_query": True,
+    "n_head_kv": 8,
+    "new_decoder_architecture": True,
+    "num_attention_heads": 128,
+    "num_hidden_layers": 60,
+    "parallel_attn": True,
+    "vocab_size": 65024,
+}
+
+
+def decoder_shapes(config: Config, *, prefix: str = "model.", head: bool = True, rows: int | None = None) -> Shapes:
+    """Names and shapes of a Llama, Mistral, Qwen2 or Mixtral checkpoint of that config."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    keys = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
+    embedding: tuple[int, ...] = (rows or config["vocab_size"], hidden)
+    shapes: Shapes = {f"{prefix}embed_tokens.weight": embedding, f"{prefix}norm.weight": (hidden,)}
+    for layer in range(config["num_hidden_layers"]):
+        here = f"{prefix}layers.{layer}."
+        shapes |= {f"{here}{norm}.weight": (hidden,) for norm in ("input_layernorm", "post_attention_layernorm")}
+        for name, size in (("q", hidden), ("k", keys), ("v", keys), ("o", hidden)):
+            shapes[f"{here}self_attn.{name}_proj.weight"] = (size, hidden)
+            if config["model_type"] == "qwen2" and name != "o":
+                shapes[f"{here}self_attn.{name}_proj.bias"] = (size,)
+        if experts := config.get("num_local_experts"):
+            shapes[f"{here}block_sparse_moe.gate.weight"] = (experts, hidden)
+            for expert in range(experts):
+                inside = f"{here}block_sparse_moe.experts.{expert}."
+                shapes |= {f"{inside}w1.weight": (inner, hidden), f"{inside}w3.weight": (inner, hidden)}
+                shapes[f"{inside}w2.weight"] = (hidden, inner)
+        else:
+            shapes |= {f"{here}mlp.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
+            shapes[f"{here}mlp.down_proj.weight"] = (hidden, inner)
+    return shapes | ({"lm_head.weight": embedding} if head else {})

@@ -113,6 +113,16 @@ class Artifact:
         """Bytes of the manifest and of all that it names."""
         return self._manifest_size + sum(blob.size for blob in self.manifest.blobs)
 
+    def layer(self, media_type: str, *, limit: int) -> bytes | None:
+        """The bytes of the one layer of a media type, of at most `limit` bytes; None where there is none.
+
+        Raises NotFound, DigestMismatch, BadManifest.
+        """
+        layers = self.manifest.layers_of(media_type)
+        if len(layers) > 1:
+            raise BadManifest(f"manifest {self.digest} has {len(layers)} layers of {media_type} instead of one")
+        return self._blobs.read(Digest(layers[0].digest), limit=limit) if layers else None
+
     def side_files(self) -> dict[str, bytes]:
         """The side files by relative POSIX path.
 

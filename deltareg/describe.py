@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,8 @@ from deltareg.manifest import (
     TensorEntry,
     encode,
 )
+from deltareg.sketch import SAMPLES_TYPE
+from deltareg.sketch.projection import PROJECTION_TYPE, Sketch, pack_sketches
 from deltareg.store import Store
 
 __all__ = ["Taken", "norm", "store_documents", "tensors_digest"]
@@ -40,7 +42,10 @@ __all__ = ["Taken", "norm", "store_documents", "tensors_digest"]
 
 @dataclass(frozen=True)
 class Taken:
-    """A delta whose records are written: its parents, its tensors, and the digest of each tensor of either parent."""
+    """A delta whose records are written: its parents, its tensors, the digest of each tensor of either parent.
+
+    `samples` are those of base as their layer has them; `sketches` is empty where there are none to be stored.
+    """
 
     base: Checkpoint
     post: Checkpoint
@@ -48,6 +53,8 @@ class Taken:
     base_digests: dict[str, bytes]
     post_digests: dict[str, bytes]
     preset: Preset
+    samples: bytes
+    sketches: Mapping[str, Sketch]
 
 
 def norm(squares: list[float]) -> float:
@@ -68,6 +75,10 @@ def store_documents(
     inventory = pack(encode(Inventory(tensors=taken.entries)))
     layers = [_titled(layer, f"pack-{number:05}.safetensors") for number, layer in enumerate(packs)]
     layers.append(_titled(_stored(store, inventory, INVENTORY_TYPE), "inventory.json.zst"))
+    layers.append(_titled(_stored(store, taken.samples, SAMPLES_TYPE), "samples.bin.zst"))
+    if taken.sketches:
+        projections = pack_sketches(taken.sketches, taken.entries)
+        layers.append(_titled(_stored(store, projections, PROJECTION_TYPE), "projections.bin.zst"))
     for relative in taken.post.side_files:
         data = pack(_side_file(taken.post, relative))
         layers.append(_titled(_stored(store, data, SIDE_FILE_TYPE), relative.as_posix()))
@@ -101,7 +112,8 @@ def _titled(descriptor: Descriptor, title: str) -> Descriptor:
 
 def _config(taken: Taken, licence: str | None, description: str | None) -> DeltaConfig:
     return DeltaConfig(
-        fingerprint=fingerprint_of(taken.base),
+        # The delta is as good without: what cannot be read of a tokenizer must not keep anybody from taking it.
+        fingerprint=fingerprint_of(taken.base, lenient=True),
         base=_parent(taken.base, taken.base_digests),
         post=_parent(taken.post, taken.post_digests),
         exactness=Exactness(kind="exact"),

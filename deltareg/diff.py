@@ -46,6 +46,8 @@ from deltareg.merge import Addend, Block, linear
 from deltareg.merge.linear import overwrite
 from deltareg.names import Reference, parse_licence, parse_reference
 from deltareg.progress import SILENT, Progress
+from deltareg.sketch import take_samples
+from deltareg.sketch.projection import LEAST_LANES, Sketcher
 from deltareg.store import Store
 from deltareg.store.packs import PackWriter
 from deltareg.threads import in_order, thread_count
@@ -203,6 +205,7 @@ class _Job:
         self.base_digests: dict[str, bytes] = {}
         self.post_digests: dict[str, bytes] = {}
         self.kinds: Counter[str] = Counter()
+        self._sketcher = _sketcher_of(pairs)
 
     def encode(self, packs: PackWriter) -> None:
         """Encode every tensor into `packs`."""
@@ -226,7 +229,11 @@ class _Job:
 
     def taken(self) -> Taken:
         """What the documents tell of."""
-        return Taken(self.base, self.post, self.entries, self.base_digests, self.post_digests, self.preset)
+        samples = take_samples(self.base, self.threads)
+        sketches = {} if self._sketcher is None else self._sketcher.finish()
+        return Taken(
+            self.base, self.post, self.entries, self.base_digests, self.post_digests, self.preset, samples, sketches
+        )
 
     def _open(self, packs: PackWriter, pair: _Pair, head: RecordHead, number: int) -> bool:
         """Begin a record at the first frame that says something; the frames before it say that nothing changes."""
@@ -267,11 +274,13 @@ class _Job:
         post_digest = base_digest if unchanged else _chunk_digest(post)
         frame = None
         if step.head is not None and post.size:
-            frame = (
-                encode_unchanged(base, step.head.post)
-                if unchanged
-                else _encode(step.head, base, post, self.preset, pair.name)
-            )
+            delta = None
+            if unchanged:
+                frame = encode_unchanged(base, step.head.post)
+            else:
+                frame, delta = _encode(step.head, base, post, self.preset, pair.name)
+            if self._sketcher is not None and step.head.mode is Mode.ADD:
+                self._sketcher.add(pair.name, step.head.lanes, step.number, delta)
         return _Done(step, frame, base_digest, post_digest)
 
     def _entry(self, pair: _Pair, tally: _Tally, homes: list[int], size: int) -> TensorEntry:
@@ -327,34 +336,47 @@ def _joined_digest(chunks: list[bytes]) -> bytes:
     return blake3(b"".join(chunks)).digest()
 
 
-def _encode(head: RecordHead, base: Array, post: Array, preset: Preset, name: str) -> EncodedFrame:
-    """Encode one frame, and decode it again to prove that it gives post."""
+def _sketcher_of(pairs: list[_Pair]) -> Sketcher | None:
+    """None for a model so small that reading its records takes little longer than reading sketches of them."""
+    lanes = sum(
+        head.lanes
+        for pair in pairs
+        if pair.base is not None
+        and pair.post is not None
+        and (head := RecordHead.of(pair.base.dtype, pair.post.dtype, pair.post.shape)).mode is Mode.ADD
+    )
+    return Sketcher() if lanes >= LEAST_LANES else None
+
+
+def _encode(head: RecordHead, base: Array, post: Array, preset: Preset, name: str) -> tuple[EncodedFrame, Array | None]:
+    """Encode one frame, and decode it again to prove that it gives post. Also gives D1, where that is added."""
     if head.mode is Mode.REPLACE or head.base is None:
         frame = encode_replaced(base if head.sparse else None, post, head.post, preset)
     else:
         typed = base.view(head.base.stored)
         frame = encode_difference(typed, post.view(head.post.stored), head.base, head.post, preset)
-    if not kernels.equal(_decode(head, base, frame, post.size), post):
+    found, delta = _decode(head, base, frame, post.size)
+    if not kernels.equal(found, post):
         raise DeltaregError(
             f"encoding {name!r} did not reproduce post; nothing was stored",
             hint="this is a defect of deltareg: please report it with the names of both checkpoints",
             tensor=name,
         )
-    return frame
+    return frame, delta
 
 
-def _decode(head: RecordHead, base: Array, encoded: EncodedFrame, lanes: int) -> Array:
-    """The bits of post that a frame gives on its base."""
+def _decode(head: RecordHead, base: Array, encoded: EncodedFrame, lanes: int) -> tuple[Array, Array | None]:
+    """The bits of post that a frame gives on its base, and D1 where it is added."""
     additive = head.mode is Mode.ADD
     frame = decode_frame(memoryview(encoded.data), lanes, head.base if additive else None, head.post)
     if not additive or head.base is None:
-        return replaced(base if head.sparse else None, frame, head.post)
+        return replaced(base if head.sparse else None, frame, head.post), None
     out = empty(lanes, head.post.stored)
     addend = Addend(frame, head.base, head.post, 1.0)
     block = Block(base.view(head.base.stored), head.base, (addend,), out, head.post)
     linear(block)
     overwrite(block, addend)
-    return out.view(head.post.bits)
+    return out.view(head.post.bits), addend.delta
 
 
 _KIND_NAMES: dict[Kind, RecordKind] = {

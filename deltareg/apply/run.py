@@ -15,7 +15,7 @@ from deltareg.codec import FRAME_LANES, Array, RecordReader, lane_of, replaced
 from deltareg.codec.lanes import view_of
 from deltareg.codec.memory import empty, frame_memory
 from deltareg.errors import BadHeader, BadRecord, UnsupportedFormat
-from deltareg.manifest import Descriptor
+from deltareg.manifest import INVENTORY_TYPE, SIDE_FILE_TYPE, Descriptor
 from deltareg.merge import METHODS, Addend, Block
 from deltareg.merge.linear import overwrite
 from deltareg.progress import Progress
@@ -107,10 +107,12 @@ class _Steps:
         self._progress = progress
 
     def all(self) -> Generator[Callable[[], Outcome]]:
-        """First the verification of the packs, then the frames of each tensor."""
+        """First the verification of packs and sketches, then the frames of each tensor."""
         for delta in self._deltas:
-            for pack in delta.artifact.packs:
-                yield partial(self._verify, pack)
+            # What nobody reads here is verified too: nothing is applied of a delta that has been damaged.
+            for layer in delta.artifact.manifest.layers:
+                if layer.media_type not in (INVENTORY_TYPE, SIDE_FILE_TYPE):
+                    yield partial(self._verify, layer)
         for tensor in self._plan.tensors.values():
             if tensor.action == "copy" and tensor.source is not None:
                 yield partial(self._copy, tensor, tensor.source)
@@ -128,8 +130,8 @@ class _Steps:
                 count = min(FRAME_LANES, lanes - number * FRAME_LANES)
                 yield partial(_in_frame_memory, step, tensor, readers, number, count)
 
-    def _verify(self, pack: Descriptor) -> Outcome:
-        self._store.verify(pack, quick=True)
+    def _verify(self, layer: Descriptor) -> Outcome:
+        self._store.verify(layer, quick=True)
         return _NOTHING
 
     def _copy(self, tensor: PlannedTensor, source: Tensor) -> Outcome:

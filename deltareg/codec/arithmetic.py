@@ -20,7 +20,7 @@ from deltareg.errors import BadRecord
 
 __all__ = ["MOST_LANES", "decode", "encode", "fits"]
 
-MOST_LANES: dict[Preset, int] = {"fast": 1 << 12, "small": 1 << 17}
+MOST_LANES: dict[Preset, int] = {"fast": 1 << 12, "small": 1 << 18}
 """Lanes that a frame has at most for the encoder to try this. Readers take any number."""
 
 

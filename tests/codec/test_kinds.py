@@ -22,7 +22,7 @@ Pair = tuple[Array, Array]
 FEW = (0, 1, 2, 15, 16, 17)
 SIZES = {
     "fast": (*FEW, 4096, 4097, 65535, 65536, (1 << 20) - 1, 1 << 20, (1 << 20) + 1),
-    "small": (*FEW, 4097, 65535, 1 << 17, (1 << 17) + 1, (1 << 20) + 1),
+    "small": (*FEW, 4097, 65535, 1 << 18, (1 << 18) + 1, (1 << 20) + 1),
 }
 BF16 = FORMATS["BF16"]
 
@@ -104,7 +104,7 @@ def test_every_kind_gives_post_at_every_size(stored: Any) -> None:
             assert found[name].produced(base[name]) == post[name].data, name
 
 
-# The kind from so many lanes on. The arithmetic code ends where it would take too long: in preset small at 2^17 lanes.
+# The kind from so many lanes on. The arithmetic code ends where it would take too long: in preset small at 2^18 lanes.
 FITTING: Mapping[str, Mapping[str, Mapping[int, str]]] = {
     "fast": {
         "many steps": {4096: "arithmetic", 4097: "palette"},
@@ -113,7 +113,7 @@ FITTING: Mapping[str, Mapping[str, Mapping[int, str]]] = {
         "noise": {4096: "planes", 4097: "palette", 65535: "planes"},
     },
     "small": {
-        "many steps": {4097: "arithmetic", (1 << 17) + 1: "palette"},
+        "many steps": {4097: "arithmetic", (1 << 18) + 1: "palette"},
         "few steps": {4097: "arithmetic", 65535: "palette"},
         "rare steps": {4097: "arithmetic", 65535: "sparse"},
         "noise": {4097: "planes"},

@@ -5,5 +5,6 @@ from __future__ import annotations
 from deltareg.catalog.catalog import Catalog
 from deltareg.catalog.registry import Registry, default_home
 from deltareg.catalog.rows import CatalogRow
+from deltareg.catalog.search import SearchReport, SearchRow
 
-__all__ = ["Catalog", "CatalogRow", "Registry", "default_home"]
+__all__ = ["Catalog", "CatalogRow", "Registry", "SearchReport", "SearchRow", "default_home"]

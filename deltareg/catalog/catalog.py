@@ -17,10 +17,12 @@ from pydantic import ValidationError
 
 from deltareg.catalog.mounts import refuse_network
 from deltareg.catalog.rows import CatalogRow, describe
-from deltareg.catalog.tables import Tables, open_tables
+from deltareg.catalog.search import Query, SearchReport, ask
+from deltareg.catalog.tables import Tables, memory_tables, open_tables
+from deltareg.digest import Digest
 from deltareg.errors import Busy, DiskFull, NotAllowed, translate_os_errors
 from deltareg.names import parse_reference, version_key
-from deltareg.store import FileLock, Store
+from deltareg.store import Entry, FileLock, Store
 
 __all__ = ["Catalog"]
 
@@ -49,6 +51,35 @@ class Catalog:
             entries = store.entries() if repository is None else store.snapshot().repositories.get(repository, [])
             found = [describe(store, entry) for entry in entries]
         return sorted(_with_channels(found), key=_place)
+
+    def search(self, store: Store, query: Query) -> SearchReport:
+        """The published versions that `query` asks for. The seconds are those that the tables took."""
+        with (
+            suppress(*_UNUSABLE, *_DAMAGED),
+            self._lock.shared(),
+            open_tables(self.path, self._busy_seconds, read_only=True) as tables,
+        ):
+            # A fault may have been mended by a pull since; sound rows never change.
+            if tables.source() == _signature(store) and not _mended(tables, store):
+                return ask(tables, query)
+        try:
+            with self._lock.exclusive():
+                try:
+                    return self._searched_anew(store, query)
+                except _DAMAGED:
+                    self._delete()
+                    return self._searched_anew(store, query)
+        except _UNUSABLE:
+            with memory_tables() as tables:
+                _synchronise(tables, store)
+                return ask(tables, query)
+
+    def _searched_anew(self, store: Store, query: Query) -> SearchReport:
+        with self._open() as tables:
+            _synchronise(tables, store)
+            if mended := _mended(tables, store):
+                tables.update([], mended, str(tables.source()))
+            return ask(tables, query)
 
     def reindex(self, store: Store) -> int:
         """Build the database anew from the store; return the number of names."""
@@ -95,6 +126,8 @@ def _synchronise(tables: Tables, store: Store) -> int:
     entries = {str(entry.reference): entry for entry in store.entries()}
     known = tables.digests()
     changed = [entry for name, entry in entries.items() if known.get(name) != entry.digest]
+    # Search gives those first that were put in last.
+    changed.sort(key=lambda entry: (entry.created, entry.reference.repository, str(entry.reference)))
     tables.update(known.keys() - entries, (describe(store, entry) for entry in changed), signature)
     return len(entries)
 
@@ -102,6 +135,15 @@ def _synchronise(tables: Tables, store: Store) -> int:
 def _select(tables: Tables, store: Store, repository: str | None) -> list[CatalogRow]:
     # A fault may have been mended by a pull since; sound rows never change.
     return [row if row.fault is None else _anew(store, row) for row in tables.rows(repository)]
+
+
+def _mended(tables: Tables, store: Store) -> list[CatalogRow]:
+    """The rows that the tables call faulty, and that can be read now."""
+    found = (
+        describe(store, Entry(parse_reference(row.reference), Digest(row.digest), row.manifest_size, row.created))
+        for row in tables.faulty()
+    )
+    return [row for row in found if row.fault is None]
 
 
 def _anew(store: Store, row: CatalogRow) -> CatalogRow:

@@ -10,8 +10,10 @@ import platformdirs
 from deltareg.artifact import Artifact
 from deltareg.catalog.catalog import Catalog
 from deltareg.catalog.rows import CatalogRow
+from deltareg.catalog.search import Query, SearchReport
 from deltareg.digest import Digest
 from deltareg.errors import NotFound
+from deltareg.manifest import Fingerprint
 from deltareg.names import Reference, parse_reference
 from deltareg.paths import expand_home
 from deltareg.progress import Progress
@@ -64,6 +66,23 @@ class Registry:
         if not rows:
             raise NotFound(f"{wanted} is not in {self.home}", hint="deltareg list", reference=wanted)
         return rows
+
+    def search(
+        self,
+        text: str | None = None,
+        *,
+        target: Fingerprint | None = None,
+        licence: str | None = None,
+        namespace: str | None = None,
+        model_type: str | None = None,
+        limit: int = 20,
+    ) -> SearchReport:
+        """The published deltas with every word of `text` that fit `target`, best first, then newest first.
+
+        A first look, from digests: see `Fit`. Raises InvalidArgument for a limit below 1 or more than 32 words.
+        """
+        query = Query(text, target, licence, namespace, model_type, limit)
+        return self.catalog.search(self.store, query)
 
     def reindex(self) -> int:
         """Build the catalog anew; return the number of names."""

@@ -23,7 +23,11 @@ class CatalogRow(Document):
     raw_size: int | None = Field(default=None, description="bytes of post's tensors")
     parameters: int | None = Field(default=None, description="elements of post's tensors")
     base: str | None = Field(default=None, description="id of the base")
-    fingerprint: str | None = Field(default=None, description="digest of the base's tensor names and shapes")
+    fingerprint: str | None = Field(default=None, description="digest of the base's fingerprint")
+    space: str | None = Field(default=None, description="digest of the fingerprint without what a remedy can bridge")
+    tokenizer_core: str | None = Field(default=None, description="digest of the base's tokenizer, added tokens apart")
+    tokenizer_added: str | None = Field(default=None, description="digest of its added tokens")
+    namespace: str | None = None
     model_type: str | None = None
     licence: str | None = None
     description: str | None = None
@@ -36,7 +40,11 @@ class CatalogRow(Document):
 def describe(store: Store, entry: Entry) -> CatalogRow:
     """Read what is known of a name. Damage to one delta must not hide the others: it ends up in `fault`."""
     known = CatalogRow(
-        reference=str(entry.reference), digest=entry.digest, created=entry.created, manifest_size=entry.size
+        reference=str(entry.reference),
+        digest=entry.digest,
+        created=entry.created,
+        manifest_size=entry.size,
+        namespace=entry.reference.namespace,
     )
     try:
         manifest = store.manifest(entry.digest)
@@ -46,13 +54,17 @@ def describe(store: Store, entry: Entry) -> CatalogRow:
         config = parse(DeltaConfig, data, what=f"the config of {entry.reference}")
     except DeltaregError as error:
         return known.model_copy(update={"fault": error.message})
+    tokenizer = config.fingerprint.tokenizer
     return known.model_copy(
         update={
             "size": entry.size + sum(blob.size for blob in manifest.blobs),
             "raw_size": config.post.size,
             "parameters": config.post.parameters,
             "base": config.base.id,
-            "fingerprint": config.fingerprint.inventory,
+            "fingerprint": config.fingerprint.digest,
+            "space": config.fingerprint.space,
+            "tokenizer_core": None if tokenizer is None else tokenizer.core,
+            "tokenizer_added": None if tokenizer is None else tokenizer.added,
             "model_type": config.fingerprint.model_type,
             "licence": config.licence,
             "description": config.description,

@@ -6,19 +6,22 @@ import json
 import sqlite3
 from collections.abc import Generator, Iterable
 from contextlib import closing, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from deltareg.catalog.rows import CatalogRow
+from deltareg.catalog.words import WORDS, keys_of
 from deltareg.errors import Busy, DeltaregError, DiskFull, NotAllowed
 from deltareg.names import parse_reference
 
-__all__ = ["SCHEMA_VERSION", "Tables", "open_tables"]
+__all__ = ["SCHEMA_VERSION", "Tables", "memory_tables", "open_tables"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised with each change of the tables; tables of another version are made anew."""
 
 _COLUMNS: dict[str, type] = {
+    "number": int,
     "reference": str,
     "repository": str,
     "digest": str,
@@ -29,13 +32,19 @@ _COLUMNS: dict[str, type] = {
     "parameters": int,
     "base": str,
     "fingerprint": str,
+    "space": str,
+    "tokenizer_core": str,
+    "tokenizer_added": str,
+    "namespace": str,
     "model_type": str,
     "licence": str,
     "description": str,
     "preset": str,
     "exactness": str,
     "fault": str,
+    "keys": str,
 }
+_INTERNAL = frozenset({"number", "repository", "keys"})
 _BUSY_SECONDS = 10.0
 _PRIMARY = 0xFF  # of an extended result code
 _PASSING: dict[int, type[DeltaregError]] = {
@@ -51,63 +60,110 @@ _PASSING: dict[int, type[DeltaregError]] = {
 
 
 class Tables:
-    """`names`: a row for each version and channel. `source`: the signature of the index that they were read from."""
+    """`names`: a row for each version and channel. `words`: its full-text index. `source`: the signature of the index.
 
-    def __init__(self, database: Any) -> None:
+    Signature of what the rows were read from: the store's `index.json`.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    @cached_property
+    def _database(self) -> Any:
         # Any: the annotations of sqlite-utils leave too much open to check against.
-        self._database = database
+        from sqlite_utils import Database  # 0.15 s, which what only reads need not wait for
+
+        return Database(self._connection)
 
     def source(self) -> str | None:
         """What the rows were read from; None where the tables are absent or of another version."""
         if self._version() != SCHEMA_VERSION:
             return None
-        return next((row["signature"] for row in self._database.query("select signature from source")), None)
+        return next((row[0] for row in self._connection.execute("select signature from source")), None)
 
     def prepare(self) -> None:
         """Make the tables, unless they are there in this version."""
         if self._version() == SCHEMA_VERSION:
             return
+        self._connection.execute("drop table if exists words")
         for table in self._database.table_names():
             self._database[table].drop()
-        self._database["names"].create(_COLUMNS, pk="reference")
+        self._database["names"].create(_COLUMNS, pk="number")
+        self._database["names"].create_index(["reference"], unique=True)
         self._database["names"].create_index(["repository"])
+        self._connection.executescript(WORDS)
         self._database["source"].create({"id": int, "signature": str}, pk="id")
-        self._database.execute(f"pragma user_version = {SCHEMA_VERSION}")
+        self._connection.execute(f"pragma user_version = {SCHEMA_VERSION}")
 
     def digests(self) -> dict[str, str]:
         """The digest of each name."""
-        return {row["reference"]: row["digest"] for row in self._database.query("select reference, digest from names")}
+        return dict(self._connection.execute("select reference, digest from names").fetchall())
 
     def update(self, gone: Iterable[str], rows: Iterable[CatalogRow], source: str) -> None:
         """Drop names and put rows in; only then say what the rows were read from."""
         names = json.dumps(list(gone))
+        # Immediate: the full-text index is read first, and SQLite waits for no lock once it has read.
+        self._connection.execute("begin immediate")
         self._database["names"].delete_where("reference in (select value from json_each(?))", [names])
-        self._database["names"].insert_all(map(_record, rows), pk="reference", replace=True)
+        self._database["names"].insert_all(map(_record, rows), replace=True)
         self._database["source"].insert({"id": 1, "signature": source}, pk="id", replace=True)
+        self._connection.commit()
 
     def rows(self, repository: str | None) -> list[CatalogRow]:
         """The rows of one repository or of all, without their channels."""
         where, arguments = ("where repository = ?", [repository]) if repository is not None else ("", [])
-        columns = ", ".join(column for column in _COLUMNS if column != "repository")
-        found = self._database.query(f"select {columns} from names {where}", arguments)
-        return [CatalogRow.model_validate(record, by_name=True) for record in found]
+        return self._rows(where, arguments)
+
+    def faulty(self) -> list[CatalogRow]:
+        """The rows that could not be read, without their channels."""
+        return self._rows("where fault is not null", [])
+
+    def search(self, classes: Iterable[str], limit: int) -> tuple[list[list[CatalogRow]], int]:
+        """For each class, a full-text expression, its rows, newest first; `limit` in all, and how many there are."""
+        found: list[list[CatalogRow]] = []
+        total = 0
+        for expression in classes:
+            counted = self._connection.execute("select count(*) from words where words match ?", [expression])
+            count: int = counted.fetchone()[0]
+            chosen = "select rowid from words where words match ? order by rowid desc limit ?"
+            rest = f"where number in ({chosen}) order by number desc"
+            rows = self._rows(rest, [expression, limit]) if count and limit else []
+            total += count
+            limit -= len(rows)
+            found.append(rows)
+        return found, total
+
+    def _rows(self, rest: str, arguments: list[Any]) -> list[CatalogRow]:
+        columns = [column for column in _COLUMNS if column not in _INTERNAL]
+        found = self._connection.execute(f"select {', '.join(columns)} from names {rest}", arguments)
+        return [CatalogRow.model_validate(dict(zip(columns, row, strict=True)), by_name=True) for row in found]
 
     def _version(self) -> int:
-        return self._database.execute("pragma user_version").fetchone()[0]
+        return self._connection.execute("pragma user_version").fetchone()[0]
 
 
 @contextmanager
-def open_tables(path: Path, busy_seconds: float = _BUSY_SECONDS) -> Generator[Tables]:
-    """Open the database at `path`, making it where it is absent.
+def open_tables(path: Path, busy_seconds: float = _BUSY_SECONDS, *, read_only: bool = False) -> Generator[Tables]:
+    """Open the database at `path`, making it where it is absent, unless it is only read.
 
     Waits `busy_seconds` for others that hold it. Raises Busy, DiskFull, NotAllowed; sqlite3.Error for a damaged one.
     """
-    from sqlite_utils import Database  # 0.15 s, which commands that list nothing need not wait for
+    name = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+    with _translated(path), closing(sqlite3.connect(name, timeout=busy_seconds, uri=True)) as connection:
+        if not read_only:
+            connection.execute("pragma journal_mode = wal")
+            # So that a row that is replaced leaves the full-text index too.
+            connection.execute("pragma recursive_triggers = on")
+        yield Tables(connection)
 
-    with _translated(path), closing(sqlite3.connect(path, timeout=busy_seconds)) as connection:
-        database = Database(connection)
-        database.enable_wal()
-        yield Tables(database)
+
+@contextmanager
+def memory_tables() -> Generator[Tables]:
+    """Tables in memory, for where the database cannot be used."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        tables = Tables(connection)
+        tables.prepare()
+        yield tables
 
 
 @contextmanager
@@ -124,4 +180,7 @@ def _translated(path: Path) -> Generator[None]:
 
 def _record(row: CatalogRow) -> dict[str, Any]:
     known = row.model_dump(by_alias=False, exclude={"channels"})
-    return {**known, "repository": parse_reference(row.reference).repository}
+    reference = parse_reference(row.reference)
+    # What search leaves out, channels and what cannot be read, has no keys.
+    keys = None if reference.version is None or row.fault is not None else keys_of(row)
+    return {**known, "number": None, "repository": reference.repository, "keys": keys}

@@ -1,0 +1,94 @@
+"""`deltareg search`: which deltas of the local registry fit a checkpoint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deltareg.cli.options import Json, check_text
+
+if TYPE_CHECKING:
+    from deltareg.catalog import SearchRow
+
+__all__ = ["search"]
+
+
+def search(
+    text: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TEXT",
+            help="Words, or how they begin, of the name, the base, the description, the model type.",
+            show_default=False,
+            callback=check_text,
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="TARGET",
+            help="The checkpoint to fit: a directory, a .safetensors file or hf://org/name[@revision].",
+        ),
+    ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option("--licence", metavar="SPDX", help="Only deltas of this licence.", callback=check_text),
+    ] = None,
+    namespace: Annotated[
+        str | None,
+        typer.Option("--namespace", metavar="NAME", help="Only deltas of this namespace.", callback=check_text),
+    ] = None,
+    model_type: Annotated[
+        str | None,
+        typer.Option(
+            "--model-type", metavar="TYPE", help="Only deltas of this type: llama, bert, ….", callback=check_text
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, max=100_000, help="Show this many.")] = 20,
+    json: Json = False,
+) -> None:
+    """Find deltas of the local registry, those that fit a checkpoint first.
+
+    With --for only those that fit: identical (same fingerprint, tokenizer and added tokens), homologous (same
+    fingerprint; the added tokens differ, or a tokenizer is not known), adaptable (same parameter space; vocabulary,
+    head or tokenizer differ). This is a first look, from digests alone: deltareg check judges.
+
+    \b
+      deltareg search "french chat" --for base/ --licence apache-2.0
+    """
+    from deltareg.catalog.search import Query, SearchReport
+    from deltareg.checkpoint import Checkpoint
+    from deltareg.cli.output import hint, print_json, print_table
+    from deltareg.cli.session import open_registry
+    from deltareg.errors import NotFound
+    from deltareg.fingerprint import fingerprint_of
+
+    fingerprint = None
+    if target is not None:
+        with Checkpoint.open(target, headers_only=True) as checkpoint:
+            fingerprint = fingerprint_of(checkpoint)
+    query = Query(text, fingerprint, licence, namespace, model_type, limit)
+    try:
+        registry = open_registry()
+    except NotFound:
+        found = SearchReport(results=[], total=0, seconds=0)
+    else:
+        found = registry.catalog.search(registry.store, query)
+    if json:
+        print_json(found)
+    elif found.results:
+        columns = ["reference", "fit", "size", "base", "licence", "created", "description"]
+        print_table(columns, [_cells(row) for row in found.results], right=["size"])
+        if found.total > len(found.results):
+            hint(f"{found.total} were found; --limit N shows more")
+    else:
+        hint("nothing was found; deltareg list shows all that there is")
+
+
+def _cells(row: SearchRow) -> list[str]:
+    from deltareg.cli.units import size
+
+    told = "" if row.size is None else size(row.size)
+    return [row.reference, row.fit or "", told, row.base or "", row.licence or "", row.created, row.description or ""]

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from deltareg.apply import apply as apply
     from deltareg.apply import verify as verify
     from deltareg.catalog import Registry as Registry
+    from deltareg.check import check as check
     from deltareg.checkpoint import Checkpoint as Checkpoint
     from deltareg.diff import diff as diff
     from deltareg.errors import DeltaregError as DeltaregError
     from deltareg.transfer import pull as pull
     from deltareg.transfer import push as push
 
-__all__ = ["Checkpoint", "DeltaregError", "Registry", "__version__", "apply", "diff", "pull", "push", "verify"]
+__all__ = ["Checkpoint", "DeltaregError", "Registry", "__version__", "apply", "check", "diff", "pull", "push", "verify"]
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ _HOMES = {
     "DeltaregError": "deltareg.errors",
     "Registry": "deltareg.catalog",
     "apply": "deltareg.apply",
+    "check": "deltareg.check",
     "diff": "deltareg.diff",
     "pull": "deltareg.transfer",
     "push": "deltareg.transfer",

@@ -14,11 +14,14 @@ from typer.main import get_command
 
 from deltareg.apply import ApplyReport
 from deltareg.apply.verify import VerifyReport
+from deltareg.catalog import SearchReport
+from deltareg.check import CheckReport, FingerprintReport
 from deltareg.cli import reports
 from deltareg.cli.app import EXIT_CODES, app
 from deltareg.config import KEYS, VARIABLES
 from deltareg.diff import DiffReport
 from deltareg.errors import DeltaregError, all_errors
+from deltareg.homology import FINDINGS, FindingKind
 from deltareg.manifest import DeltaConfig, Descriptor, Document, Index, Inventory, Manifest
 from deltareg.store import FsckReport, GcReport
 from deltareg.transfer import TransferReport
@@ -38,9 +41,12 @@ SCHEMAS: Mapping[str, type[Document]] = {
     "diff": DiffReport,
     "list": reports.DeltaList,
     "show": reports.DeltaDetails,
+    "search": SearchReport,
     "transfer": TransferReport,
     "verify": VerifyReport,
+    "check": CheckReport,
     "apply": ApplyReport,
+    "fingerprint": FingerprintReport,
     "remote-list": reports.RemoteList,
     "remote-change": reports.RemoteChange,
     "gc": GcReport,
@@ -78,6 +84,14 @@ _ERRORS_HEAD = """\
 
 This page is made from the program by `make docs`. The code of an error never changes its meaning; the exit status says
 of which kind it is.
+"""
+
+
+_FINDINGS_HEAD = """\
+## Findings
+
+What `deltareg check` finds. An error makes the verdict `incompatible`, a warning `adaptable`; a note only tells. Under
+each code stands what a finding reads like: the delta, or its base, comes first, the target second.
 """
 
 
@@ -124,12 +138,19 @@ def _errors_page() -> str:
         if group:
             parts.append(f"## Exit status {status}: {meaning}\n")
             parts += [_error(error) for error in group]
+    parts.append(_FINDINGS_HEAD)
+    parts += [_finding(code, kind) for code, kind in FINDINGS.items()]
     return "\n".join(parts)
 
 
 def _error(error: type[DeltaregError]) -> str:
     happened, todo = inspect.cleandoc(error.__doc__ or "").split("\n\n")
     return f"### {error.code} {error.__name__}\n\n{happened}\n\n*What to do:* {todo}\n"
+
+
+def _finding(code: str, kind: FindingKind) -> str:
+    example = f"```text\n{kind.example}\n```"
+    return f"### {code} ({kind.severity})\n\n{kind.meaning}\n\n{example}\n\n*What to do:* {kind.remedy}\n"
 
 
 def _table(head: list[str], rows: Mapping[Any, str]) -> str:

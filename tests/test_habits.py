@@ -55,7 +55,7 @@ def test_every_public_name_exists(module: str) -> None:
     assert [name for name in loaded.__all__ if not hasattr(loaded, name)] == []
 
 
-@pytest.mark.parametrize("name", ["apply", "diff", "pull", "push"])
+@pytest.mark.parametrize("name", ["apply", "check", "diff", "pull", "push"])
 @pytest.mark.parametrize("first", ["deltareg.apply", "deltareg.diff", "deltareg.transfer", "deltareg"])
 def test_functions_are_not_hidden_by_modules_of_their_name(name: str, first: str) -> None:
     program = f"import deltareg, {first}; deltareg.{name}; print(callable(deltareg.{name}))"

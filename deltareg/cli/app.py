@@ -14,10 +14,12 @@ import typer
 
 from deltareg import __version__
 from deltareg.cli.cache import cache_app
+from deltareg.cli.check import check, fingerprint
 from deltareg.cli.checkpoints import apply, diff
 from deltareg.cli.doctor import doctor
 from deltareg.cli.registry import list_deltas, show, verify
 from deltareg.cli.remotes import remote_app
+from deltareg.cli.search import search
 from deltareg.cli.setup import init
 from deltareg.cli.transfers import pull, push
 
@@ -80,10 +82,13 @@ app.command("init")(init)
 app.command("diff")(diff)
 app.command("list")(list_deltas)
 app.command("show")(show)
+app.command("search")(search)
 app.command("push")(push)
 app.command("pull")(pull)
 app.command("verify")(verify)
+app.command("check")(check)
 app.command("apply")(apply)
+app.command("fingerprint")(fingerprint)
 app.add_typer(remote_app, name="remote")
 app.add_typer(cache_app, name="cache")
 app.command("doctor")(doctor)

@@ -162,7 +162,7 @@ def _fields(details: DeltaDetails) -> dict[str, str]:
         "post": _parent(config.post),
         "parameters": number(config.post.parameters),
         "model type": config.fingerprint.model_type,
-        "fingerprint": config.fingerprint.inventory,
+        "fingerprint": config.fingerprint.digest,
         "requires": ", ".join(config.requires) or None,
         "producer": config.producer,
     }

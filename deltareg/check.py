@@ -1,0 +1,368 @@
+"""Checking whether deltas fit a target, before anything is applied: from headers, configs, tokenizers and samples.
+
+Nothing of the target's weights is read but the sampled values, so a model on the hub costs kilobytes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from functools import cached_property
+
+from pydantic import Field
+
+from deltareg.artifact import Artifact
+from deltareg.catalog import Registry
+from deltareg.checkpoint import Checkpoint
+from deltareg.codec import lane_of
+from deltareg.errors import InvalidArgument
+from deltareg.fingerprint import fingerprint_of
+from deltareg.fingerprint.structure import Structure, structure_digest, structure_of
+from deltareg.fingerprint.tokenizer import (
+    SideFiles,
+    Tokenizer,
+    TokenizerDifference,
+    compare_tokenizers,
+    read_tokenizer,
+)
+from deltareg.homology import (
+    Finding,
+    Severity,
+    Verdict,
+    compare_configurations,
+    compare_spaces,
+    compare_tokenizer_fingerprints,
+    delta_shapes,
+    finding,
+    has_output,
+    has_token_embedding,
+    verdict_of,
+)
+from deltareg.manifest import Document, Fingerprint, TensorEntry, TokenizerFingerprint
+from deltareg.names import Reference
+from deltareg.sketch import (
+    SAMPLES_TYPE,
+    UNRELATED_BELOW,
+    Lineage,
+    LineageVerdict,
+    TensorSpec,
+    judge,
+    measure_lineage,
+    read_samples,
+)
+from deltareg.threads import thread_count
+
+__all__ = [
+    "CheckReport",
+    "CheckedDelta",
+    "CheckedFinding",
+    "CheckedLineage",
+    "FingerprintReport",
+    "check",
+    "dtype_fits",
+    "fingerprint",
+]
+
+_SAMPLES_LIMIT = 64 * 2**20
+# Of a target on the hub each run of samples is a request of its own.
+_MOST_REQUESTS = 64
+_VERDICTS: Sequence[Verdict] = ("identical", "homologous", "adaptable", "incompatible")
+
+
+class CheckedFinding(Document):
+    """One difference between a delta and the target."""
+
+    code: str = Field(description="what it is: see `docs/errors.md`, Findings")
+    severity: Severity
+    subject: str = Field(description="the tensor, the field, or what else differs")
+    delta: str = Field(description="what the delta, or its base, has")
+    target: str = Field(description="what the target has")
+    remedy: str = Field(description="what to do today")
+
+
+class CheckedLineage(Document):
+    """What samples of the base's weights tell of the target's; null where too little could be compared."""
+
+    verdict: LineageVerdict
+    cosine: float | None = Field(description="of the matrices of the module class that is the least alike")
+    distance: float | None = Field(description="‖target − base‖ / ‖base‖, estimated")
+    distance_to_delta: float | None = Field(description="‖target − base‖ / ‖delta‖, estimated")
+    values: int = Field(ge=0, description="values compared")
+
+
+class CheckedDelta(Document):
+    """Whether one delta fits the target."""
+
+    reference: str
+    digest: str
+    verdict: Verdict
+    findings: list[CheckedFinding]
+    lineage: CheckedLineage | None = Field(description="null where the delta holds no samples")
+
+
+class CheckReport(Document):
+    """Whether deltas fit a target, each by itself."""
+
+    target: str
+    verdict: Verdict = Field(description="the worst of the deltas'")
+    deltas: list[CheckedDelta]
+    bytes_read: int = Field(ge=0, description="of the target: headers, tokenizer files, samples")
+    seconds: float
+
+
+class FingerprintReport(Document):
+    """The fingerprint of a checkpoint."""
+
+    checkpoint: str
+    fingerprint: Fingerprint
+    tensors: int = Field(ge=0)
+    parameters: int = Field(ge=0, description="elements of all tensors")
+
+
+def check(
+    target: Checkpoint | str | os.PathLike[str],
+    references: Iterable[Reference | str],
+    registry: Registry,
+    *,
+    threads: int | None = None,
+) -> CheckReport:
+    """Whether each of the deltas `references` in `registry` fits `target`, why, and what to do.
+
+    Verdicts: "identical", the target is the delta's base as far as headers, config, tokenizer and samples tell;
+    "homologous", `apply` takes it; "adaptable", there are differences with a remedy, and `apply` may refuse it today;
+    "incompatible". How several deltas go together is not looked at. Raises NotFound, BadName, InvalidArgument,
+    DigestMismatch, BadManifest, UnsupportedFormat; BadCheckpoint, BadHeader and what else opening the target raises.
+    """
+    started = time.monotonic()
+    wanted = list(references)
+    if not wanted:
+        raise InvalidArgument("no delta was named", hint="deltareg check namespace/name:1.2.3 --base TARGET")
+    count = thread_count(threads)
+    named = [(version, registry.artifact(version)) for version in map(registry.version_of, wanted)]
+    with ExitStack() as stack:
+        opened = (
+            target
+            if isinstance(target, Checkpoint)
+            else stack.enter_context(Checkpoint.open(target, headers_only=True))
+        )
+        side = _Target(opened)
+        deltas = [_check(version, artifact, side, count) for version, artifact in named]
+        return CheckReport(
+            target=opened.id,
+            verdict=_VERDICTS[max(_VERDICTS.index(delta.verdict) for delta in deltas)],
+            deltas=deltas,
+            bytes_read=side.bytes_read,
+            seconds=time.monotonic() - started,
+        )
+
+
+def fingerprint(checkpoint: Checkpoint | str | os.PathLike[str]) -> FingerprintReport:
+    """The fingerprint of a checkpoint, of which headers, config and tokenizer are read.
+
+    Raises BadCheckpoint, BadHeader and what else opening it raises.
+    """
+    with ExitStack() as stack:
+        opened = (
+            checkpoint
+            if isinstance(checkpoint, Checkpoint)
+            else stack.enter_context(Checkpoint.open(checkpoint, headers_only=True))
+        )
+        return FingerprintReport(
+            checkpoint=opened.id,
+            fingerprint=fingerprint_of(opened),
+            tensors=len(opened.tensors),
+            parameters=sum(tensor.elements for tensor in opened.tensors.values()),
+        )
+
+
+class _Target:
+    """A target, and what is read of it once for all deltas. A folder of files to `read_tokenizer`."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.shapes = {tensor.name: tensor.shape for tensor in checkpoint.tensors.values()}
+        self.structure = structure_of(checkpoint.config, self.shapes)
+        first = next(iter(checkpoint.tensors.values()), None)
+        self.remote = first is not None and first.file_range() is None
+        self.bytes_read = sum(_header_size(checkpoint, shard.tensors, shard.size) for shard in checkpoint.shards)
+
+    @cached_property
+    def digest(self) -> str:
+        return structure_digest(self.structure, self.shapes)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        return read_tokenizer(self)
+
+    def names(self) -> Sequence[str]:
+        return [path.as_posix() for path in self.checkpoint.side_files]
+
+    def read(self, name: str, limit: int) -> bytes:
+        data = self.checkpoint.read_file(name)
+        self.bytes_read += len(data)
+        return SideFiles({name: data}, self.checkpoint.id).read(name, limit)
+
+
+def _header_size(checkpoint: Checkpoint, tensors: Sequence[str], size: int) -> int:
+    return min((checkpoint.tensors[name].start for name in tensors), default=size)
+
+
+def _check(reference: Reference, artifact: Artifact, target: _Target, threads: int) -> CheckedDelta:
+    config, inventory = artifact.config, artifact.inventory
+    base = Structure(config.fingerprint.model_type, config.fingerprint.structure, config.fingerprint.behaviour)
+    shapes = delta_shapes(inventory)
+    findings, renamed = compare_spaces(inventory, base, target.shapes, target.structure)
+    findings += _dtypes(inventory.tensors, target.checkpoint, renamed)
+    lineage = _lineage(artifact, target, renamed, threads)
+    verdict = "unknown" if lineage is None else judge(lineage)
+    ties = [side.structure.get("tied_embeddings") for side in (base, target.structure)]
+    untied = ties[0] != ties[1] and (has_output(shapes, base) or has_output(target.shapes, target.structure))
+    fields = compare_configurations(base, target.structure, untied=untied)
+    findings += [_softened(found, verdict) for found in fields]
+    findings += _tokenizers(artifact, target, embedding=has_token_embedding(shapes))
+    findings += _lineage_findings(lineage, verdict)
+    if config.requires:
+        shown = f"{len(config.requires)} delta{'s' if len(config.requires) > 1 else ''}"
+        findings.append(finding("delta-stacked", "requires", shown, "none"))
+    identical = (
+        verdict == "same"
+        and shapes == target.shapes
+        and config.fingerprint.digest == target.digest
+        and not fields
+        and config.fingerprint.tokenizer == _fingerprint(target.tokenizer)
+    )
+    return CheckedDelta(
+        reference=str(reference),
+        digest=artifact.digest,
+        verdict=verdict_of(_without_only_in_post(findings), identical=identical),
+        findings=[
+            CheckedFinding(
+                code=found.code,
+                severity=found.severity,
+                subject=found.subject,
+                delta=found.delta,
+                target=found.target,
+                remedy=found.remedy,
+            )
+            for found in sorted(findings, key=_rank)
+        ],
+        lineage=None if lineage is None else _shown(lineage, verdict),
+    )
+
+
+def _rank(found: Finding) -> int:
+    return ("error", "warning", "note").index(found.severity)
+
+
+def _softened(found: Finding, lineage: LineageVerdict) -> Finding:
+    """Another name of the architecture matters less than weights that are known to have a common ancestor."""
+    if found.code != "model-type" or lineage not in ("same", "related"):
+        return found
+    return finding(found.code, found.subject, found.delta, found.target, severity="warning")
+
+
+# --- dtypes -------------------------------------------------------------------------------------------------------
+
+
+def dtype_fits(entry: TensorEntry, dtype: str) -> bool:
+    """Whether the record of a tensor can be applied to a target's tensor of `dtype`. Raises UnsupportedFormat."""
+    if entry.base_dtype is None or entry.post_dtype is None or entry.kind == "zero":
+        return True
+    if lane_of(entry.base_dtype).adds_to(lane_of(entry.post_dtype)):
+        return lane_of(dtype).adds_to(lane_of(entry.post_dtype))
+    return dtype in (entry.base_dtype, entry.post_dtype)
+
+
+def _dtypes(entries: Iterable[TensorEntry], target: Checkpoint, renamed: dict[str, str]) -> list[Finding]:
+    found: list[Finding] = []
+    for entry in entries:
+        tensor = target.tensors.get(renamed.get(entry.name, entry.name))
+        if tensor is not None and entry.post_dtype is not None and not dtype_fits(entry, tensor.dtype):
+            shown = f"{entry.base_dtype} → {entry.post_dtype}"
+            found.append(finding("tensor-dtype", tensor.name, shown, tensor.dtype))
+    return found
+
+
+# --- tokenizer ----------------------------------------------------------------------------------------------------
+
+
+def _tokenizers(artifact: Artifact, target: _Target, *, embedding: bool) -> list[Finding]:
+    base, theirs = artifact.config.fingerprint.tokenizer, target.tokenizer
+    other = _fingerprint(theirs)
+    difference: TokenizerDifference | None = None
+    differ = base is not None and other is not None and (base.core, base.added) != (other.core, other.added)
+    if differ and base is not None and theirs is not None:
+        ours = read_tokenizer(SideFiles(artifact.side_files(), f"the side files of {artifact.digest}"))
+        # An artifact has post's tokenizer: where training changed it, it tells nothing of the base's.
+        if ours is not None and (ours.core, ours.added_digest) == (base.core, base.added):
+            difference = compare_tokenizers(ours, theirs)
+    return compare_tokenizer_fingerprints(base, other, embedding=embedding, difference=difference)
+
+
+def _fingerprint(tokenizer: Tokenizer | None) -> TokenizerFingerprint | None:
+    if tokenizer is None:
+        return None
+    return TokenizerFingerprint(
+        core=tokenizer.core,
+        added=tokenizer.added_digest,
+        chat_template=tokenizer.chat_template,
+        kind=tokenizer.kind,
+        rows=tokenizer.rows,
+    )
+
+
+# --- lineage ------------------------------------------------------------------------------------------------------
+
+
+def _lineage(artifact: Artifact, target: _Target, renamed: dict[str, str], threads: int) -> Lineage | None:
+    data = artifact.layer(SAMPLES_TYPE, limit=_SAMPLES_LIMIT)
+    if data is None:
+        return None
+    entries = [entry for entry in artifact.inventory.tensors if entry.base_dtype is not None]
+    specs = [TensorSpec(entry.name, entry.base_dtype or "", tuple(entry.shape)) for entry in entries]
+    lineage = measure_lineage(
+        read_samples(data, specs),
+        target.checkpoint,
+        renamed=renamed,
+        delta_norms={entry.name: entry.delta_norm for entry in entries},
+        base_norms={entry.name: entry.base_norm for entry in entries},
+        threads=threads,
+        most_reads=_MOST_REQUESTS if target.remote else None,
+    )
+    target.bytes_read += lineage.bytes_read
+    return lineage
+
+
+def _lineage_findings(lineage: Lineage | None, verdict: LineageVerdict) -> list[Finding]:
+    if lineage is None:
+        return [finding("lineage-unknown", "weights", "no samples", "not compared")]
+    lowest = lineage.lowest
+    if lowest is None:
+        values = lineage.total.matrix_values
+        return [finding("lineage-unknown", "weights", "samples", f"{values} values of matrices compared")]
+    if verdict != "unrelated":
+        return []
+    subject = "weights of all matrices" if lowest[0] == "total" else f"weights of {lowest[0]}"
+    return [finding("lineage-unrelated", subject, f"cosine of at least {UNRELATED_BELOW}", f"cosine {lowest[1]:.2f}")]
+
+
+def _shown(lineage: Lineage, verdict: LineageVerdict) -> CheckedLineage:
+    return CheckedLineage(
+        verdict=verdict,
+        cosine=None if lineage.lowest is None else _finite(lineage.lowest[1]),
+        distance=_finite(lineage.total.distance),
+        distance_to_delta=_finite(lineage.total.distance_to_delta),
+        values=lineage.total.values,
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _without_only_in_post(findings: Iterable[Finding]) -> list[Finding]:
+    """What training added is told, and is no difference between the base and the target."""
+    return [found for found in findings if found.code not in ("head-only-in-post", "tensor-only-in-post")]

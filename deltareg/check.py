@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
 
 from pydantic import Field
@@ -18,10 +19,11 @@ from deltareg.artifact import Artifact
 from deltareg.catalog import Registry
 from deltareg.checkpoint import Checkpoint
 from deltareg.codec import lane_of
-from deltareg.errors import InvalidArgument
+from deltareg.errors import BadCheckpoint, InvalidArgument
 from deltareg.fingerprint import fingerprint_of
 from deltareg.fingerprint.structure import Structure, structure_digest, structure_of
 from deltareg.fingerprint.tokenizer import (
+    Readable,
     SideFiles,
     Tokenizer,
     TokenizerDifference,
@@ -61,9 +63,11 @@ __all__ = [
     "CheckedFinding",
     "CheckedLineage",
     "FingerprintReport",
+    "Fit",
     "check",
     "dtype_fits",
     "fingerprint",
+    "fit",
 ]
 
 _SAMPLES_LIMIT = 64 * 2**20
@@ -81,6 +85,11 @@ class CheckedFinding(Document):
     delta: str = Field(description="what the delta, or its base, has")
     target: str = Field(description="what the target has")
     remedy: str = Field(description="what to do today")
+
+    @property
+    def shown(self) -> str:
+        """The difference in a line."""
+        return f"{self.subject}: {self.delta} against {self.target}"
 
 
 class CheckedLineage(Document):
@@ -113,6 +122,26 @@ class CheckReport(Document):
     seconds: float
 
 
+@dataclass(frozen=True)
+class Fit:
+    """How a delta lies on a target: what differs, and what `apply` needs to know to deal with it.
+
+    `renamed` gives the target's name of a tensor by the base's, where these differ. `moved` gives the delta's row of a
+    token, or −1, by the target's row, where these differ. `tokens_known`: whether the tokens of both sides are known;
+    `faults` are tokenizers that could not be read.
+    `at_home`: the target is the base, as far as names, shapes and sampled values tell.
+    """
+
+    checked: CheckedDelta
+    base: Structure
+    target: Structure
+    renamed: Mapping[str, str]
+    moved: Mapping[int, int]
+    tokens_known: bool
+    at_home: bool
+    faults: tuple[str, ...]
+
+
 class FingerprintReport(Document):
     """The fingerprint of a checkpoint."""
 
@@ -132,9 +161,10 @@ def check(
     """Whether each of the deltas `references` in `registry` fits `target`, why, and what to do.
 
     Verdicts: "identical", the target is the delta's base as far as headers, config, tokenizer and samples tell;
-    "homologous", `apply` takes it; "adaptable", there are differences with a remedy, and `apply` may refuse it today;
-    "incompatible". How several deltas go together is not looked at. Raises NotFound, BadName, InvalidArgument,
-    DigestMismatch, BadManifest, UnsupportedFormat; BadCheckpoint, BadHeader and what else opening the target raises.
+    "homologous", `apply` takes it; "adaptable", `apply` takes it too and does what the findings' remedies say;
+    "incompatible", `apply` refuses it. How several deltas go together is not looked at. Raises NotFound, BadName,
+    InvalidArgument, DigestMismatch, BadManifest, UnsupportedFormat; BadCheckpoint, BadHeader and what else opening the
+    target raises.
     """
     started = time.monotonic()
     wanted = list(references)
@@ -149,7 +179,7 @@ def check(
             else stack.enter_context(Checkpoint.open(target, headers_only=True))
         )
         side = _Target(opened)
-        deltas = [_check(version, artifact, side, count) for version, artifact in named]
+        deltas = [_fit(version, artifact, side, count).checked for version, artifact in named]
         return CheckReport(
             target=opened.id,
             verdict=_VERDICTS[max(_VERDICTS.index(delta.verdict) for delta in deltas)],
@@ -157,6 +187,21 @@ def check(
             bytes_read=side.bytes_read,
             seconds=time.monotonic() - started,
         )
+
+
+def fit(
+    target: Checkpoint,
+    deltas: Iterable[tuple[Reference, Artifact]],
+    *,
+    threads: int | None = None,
+    lenient: bool = False,
+) -> list[Fit]:
+    """How each of `deltas` lies on `target`, by itself. Raises what `check` raises.
+
+    With `lenient` a tokenizer that cannot be read counts as none: `Fit.faults` says why.
+    """
+    side = _Target(target, lenient=lenient)
+    return [_fit(reference, artifact, side, thread_count(threads)) for reference, artifact in deltas]
 
 
 def fingerprint(checkpoint: Checkpoint | str | os.PathLike[str]) -> FingerprintReport:
@@ -181,8 +226,10 @@ def fingerprint(checkpoint: Checkpoint | str | os.PathLike[str]) -> FingerprintR
 class _Target:
     """A target, and what is read of it once for all deltas. A folder of files to `read_tokenizer`."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, lenient: bool = False) -> None:
         self.checkpoint = checkpoint
+        self.faults: list[str] = []
+        self._lenient = lenient
         self.shapes = {tensor.name: tensor.shape for tensor in checkpoint.tensors.values()}
         self.structure = structure_of(checkpoint.config, self.shapes)
         first = next(iter(checkpoint.tensors.values()), None)
@@ -195,7 +242,17 @@ class _Target:
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        return read_tokenizer(self)
+        return self.read_tokenizer(self)
+
+    def read_tokenizer(self, folder: Readable) -> Tokenizer | None:
+        """The tokenizer in a folder; raises BadCheckpoint, or notes the fault where that is asked for."""
+        try:
+            return read_tokenizer(folder)
+        except BadCheckpoint as error:
+            if not self._lenient:
+                raise
+            self.faults.append(error.message)
+            return None
 
     def names(self) -> Sequence[str]:
         return [path.as_posix() for path in self.checkpoint.side_files]
@@ -210,7 +267,7 @@ def _header_size(checkpoint: Checkpoint, tensors: Sequence[str], size: int) -> i
     return min((checkpoint.tensors[name].start for name in tensors), default=size)
 
 
-def _check(reference: Reference, artifact: Artifact, target: _Target, threads: int) -> CheckedDelta:
+def _fit(reference: Reference, artifact: Artifact, target: _Target, threads: int) -> Fit:
     config, inventory = artifact.config, artifact.inventory
     base = Structure(config.fingerprint.model_type, config.fingerprint.structure, config.fingerprint.behaviour)
     shapes = delta_shapes(inventory)
@@ -222,7 +279,8 @@ def _check(reference: Reference, artifact: Artifact, target: _Target, threads: i
     untied = ties[0] != ties[1] and (has_output(shapes, base) or has_output(target.shapes, target.structure))
     fields = compare_configurations(base, target.structure, untied=untied)
     findings += [_softened(found, verdict) for found in fields]
-    findings += _tokenizers(artifact, target, embedding=has_token_embedding(shapes))
+    tokens = _Tokens(artifact, target)
+    findings += tokens.findings(embedding=has_token_embedding(shapes))
     findings += _lineage_findings(lineage, verdict)
     if config.requires:
         shown = f"{len(config.requires)} delta{'s' if len(config.requires) > 1 else ''}"
@@ -234,7 +292,7 @@ def _check(reference: Reference, artifact: Artifact, target: _Target, threads: i
         and not fields
         and config.fingerprint.tokenizer == _fingerprint(target.tokenizer)
     )
-    return CheckedDelta(
+    checked = CheckedDelta(
         reference=str(reference),
         digest=artifact.digest,
         verdict=verdict_of(_without_only_in_post(findings), identical=identical),
@@ -250,6 +308,19 @@ def _check(reference: Reference, artifact: Artifact, target: _Target, threads: i
             for found in sorted(findings, key=_rank)
         ],
         lineage=None if lineage is None else _shown(lineage, verdict),
+    )
+    removed = {entry.name for entry in inventory.tensors if entry.kind == "removed"}
+    kept = {name: shape for name, shape in shapes.items() if name not in removed or name in target.shapes}
+    equal = lineage is None or lineage.total.equal in (None, 1)
+    return Fit(
+        checked,
+        base,
+        target.structure,
+        renamed,
+        tokens.moved,
+        tokens.known,
+        kept == target.shapes and equal,
+        tuple(target.faults),
     )
 
 
@@ -289,17 +360,47 @@ def _dtypes(entries: Iterable[TensorEntry], target: Checkpoint, renamed: dict[st
 # --- tokenizer ----------------------------------------------------------------------------------------------------
 
 
-def _tokenizers(artifact: Artifact, target: _Target, *, embedding: bool) -> list[Finding]:
-    base, theirs = artifact.config.fingerprint.tokenizer, target.tokenizer
-    other = _fingerprint(theirs)
-    difference: TokenizerDifference | None = None
-    differ = base is not None and other is not None and (base.core, base.added) != (other.core, other.added)
-    if differ and base is not None and theirs is not None:
-        ours = read_tokenizer(SideFiles(artifact.side_files(), f"the side files of {artifact.digest}"))
+class _Tokens:
+    """The tokens of one delta and of the target."""
+
+    def __init__(self, artifact: Artifact, target: _Target) -> None:
+        self._base = artifact.config.fingerprint.tokenizer
+        self._theirs = target.tokenizer
+        self._other = _fingerprint(self._theirs)
+        base, other = self._base, self._other
+        self._differ = base is not None and other is not None and (base.core, base.added) != (other.core, other.added)
+        self._ours: Tokenizer | None = None
+        if self._differ:
+            files = SideFiles(artifact.side_files(), f"the side files of {artifact.digest}")
+            self._ours = target.read_tokenizer(files)
+
+    @property
+    def known(self) -> bool:
+        """Whether it is known which row of the delta is which token of the target."""
+        return self._base is not None and self._other is not None and (not self._differ or self._ours is not None)
+
+    @property
+    def moved(self) -> dict[int, int]:
+        """The delta's row, or −1, by the target's row, of tokens that have another row, or that one side lacks.
+
+        The delta's tokens are those of post: what a row was taught, it was taught under post's token.
+        """
+        if self._ours is None or self._theirs is None:
+            return {}
+        ours, theirs = self._ours.tokens, self._theirs.tokens
+        moved = {number: ours.get(token, -1) for token, number in theirs.items()}
+        gone = dict.fromkeys(ours.values(), -1)
+        return {row: home for row, home in {**gone, **moved}.items() if row != home}
+
+    def findings(self, *, embedding: bool) -> list[Finding]:
+        """How the target's tokenizer differs from that of the delta's base."""
+        difference: TokenizerDifference | None = None
+        base, ours, theirs = self._base, self._ours, self._theirs
+        known = base is not None and ours is not None and (ours.core, ours.added_digest) == (base.core, base.added)
         # An artifact has post's tokenizer: where training changed it, it tells nothing of the base's.
-        if ours is not None and (ours.core, ours.added_digest) == (base.core, base.added):
+        if known and ours is not None and theirs is not None:
             difference = compare_tokenizers(ours, theirs)
-    return compare_tokenizer_fingerprints(base, other, embedding=embedding, difference=difference)
+        return compare_tokenizer_fingerprints(base, self._other, embedding=embedding, difference=difference)
 
 
 def _fingerprint(tokenizer: Tokenizer | None) -> TokenizerFingerprint | None:

@@ -26,6 +26,7 @@ __all__ = [
     "Finding",
     "FindingKind",
     "Severity",
+    "Space",
     "Verdict",
     "compare_configurations",
     "compare_shapes",
@@ -61,6 +62,10 @@ class FindingKind:
 
 _ANOTHER_TARGET = "Choose a target of the base's family and size, or train anew on this one."
 _ONLY_TELLS = "Nothing needs to be done."
+_ADDED = (
+    "`apply` takes it from the delta, whatever the weight, where the target is the delta's own base, or with "
+    "`--with-added`; otherwise it is left out."
+)
 
 FINDINGS: Mapping[str, FindingKind] = MappingProxyType(
     {
@@ -96,28 +101,29 @@ FINDINGS: Mapping[str, FindingKind] = MappingProxyType(
         ),
         "tensor-only-in-post": FindingKind(
             "note",
-            "Training added a tensor: `apply` copies it from the delta, whatever the weight.",
-            _ONLY_TELLS,
+            "Training added a tensor.",
+            _ADDED,
             "adapter.weight: only after training, shape [64, 64] against absent",
         ),
         "vocabulary-rows": FindingKind(
             "warning",
             "An embedding or output embedding has another number of rows, one for each token.",
-            "`apply` refuses it today. Give the target's tensor as many rows as the base's, if their tokens are the "
-            "same row by row: cut padding, or append rows.",
+            "Nothing, if the tokens of both are known: `apply` keeps the target's number of rows and changes those "
+            "whose token both have. Where a side has no tokenizer it goes by row number: make sure that row r is the "
+            "same token in both.",
             "model.embed_tokens.weight: shape [32000, 4096] against shape [32064, 4096]",
         ),
         "tied-head": FindingKind(
             "warning",
             "Input and output embedding are one tensor on one side, and two on the other.",
-            "`apply` refuses it today where a tensor is missing. Store the output embedding of the tied side as a copy "
-            "of the input embedding, and set `tie_word_embeddings` to false there.",
+            "Nothing: `apply` adds a tied delta to both embeddings of the target. Where the target's are tied and the "
+            "delta's are not, the output gets an output embedding of its own and `tie_word_embeddings` false.",
             "lm_head.weight: shape [32000, 4096] against absent",
         ),
         "prefix": FindingKind(
             "warning",
             "Names differ by the prefix of a wrapping module only.",
-            "`apply` refuses it today. Save the target without the wrapper, or rename its tensors.",
+            "Nothing: `apply` takes the names without it; the output has the target's.",
             "290 tensors: as in 'model.norm.weight' against as in 'module.model.norm.weight'",
         ),
         "buffer-missing": FindingKind(
@@ -129,26 +135,25 @@ FINDINGS: Mapping[str, FindingKind] = MappingProxyType(
         "buffer-differs": FindingKind(
             "warning",
             "A buffer, computed from the configuration, is stored on one side only, or with another shape.",
-            "`apply` refuses it today. Save the target with the library that saved the base, or add or remove the "
-            "buffer by hand: it holds no weights.",
+            "Nothing: `apply` leaves buffers as the target has them. They hold no weights.",
             "embeddings.position_ids: absent against shape [1, 512]",
         ),
         "head-only-in-post": FindingKind(
             "note",
-            "Training added a task head: `apply` copies it from the delta, whatever the weight.",
-            _ONLY_TELLS,
+            "Training added a task head.",
+            _ADDED,
             "score.weight: only after training, shape [2, 4096] against absent",
         ),
         "head-only-in-target": FindingKind(
             "warning",
             "The target has a pooler or a task head that the delta's base lacks.",
-            "`apply` refuses it today. Save the target without its head, apply, and put the head back.",
+            "Nothing: `apply` keeps the target's head as it is. It was trained on other weights: try it out.",
             "classifier.weight: absent against shape [2, 768]",
         ),
         "head-missing": FindingKind(
             "warning",
             "The delta changes a pooler or a task head that the target lacks.",
-            "`apply` refuses it today. Copy the base's head into the target, apply, and take it out again.",
+            "Nothing: `apply` leaves the head's change out.",
             "pooler.dense.weight: shape [768, 768] against absent",
         ),
         "delta-stacked": FindingKind(
@@ -186,8 +191,8 @@ FINDINGS: Mapping[str, FindingKind] = MappingProxyType(
         "tokenizer-added": FindingKind(
             "warning",
             "The added tokens differ: the same row of the embedding may stand for another token.",
-            "Compare the added tokens: where those that the training used are the same, apply as it is; otherwise "
-            "give the target the base's added tokens.",
+            "Nothing, if both tokenizers are at hand: `apply` matches the rows by token, and the output keeps the "
+            "target's tokenizer. A row whose token only one side has stays as it is in the target.",
             "added tokens: sha256:1f0c… against sha256:77ab…",
         ),
         "tokenizer-missing": FindingKind(
@@ -270,7 +275,7 @@ def compare_shapes(delta: Shapes, target: Shapes, *, optional: Iterable[str] = (
 # --- the space ----------------------------------------------------------------------------------------------------
 
 
-class _Side:
+class Space:
     """The tensors of one side, and what each of them is. Canonical names are made when they are first asked for."""
 
     def __init__(self, shapes: Shapes, structure: Structure) -> None:
@@ -279,29 +284,47 @@ class _Side:
 
     @cached_property
     def names(self) -> Mapping[str, str]:
+        """The canonical name of each tensor."""
         return canonical_names(self.shapes)
 
     @cached_property
     def rows(self) -> Set[int]:
+        """The sizes of the vocabularies."""
         stated = [value for key, value in self.structure.structure.items() if _last(key) in _VOCABULARIES]
         known = {value for value in stated if isinstance(value, int) and not isinstance(value, bool)}
         return known | {shape[0] for name, shape in self.shapes.items() if is_token_embedding(name, shape)}
 
     @property
     def tied(self) -> bool:
+        """Whether input and output embedding are one tensor."""
         return self.structure.structure.get(_TIED) is True
 
     def is_buffer(self, name: str) -> bool:
+        """Whether the tensor is computed from the configuration."""
         return is_buffer(self.names[name], self.shapes[name])
 
     def is_output(self, name: str) -> bool:
+        """Whether it is an output embedding, or its bias."""
         return is_output(self.names[name], self.shapes[name], self.rows)
 
     def has_vocabulary_rows(self, name: str) -> bool:
+        """Whether it has a row for each token."""
         return is_token_embedding(self.names[name], self.shapes[name]) or self.is_output(name)
 
     def is_head(self, name: str) -> bool:
+        """Whether it belongs to a pooler or a task head."""
         return is_head(self.names[name])
+
+    def input_of(self, output: tuple[int, ...]) -> str | None:
+        """The token embedding that an output embedding of this shape, but for its rows, is tied to."""
+        return next(
+            (
+                name
+                for name, shape in self.shapes.items()
+                if is_token_embedding(self.names[name], shape) and shape[1:] == output[1:] and len(output) == 2
+            ),
+            None,
+        )
 
 
 def compare_spaces(
@@ -313,7 +336,7 @@ def compare_spaces(
     without the prefixes of wrapping modules: the second result gives the target's name of each of these by the base's.
     What `apply` refuses is an error or a warning here.
     """
-    ours, theirs = _Side(delta_shapes(inventory), base), _Side(target, structure)
+    ours, theirs = Space(delta_shapes(inventory), base), Space(target, structure)
     removed = {entry.name for entry in inventory.tensors if entry.kind == "removed"}
     renamed = _renamed(ours, theirs)
     findings = _prefixes(renamed)
@@ -330,7 +353,7 @@ def compare_spaces(
     return findings, renamed
 
 
-def _renamed(ours: _Side, theirs: _Side) -> dict[str, str]:
+def _renamed(ours: Space, theirs: Space) -> dict[str, str]:
     left = [name for name in ours.shapes if name not in theirs.shapes]
     right = [name for name in theirs.shapes if name not in ours.shapes]
     if not left or not right:
@@ -363,7 +386,7 @@ def _distinct(name: str, other: str) -> tuple[str, str]:
     return ".".join(left), ".".join(right)
 
 
-def _missing(ours: _Side, theirs: _Side, name: str, *, removed: bool) -> Finding:
+def _missing(ours: Space, theirs: Space, name: str, *, removed: bool) -> Finding:
     if removed:
         return finding("buffer-missing" if ours.is_buffer(name) else "tensor-removed", name, "removed", "absent")
     if ours.is_buffer(name):
@@ -375,7 +398,7 @@ def _missing(ours: _Side, theirs: _Side, name: str, *, removed: bool) -> Finding
     return finding(code, name, _shown_shape(ours.shapes[name]), "absent")
 
 
-def _reshaped(ours: _Side, name: str, other: tuple[int, ...]) -> Finding:
+def _reshaped(ours: Space, name: str, other: tuple[int, ...]) -> Finding:
     shape = ours.shapes[name]
     if ours.is_buffer(name):
         code = "buffer-differs"
@@ -385,7 +408,7 @@ def _reshaped(ours: _Side, name: str, other: tuple[int, ...]) -> Finding:
     return finding(code, name, _shown_shape(shape), _shown_shape(other))
 
 
-def _unexpected(ours: _Side, theirs: _Side, name: str, added: Shapes) -> Finding:
+def _unexpected(ours: Space, theirs: Space, name: str, added: Shapes) -> Finding:
     shown = _shown_shape(theirs.shapes[name])
     if name in added:
         return finding("tensor-unexpected", name, "only after training", shown)
@@ -412,7 +435,7 @@ def has_token_embedding(shapes: Shapes) -> bool:
 
 def has_output(shapes: Shapes, structure: Structure) -> bool:
     """Whether an output embedding is stored among the tensors."""
-    side = _Side(shapes, structure)
+    side = Space(shapes, structure)
     return any(side.is_output(name) for name in shapes)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import shlex
 import shutil
@@ -84,14 +85,16 @@ class Shell:
         self._echo(f"export DELTAREG_HOME={name}")
         self.environment["DELTAREG_HOME"] = name
 
-    def type(self, command: str) -> float:
-        """Run a command; return its wall time in seconds. Raises Failed."""
+    def type(self, command: str, *, status: int = 0) -> float:
+        """Run a command that has to end with `status`; return its wall time in seconds. Raises Failed."""
         self._echo(command)
         begun = time.monotonic()
         done = subprocess.run(shlex.split(command), cwd=self.directory, env=self.environment)
         seconds = time.monotonic() - begun
-        if done.returncode:
-            raise Failed(f"`{command}` ended with status {done.returncode}; see above", done.returncode)
+        if done.returncode != status:
+            raise Failed(f"`{command}` ended with status {done.returncode}; see above", done.returncode or 1)
+        if status:
+            self.tell(f"(exit status {status})")
         return seconds
 
     def ask(self, command: str) -> dict[str, Any]:
@@ -214,6 +217,8 @@ def _tour(shell: Shell, part: Part, *, first: bool) -> dict[str, str]:
     seconds["pull"] = shell.type(f"deltareg pull {name} --remote team")
     shell.say("has it checked")
     seconds["verify"] = shell.type(f"deltareg verify {name} --base {base} --post {post}")
+    if first:
+        _judge(shell, part, seconds)
     shell.say(f"and applies it to {base}, which is all he needs to have")
     seconds["apply"] = shell.type(f"deltareg apply {base} {name} -o {rebuilt}")
     _prove(shell, part, rebuilt)
@@ -222,6 +227,31 @@ def _tour(shell: Shell, part: Part, *, first: bool) -> dict[str, str]:
         seconds["apply at 0.5"] = shell.type(f"deltareg apply {base} {name}=0.5 -o {half}")
         _check_half(shell, part, half)
     return _figures(shell.ask(f"deltareg show {name} --json"), seconds)
+
+
+def _judge(shell: Shell, part: Part, seconds: dict[str, float]) -> None:
+    base, name = part.base, part.reference
+    shell.say(f"asks which deltas fit {base}, and whether this one does")
+    seconds["search"] = shell.type(f"deltareg search --for {base}")
+    seconds["check"] = shell.type(f"deltareg check {name} --base {base}")
+    shell.say(f"a stranger has the shapes of {base} and other weights: here the delta would be noise")
+    make_stranger(shell.directory / base, shell.directory / "stranger")
+    shell.type(f"deltareg check {name} --base stranger", status=3)
+
+
+def make_stranger(base: Path, out: Path) -> None:
+    """A checkpoint of the same shapes, each tensor's numbers in an order of its own."""
+    shutil.copytree(base, out)
+    draw = np.random.default_rng(0)
+    tensors = raw.read(base).values()
+    path = out / "model.safetensors"
+    path.unlink()
+    raw.write(path, (raw.RawTensor(one.spec, _shuffled(one, draw)) for one in tensors))
+
+
+def _shuffled(tensor: raw.RawTensor, draw: np.random.Generator) -> NDArray[np.uint8]:
+    width = tensor.data.size // max(1, math.prod(tensor.spec.shape))
+    return draw.permutation(tensor.data.reshape(-1, width)).reshape(-1)
 
 
 def _prove(shell: Shell, part: Part, rebuilt: str) -> None:

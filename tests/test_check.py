@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -16,10 +16,9 @@ import pytest
 
 import deltareg
 from deltareg import Registry
-from deltareg.apply import plan
 from deltareg.artifact import pack
-from deltareg.check import CheckedDelta, dtype_fits, fingerprint
-from deltareg.checkpoint import DTYPES, Checkpoint
+from deltareg.check import CheckedDelta, fingerprint
+from deltareg.checkpoint import Checkpoint
 from deltareg.checkpoint.hub import Hub
 from deltareg.digest import sha256
 from deltareg.errors import BadCheckpoint, InvalidArgument, NotFound, NotHomologous, UnsupportedFormat
@@ -88,7 +87,7 @@ def test_a_vocabulary_one_larger_is_adaptable(registry: Registry, anarcii_bf16: 
         ("vocabulary-rows", "decoder.fc_out.weight"),
         ("vocabulary-rows", "decoder.tok_embedding.weight"),
     }
-    assert all("refuses it today" in one.remedy for one in warnings)
+    assert all("row number" in one.remedy for one in warnings)
 
 
 def test_unrelated_weights_of_another_depth_are_refused(registry: Registry, anarcii_bf16: Mapping[str, Path]) -> None:
@@ -290,8 +289,9 @@ def test_each_finding(code: str, tmp_path: Path) -> None:
     # What is said to fit, apply takes; what apply refuses is not said to fit.
     try:
         deltareg.apply(target, {"acme/one:1.0.0": 1.0}, registry, tmp_path / "out", dry_run=True)
+        assert found.verdict != "incompatible"
     except NotHomologous:
-        assert found.verdict in ("adaptable", "incompatible")
+        assert found.verdict == "incompatible"
 
 
 def test_model_types_of_related_weights_are_adaptable(tmp_path: Path) -> None:
@@ -372,13 +372,6 @@ def test_odd_values_in_a_config_are_no_crash(one: tuple[Registry, Path], value: 
     config = dict.fromkeys([*CONFIG, "rope_scaling", "text_config"], value)
     (base / "config.json").write_text(json.dumps(config))
     assert checked(registry, base, "acme/one:1.0.0").verdict in ("identical", "homologous", "incompatible", "adaptable")
-
-
-def test_dtypes_fit_where_apply_takes_them() -> None:
-    takes: Callable[[TensorEntry, str], bool] = getattr(plan, "_dtype_fits")  # noqa: B009
-    for before, after, target in product(DTYPES, repeat=3):
-        entry = TensorEntry(name="w", kind="planes", base_dtype=before, post_dtype=after, shape=[1])
-        assert dtype_fits(entry, target) == takes(entry, target)
 
 
 def test_ninety_thousand_tensors_take_seconds(one: tuple[Registry, Path], tmp_path: Path) -> None:

@@ -19,7 +19,10 @@ def test_demo_goes_the_whole_way_and_ends_with_its_figures(tmp_path: Path, capfd
     demo.play(scene, [BF16], programs=program.install(tmp_path / "bin"))
     told = capfd.readouterr().out
     commands = [line.split()[2] for line in told.splitlines() if line.startswith("$ deltareg ")]
-    assert commands == ["init", "remote", "diff", "list", "show", "push", "pull", "verify", "apply", "apply"]
+    before, judged = ["init", "remote", "diff", "list", "show", "push", "pull", "verify"], ["search", "check", "check"]
+    assert commands == [*before, *judged, "apply", "apply"]
+    assert "lineage-unrelated" in told
+    assert "(exit status 3)" in told
     assert "103 of 103 tensors are equal" in told
     for label in ("parameters", "raw bytes", "artifact bytes", "ratio", "seconds of diff", "seconds of apply at 0.5"):
         assert label in told

@@ -9,16 +9,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
 
 from deltareg.apply.card import card, config_json
 from deltareg.apply.loops import load_loops
-from deltareg.apply.plan import Plan, WeightedDelta, plan, refuse_stacked
+from deltareg.apply.placement import Placement, WeightedDelta, place
+from deltareg.apply.plan import Plan, plan, refuse_stacked
 from deltareg.apply.run import Outcome, run
+from deltareg.apply.side_files import SideFiles, side_files
 from deltareg.catalog import Registry
+from deltareg.check import Fit, fit
 from deltareg.checkpoint import Checkpoint, CheckpointWriter
 from deltareg.checkpoint.staging import check_free
-from deltareg.errors import InvalidArgument, OutputExists
+from deltareg.errors import InvalidArgument, NotHomologous, OutputExists
 from deltareg.manifest import Document
 from deltareg.merge import METHODS
 from deltareg.names import Reference
@@ -27,7 +29,9 @@ from deltareg.threads import thread_count
 
 __all__ = ["AppliedDelta", "ApplyReport", "SideFiles", "apply"]
 
-SideFiles = Literal["post", "target"]
+_SHOWN = 12
+# A finding that says how far a shape is from another may come once for each tensor.
+_MOST_TOLD = 200
 
 
 class AppliedDelta(Document):
@@ -41,8 +45,9 @@ class AppliedDelta(Document):
 class ApplyReport(Document):
     """What `apply` did.
 
-    `seconds` is all of it, `load_seconds` the part in which compiled loops were loaded (compiled, on a machine's first
-    use), `sync_seconds` that in which the disk was waited for.
+    `remedies` are the differences between a delta and the target that were dealt with, `overridden` the findings that
+    would have stopped it but for `force`. `seconds` is all of it, `load_seconds` the part in which compiled loops were
+    loaded (compiled, on a machine's first use), `sync_seconds` that in which the disk was waited for.
     """
 
     out: str
@@ -58,6 +63,8 @@ class ApplyReport(Document):
     overwritten: int
     skipped_overwrites: int
     side_files: list[str]
+    remedies: list[str]
+    overridden: list[str]
     warnings: list[str]
     seconds: float
     load_seconds: float
@@ -73,6 +80,8 @@ def apply(
     *,
     method: str = "linear",
     side_files: SideFiles = "post",
+    with_added: bool | None = None,
+    force: bool = False,
     overwrite: bool = False,
     threads: int | None = None,
     dry_run: bool = False,
@@ -81,9 +90,14 @@ def apply(
     """Write target + Σ weight · delta as the checkpoint `out`.
 
     `deltas` are names in `registry` with their weights; a weight of 0 leaves the delta out. The output appears whole or
-    not at all. `side_files` says whose tokenizer, chat template and generation config it gets: "post", those that came
-    with the first delta, or "target". Raises NotHomologous, NotFound, OutputExists, InvalidArgument, DigestMismatch,
-    BadRecord, DiskFull.
+    not at all.
+
+    Each delta is checked first, as `deltareg.check` does. What is incompatible is refused unless `force` is given; what
+    is adaptable is adapted, and the model card says how. `with_added` takes tensors that only post has, or leaves them
+    out; None takes them where the target is the delta's own base. `side_files` says whose tokenizer, chat template and
+    generation config the output gets: "post", those that came with the first delta, or "target".
+
+    Raises NotHomologous, NotFound, OutputExists, InvalidArgument, DigestMismatch, BadRecord, DiskFull.
     """
     started = time.monotonic()
     pairs = list(deltas.items()) if isinstance(deltas, Mapping) else list(deltas)
@@ -93,8 +107,12 @@ def apply(
         _refuse_input(checkpoint, Path(out))
         wanted = [_open(registry, reference, weight) for reference, weight in pairs]
         active = [delta for delta in wanted if delta.weight != 0]
-        planned = plan(checkpoint, active)
-        files = _files(checkpoint, active, side_files, planned)
+        count = thread_count(threads)
+        fits = fit(checkpoint, [(delta.reference, delta.artifact) for delta in active], threads=count, lenient=True)
+        overridden = _refuse(fits, checkpoint, force=force)
+        placement = place(checkpoint, active, fits, with_added=with_added)
+        planned = plan(checkpoint, active, placement)
+        files = _files(checkpoint, active, side_files, planned, placement, fits)
         outcome, loaded, synced = Outcome(), 0.0, 0.0
         if dry_run:
             check_free(Path(out), overwrite)
@@ -103,12 +121,12 @@ def apply(
             load_loops(planned, METHODS[method])
             loaded = time.monotonic() - before
             writer = stack.enter_context(CheckpointWriter(Path(out), planned.shards, overwrite=overwrite))
-            count = thread_count(threads)
             outcome = run(planned, active, registry.store, writer, method=method, threads=count, progress=progress)
             for name, data in files.items():
                 writer.add_file(name, data)
-            notes = _notes(wanted, planned, outcome)
-            writer.add_file("README.md", card(checkpoint, wanted, method, notes))
+            notes = _notes(wanted, planned, outcome, fits)
+            told = {"Remedies": placement.remedies, "Overridden findings": overridden, "Notes": notes}
+            writer.add_file("README.md", card(checkpoint, wanted, method, told))
             before = time.monotonic()
             writer.commit()
             synced = time.monotonic() - before
@@ -129,7 +147,9 @@ def apply(
             overwritten=outcome.overwritten,
             skipped_overwrites=outcome.skipped,
             side_files=sorted(files),
-            warnings=_notes(wanted, planned, outcome),
+            remedies=list(placement.remedies),
+            overridden=overridden,
+            warnings=_notes(wanted, planned, outcome, fits),
             seconds=time.monotonic() - started,
             load_seconds=loaded,
             sync_seconds=synced,
@@ -167,21 +187,54 @@ def _open(registry: Registry, reference: str | Reference, weight: float) -> Weig
     return WeightedDelta(version, artifact, float(weight))
 
 
+def _refuse(fits: Sequence[Fit], target: Checkpoint, *, force: bool) -> list[str]:
+    """Raise NotHomologous where a delta is incompatible; with `force` returns the findings that say so instead."""
+    errors = [(one.checked, found) for one in fits for found in one.checked.findings if found.severity == "error"]
+    if not errors:
+        return []
+    if force:
+        told = [f"{delta.reference}: {found.code}: {found.shown}" for delta, found in errors]
+        return told[:_MOST_TOLD] + ([f"and {len(told) - _MOST_TOLD} more"] if len(told) > _MOST_TOLD else [])
+    first = errors[0][0]
+    shown = "; ".join(found.shown for _, found in errors[:_SHOWN])
+    more = f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
+    codes = ", ".join(dict.fromkeys(found.code for _, found in errors))
+    raise NotHomologous(
+        f"{first.reference} does not fit {target.id}; the delta's base against the target: {shown}{more}",
+        cause=f"{len(errors)} difference{'s' if len(errors) > 1 else ''} that no remedy bridges: {codes}",
+        hint=f"deltareg check {first.reference} --base {target.id} tells more; --force applies it all the same",
+        findings=[
+            {
+                "reference": delta.reference,
+                "code": found.code,
+                "subject": found.subject,
+                "delta": found.delta,
+                "target": found.target,
+            }
+            for delta, found in errors
+        ],
+    )
+
+
 def _files(
-    target: Checkpoint, deltas: Sequence[WeightedDelta], side_files: SideFiles, planned: Plan
+    target: Checkpoint,
+    deltas: Sequence[WeightedDelta],
+    choice: SideFiles,
+    planned: Plan,
+    placement: Placement,
+    fits: Sequence[Fit],
 ) -> dict[str, bytes]:
-    """The files beside the weights, by relative path: the target's, and over them those of the first delta."""
-    files = {path.as_posix(): target.read_file(path) for path in target.side_files}
-    config = config_json(target, planned)
+    """The files beside the weights, by relative path."""
+    files = side_files(target, deltas, choice, keep_tokens=any(one.moved for one in fits))
+    config = config_json(target, planned, separate=placement.separate)
     if config is not None:
         files["config.json"] = config
-    if side_files == "post" and deltas:
-        files.update(deltas[0].artifact.side_files())
     return files
 
 
-def _notes(deltas: Sequence[WeightedDelta], planned: Plan, outcome: Outcome) -> list[str]:
-    notes = list(planned.warnings)
+def _notes(deltas: Sequence[WeightedDelta], planned: Plan, outcome: Outcome, fits: Sequence[Fit]) -> list[str]:
+    faults = dict.fromkeys(fault for one in fits for fault in one.faults)
+    notes = [*planned.warnings, *(f"tokens were not compared: {fault}" for fault in faults)]
     counts = Counter(delta.artifact.digest for delta in deltas)
     notes.extend(
         f"{delta.reference} is named more than once: the weights of one delta add up"

@@ -8,26 +8,45 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import deltareg
-from deltareg.apply.plan import Plan, WeightedDelta
+from deltareg.apply.placement import WeightedDelta
+from deltareg.apply.plan import Plan
 from deltareg.checkpoint import Checkpoint
 
 __all__ = ["card", "config_json", "merged_licence"]
 
 _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 _DTYPE_KEYS = ("dtype", "torch_dtype")
+_TIED = "tie_word_embeddings"
 
 
-def config_json(target: Checkpoint, plan: Plan) -> bytes | None:
-    """The target's `config.json`, its dtype corrected where the output has another one; None if there is none."""
+def config_json(target: Checkpoint, plan: Plan, *, separate: bool = False) -> bytes | None:
+    """The target's `config.json`; None if there is none.
+
+    Its dtype is corrected where the output has another one, and its embeddings are no longer tied where the output has
+    them `separate`.
+    """
     if target.config is None:
         return None
     dtypes = {tensor.dtype for tensor in plan.tensors.values()} & _DTYPE_NAMES.keys()
     before = {tensor.dtype for tensor in target.tensors.values()} & _DTYPE_NAMES.keys()
-    if len(dtypes) != 1 or dtypes == before:
+    changed = len(dtypes) == 1 and dtypes != before
+    if not changed and not separate:
         return target.read_file("config.json")
-    name = _DTYPE_NAMES[dtypes.pop()]
-    config = {key: name if key in _DTYPE_KEYS else value for key, value in target.config.items()}
+    config = dict(target.config)
+    if changed:
+        name = _DTYPE_NAMES[dtypes.pop()]
+        config |= {key: name for key in _DTYPE_KEYS if key in config}
+    if separate:
+        # transformers asks the outermost config first, and some versions the language model's own.
+        config = {key: _separate(value) for key, value in config.items()} | {_TIED: False}
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _separate(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    part = cast("dict[str, Any]", value)
+    return part | {_TIED: False} if _TIED in part else part
 
 
 def merged_licence(target: Checkpoint, deltas: Sequence[WeightedDelta]) -> str | None:
@@ -38,8 +57,11 @@ def merged_licence(target: Checkpoint, deltas: Sequence[WeightedDelta]) -> str |
     return licences.pop() if len(licences) == 1 else "other"
 
 
-def card(target: Checkpoint, deltas: Sequence[WeightedDelta], method: str, notes: Sequence[str]) -> bytes:
-    """The model card. The same build gives the same bytes: no date, no machine."""
+def card(target: Checkpoint, deltas: Sequence[WeightedDelta], method: str, told: Mapping[str, Sequence[str]]) -> bytes:
+    """The model card; `told` are its last sections, lists by their titles.
+
+    The same build gives the same bytes: no date, no machine.
+    """
     front: dict[str, Any] = {
         "base_model": [target.id.removeprefix("hf://")],
         "base_model_relation": "merge",
@@ -60,8 +82,9 @@ def card(target: Checkpoint, deltas: Sequence[WeightedDelta], method: str, notes
         lines.append(f"| `{delta.reference}` | {delta.weight!r} | `{delta.artifact.digest}` | {licence} |")
     revision = f" at `{target.revision}`" if target.revision else ""
     lines += ["", f"Target: `{_plain(target.id)}`{revision}, licence {_plain(target.licence or 'unknown')}.", ""]
-    if notes:
-        lines += ["## Notes", "", *(f"- {_plain(note)}" for note in notes), ""]
+    for title, notes in told.items():
+        if notes:
+            lines += [f"## {title}", "", *(f"- {_plain(note)}" for note in notes), ""]
     return "\n".join(lines).encode()
 
 

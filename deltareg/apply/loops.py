@@ -38,7 +38,7 @@ _Work = tuple[str, Lane | None, Lane, tuple[tuple[Lane, Lane], ...]]
 
 
 def _work_of(tensor: PlannedTensor) -> _Work:
-    pieces = [(entry.base_dtype, entry.post_dtype) for _, entry in tensor.pieces]
+    pieces = [(piece.entry.base_dtype, piece.entry.post_dtype) for piece in tensor.pieces]
     lanes = tuple((lane_of(base), lane_of(post)) for base, post in pieces if base is not None and post is not None)
     target = None if tensor.source is None else lane_of(tensor.source.dtype)
     return tensor.action, target, lane_of(tensor.dtype), lanes

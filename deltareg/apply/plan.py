@@ -4,39 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
+from deltareg.apply.placement import Placement, WeightedDelta, place_unchanged
+from deltareg.apply.rows import Rows
 from deltareg.artifact import Artifact
+from deltareg.check import dtype_fits
 from deltareg.checkpoint import Checkpoint, ShardPlan, Tensor, lay_out
 from deltareg.codec import lane_of
 from deltareg.errors import NotHomologous, UnsupportedFormat
-from deltareg.homology import Finding, compare_shapes, delta_shapes, refuse_mismatch
+from deltareg.homology import compare_shapes, delta_shapes, finding, refuse_mismatch
 from deltareg.manifest import TensorEntry
 from deltareg.names import Reference
 
-__all__ = ["Action", "Plan", "PlannedTensor", "WeightedDelta", "plan", "refuse_stacked"]
+__all__ = ["Action", "Piece", "Plan", "PlannedTensor", "plan", "refuse_stacked"]
 
 Action = Literal["copy", "convert", "add", "replace"]
 
 
 @dataclass(frozen=True)
-class WeightedDelta:
-    """One delta that is to be applied, and its weight, a finite number that is not zero."""
+class Piece:
+    """What one delta, by its number, changes of a tensor; `rows` where its rows stand otherwise in the target."""
 
-    reference: Reference
-    artifact: Artifact
-    weight: float
-
-    @cached_property
-    def entries(self) -> Mapping[str, TensorEntry]:
-        """The tensors of the delta, by name."""
-        return {entry.name: entry for entry in self.artifact.inventory.tensors}
+    delta: int
+    entry: TensorEntry
+    rows: Rows | None = None
 
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor of the output. `pieces` are the deltas that change it, by their number, with their entries."""
+    """One tensor of the output; `source` is the target's that it is made of."""
 
     name: str
     action: Action
@@ -44,7 +41,7 @@ class PlannedTensor:
     shape: tuple[int, ...]
     nbytes: int
     source: Tensor | None
-    pieces: tuple[tuple[int, TensorEntry], ...]
+    pieces: tuple[Piece, ...]
 
 
 @dataclass(frozen=True)
@@ -72,25 +69,31 @@ def refuse_stacked(artifact: Artifact, reference: Reference) -> None:
         )
 
 
-def plan(target: Checkpoint, deltas: Sequence[WeightedDelta]) -> Plan:
-    """What becomes of each tensor. Raises NotHomologous, naming everything that does not fit."""
-    for delta in deltas:
-        _refuse(delta, target)
+def plan(target: Checkpoint, deltas: Sequence[WeightedDelta], placement: Placement | None = None) -> Plan:
+    """What becomes of each tensor, where `placement` puts the deltas; without it the target has to be the base.
+
+    Raises NotHomologous, naming everything that does not fit.
+    """
+    if placement is None:
+        for delta in deltas:
+            _refuse(delta, target)
+        placement = place_unchanged(deltas)
     warnings: list[str] = []
-    removed = {
-        name for delta in deltas for name, entry in delta.entries.items() if entry.kind == "removed"
-    } & target.tensors.keys()
+    named = [(name, placed) for tensors in placement.deltas for name, placed in tensors.items()]
+    removed = {name for name, placed in named if placed.entry.kind == "removed"} & target.tensors.keys()
     tensors: dict[str, PlannedTensor] = {}
-    for name, tensor in target.tensors.items():
-        pieces = _pieces(deltas, name)
+    sources = {name: (name, tensor) for name, tensor in target.tensors.items()}
+    sources |= {name: (name, target.tensors[home]) for name, home in placement.untied.items()}
+    for name, tensor in sources.values():
+        pieces = _pieces(placement, name)
         if name in removed:
-            if any(entry.changed for _, entry in pieces):
+            if any(piece.entry.changed for piece in pieces):
                 warnings.append(f"{name} is changed by one delta and removed by another: it is left out")
             continue
-        tensors[name] = _planned(tensor, pieces, deltas, warnings)
-    added = [name for delta in deltas for name, entry in delta.entries.items() if entry.base_dtype is None]
-    for name in dict.fromkeys(added):
-        tensors[name] = _added(name, _pieces(deltas, name), deltas, warnings)
+        tensors[name] = _planned(name, tensor, pieces, deltas, warnings)
+    for name in dict.fromkeys(name for name, placed in named if placed.entry.base_dtype is None):
+        if name not in sources:
+            tensors[name] = _added(name, _pieces(placement, name), deltas, warnings)
     return Plan(tensors, _shards(target, tensors), tuple(sorted(removed)), tuple(warnings))
 
 
@@ -101,23 +104,13 @@ def _refuse(delta: WeightedDelta, target: Checkpoint) -> None:
     findings = compare_shapes(delta_shapes(delta.artifact.inventory), shapes, optional=optional)
     for name, tensor in target.tensors.items():
         entry = entries.get(name)
-        if entry is not None and entry.post_dtype is not None and not _dtype_fits(entry, tensor.dtype):
-            findings.append(
-                Finding("tensor-dtype", "error", name, f"{entry.base_dtype} → {entry.post_dtype}", tensor.dtype)
-            )
+        if entry is not None and entry.post_dtype is not None and not dtype_fits(entry, tensor.dtype):
+            findings.append(finding("tensor-dtype", name, f"{entry.base_dtype} → {entry.post_dtype}", tensor.dtype))
     refuse_mismatch(
         findings,
         message=f"{delta.reference} does not fit {target.id}; the delta's base against the target",
         hint=f"deltareg show {delta.reference} tells which base the delta was taken from",
     )
-
-
-def _dtype_fits(entry: TensorEntry, dtype: str) -> bool:
-    if entry.base_dtype is None or entry.post_dtype is None or entry.kind == "zero":
-        return True
-    if _adds(entry):
-        return lane_of(dtype).adds_to(lane_of(entry.post_dtype))
-    return dtype in (entry.base_dtype, entry.post_dtype)
 
 
 def _adds(entry: TensorEntry) -> bool:
@@ -127,25 +120,25 @@ def _adds(entry: TensorEntry) -> bool:
     return lane_of(entry.base_dtype).adds_to(lane_of(entry.post_dtype))
 
 
-def _pieces(deltas: Sequence[WeightedDelta], name: str) -> list[tuple[int, TensorEntry]]:
+def _pieces(placement: Placement, name: str) -> list[Piece]:
     return [
-        (number, delta.entries[name])
-        for number, delta in enumerate(deltas)
-        if name in delta.entries and delta.entries[name].kind != "removed"
+        Piece(number, placed.entry, placed.rows)
+        for number, tensors in enumerate(placement.deltas)
+        if (placed := tensors.get(name)) is not None and placed.entry.kind != "removed"
     ]
 
 
 def _planned(
-    tensor: Tensor, pieces: list[tuple[int, TensorEntry]], deltas: Sequence[WeightedDelta], warnings: list[str]
+    name: str, tensor: Tensor, pieces: list[Piece], deltas: Sequence[WeightedDelta], warnings: list[str]
 ) -> PlannedTensor:
-    dtype = _result_dtype(tensor, [entry for _, entry in pieces], warnings)
-    active = [(number, entry) for number, entry in pieces if entry.kind != "zero"]
-    adding = [_adds(entry) for _, entry in active]
+    dtype = _result_dtype(name, tensor, [piece.entry for piece in pieces], warnings)
+    active = [piece for piece in pieces if piece.entry.kind != "zero"]
+    adding = [_adds(piece.entry) for piece in active]
     if any(adding) and not all(adding):
         raise NotHomologous(
-            f"the deltas do not agree about {tensor.name}: one adds numbers to it, another replaces its bits",
+            f"the deltas do not agree about {name}: one adds numbers to it, another replaces its bits",
             hint="apply deltas that were taken from checkpoints of the same dtypes",
-            tensor=tensor.name,
+            tensor=name,
         )
     if not active:
         action: Action = "copy" if dtype == tensor.dtype else "convert"
@@ -153,32 +146,28 @@ def _planned(
         action = "add"
     else:
         action = "replace"
-        active = [_strongest(tensor.name, active, deltas, warnings)]
+        active = [_strongest(name, active, deltas, warnings)]
     nbytes = tensor.elements * lane_of(dtype).element_bits // 8
-    return PlannedTensor(tensor.name, action, dtype, tensor.shape, nbytes, tensor, tuple(active))
+    return PlannedTensor(name, action, dtype, tensor.shape, nbytes, tensor, tuple(active))
 
 
-def _added(
-    name: str, pieces: list[tuple[int, TensorEntry]], deltas: Sequence[WeightedDelta], warnings: list[str]
-) -> PlannedTensor:
-    number, entry = _strongest(name, pieces, deltas, warnings)
-    assert entry.post_dtype is not None
-    shape = tuple(entry.shape)
-    nbytes = lay_out([(name, entry.post_dtype, shape)])[0].nbytes
-    return PlannedTensor(name, "replace", entry.post_dtype, shape, nbytes, None, ((number, entry),))
+def _added(name: str, pieces: list[Piece], deltas: Sequence[WeightedDelta], warnings: list[str]) -> PlannedTensor:
+    piece = _strongest(name, pieces, deltas, warnings)
+    assert piece.entry.post_dtype is not None
+    shape = tuple(piece.entry.shape)
+    nbytes = lay_out([(name, piece.entry.post_dtype, shape)])[0].nbytes
+    return PlannedTensor(name, "replace", piece.entry.post_dtype, shape, nbytes, None, (piece,))
 
 
-def _strongest(
-    name: str, pieces: list[tuple[int, TensorEntry]], deltas: Sequence[WeightedDelta], warnings: list[str]
-) -> tuple[int, TensorEntry]:
+def _strongest(name: str, pieces: list[Piece], deltas: Sequence[WeightedDelta], warnings: list[str]) -> Piece:
     """What cannot be added is taken from the delta with the largest weight, the first of them where several have it."""
-    chosen = max(pieces, key=lambda piece: (abs(deltas[piece[0]].weight), -piece[0]))
+    chosen = max(pieces, key=lambda piece: (abs(deltas[piece.delta].weight), -piece.delta))
     if len(pieces) > 1:
-        warnings.append(f"{name} cannot be summed: it is taken from {deltas[chosen[0]].reference}")
+        warnings.append(f"{name} cannot be summed: it is taken from {deltas[chosen.delta].reference}")
     return chosen
 
 
-def _result_dtype(tensor: Tensor, entries: list[TensorEntry], warnings: list[str]) -> str:
+def _result_dtype(name: str, tensor: Tensor, entries: list[TensorEntry], warnings: list[str]) -> str:
     """Post's dtype where the target has the base's, else the target's own."""
     wanted = {
         entry.post_dtype if entry.base_dtype == tensor.dtype or not _adds(entry) else tensor.dtype
@@ -186,7 +175,7 @@ def _result_dtype(tensor: Tensor, entries: list[TensorEntry], warnings: list[str
         if entry.post_dtype is not None and not (entry.kind == "zero" and entry.base_dtype == entry.post_dtype)
     }
     if len(wanted) > 1:
-        warnings.append(f"the deltas give {tensor.name} different dtypes: it keeps {tensor.dtype}")
+        warnings.append(f"the deltas give {name} different dtypes: it keeps {tensor.dtype}")
         return tensor.dtype
     return next(iter(wanted), tensor.dtype) or tensor.dtype
 

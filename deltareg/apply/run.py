@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from deltareg.apply.plan import Plan, PlannedTensor, WeightedDelta
+from deltareg.apply.placement import WeightedDelta
+from deltareg.apply.plan import Plan, PlannedTensor
+from deltareg.apply.rows import Rows, gather
 from deltareg.artifact import Packs
 from deltareg.checkpoint import Tensor
-from deltareg.codec import FRAME_LANES, Array, RecordReader, lane_of, replaced
+from deltareg.codec import FRAME_LANES, Array, Frame, RecordHead, RecordReader, lane_of, replaced
 from deltareg.codec.lanes import view_of
 from deltareg.codec.memory import empty, frame_memory
 from deltareg.errors import BadHeader, BadRecord, UnsupportedFormat
@@ -52,6 +54,23 @@ class Outcome:
 
 
 _NOTHING = Outcome()
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """The record of one delta for one tensor of the output."""
+
+    weight: float
+    record: RecordReader
+    rows: Rows | None
+
+    @property
+    def head(self) -> RecordHead:
+        return self.record.head
+
+    def read(self, number: int, lanes: int) -> Frame:
+        """The delta of frame `number`, of `lanes` lanes, of the output's tensor."""
+        return self.record.read(number) if self.rows is None else gather(self.record, self.rows, number, lanes)
 
 
 def run(
@@ -118,14 +137,19 @@ class _Steps:
                 yield partial(self._copy, tensor, tensor.source)
                 continue
             readers = [
-                (self._deltas[number], RecordReader(entry, self._packs[number].parts(entry)))
-                for number, entry in tensor.pieces
+                _Reader(
+                    self._deltas[piece.delta].weight,
+                    RecordReader(piece.entry, self._packs[piece.delta].parts(piece.entry)),
+                    piece.rows,
+                )
+                for piece in tensor.pieces
             ]
             step = {"convert": self._convert, "add": self._add, "replace": self._replace}[tensor.action]
             lanes = tensor.nbytes // lane_of(tensor.dtype).width
-            for _, reader in readers:
-                if reader.head.lanes != lanes:
-                    raise BadRecord(f"the record of {tensor.name!r} has {reader.head.lanes} lanes instead of {lanes}")
+            for reader in readers:
+                due = lanes if reader.rows is None else lanes // reader.rows.target * reader.rows.delta
+                if reader.head.lanes != due:
+                    raise BadRecord(f"the record of {tensor.name!r} has {reader.head.lanes} lanes instead of {due}")
             for number in range(-(-lanes // FRAME_LANES)):
                 count = min(FRAME_LANES, lanes - number * FRAME_LANES)
                 yield partial(_in_frame_memory, step, tensor, readers, number, count)
@@ -146,9 +170,10 @@ class _Steps:
 
     def _add(self, tensor: PlannedTensor, readers: list[_Reader], number: int, lanes: int) -> Outcome:
         addends: list[Addend] = []
-        for delta, reader in readers:
+        for reader in readers:
             assert reader.head.base is not None
-            addends.append(Addend(reader.read(number), reader.head.base, reader.head.post, delta.weight))
+            frame = reader.read(number, lanes)
+            addends.append(Addend(frame, reader.head.base, reader.head.post, reader.weight))
         block = self._block(tensor, tuple(addends), number, lanes)
         self._method(block)
         outcome = _NOTHING
@@ -158,11 +183,11 @@ class _Steps:
         return outcome
 
     def _replace(self, tensor: PlannedTensor, readers: list[_Reader], number: int, lanes: int) -> Outcome:
-        ((_, reader),) = readers
+        (reader,) = readers
         target = None
         if tensor.source is not None and tensor.source.dtype == tensor.dtype:
             target = _read(tensor.source, number, lanes)
-        return self._write(tensor, number, replaced(target, reader.read(number), lane_of(tensor.dtype)))
+        return self._write(tensor, number, replaced(target, reader.read(number, lanes), lane_of(tensor.dtype)))
 
     def _block(self, tensor: PlannedTensor, addends: tuple[Addend, ...], number: int, lanes: int) -> Block:
         assert tensor.source is not None
@@ -185,9 +210,6 @@ def _in_frame_memory(
 ) -> Outcome:
     with frame_memory():
         return step(tensor, readers, number, lanes)
-
-
-_Reader = tuple[WeightedDelta, RecordReader]
 
 
 def _read(tensor: Tensor, number: int, lanes: int) -> Array:

@@ -10,7 +10,8 @@ from contextlib import ExitStack, closing
 from functools import partial
 from typing import TYPE_CHECKING
 
-from deltareg.apply.plan import Plan, WeightedDelta, plan, refuse_stacked
+from deltareg.apply.placement import WeightedDelta
+from deltareg.apply.plan import Plan, plan, refuse_stacked
 from deltareg.apply.run import run
 from deltareg.artifact import Artifact
 from deltareg.catalog import Registry

@@ -40,8 +40,8 @@ def check(
     """Say whether deltas fit a checkpoint, why, and what to do.
 
     Compares tensors, config, tokenizer and a few hundred values of each tensor; nothing else is read, so a model on
-    the hub costs kilobytes. identical and homologous: apply takes it. adaptable: there are differences with a remedy,
-    and apply may refuse it until then. incompatible: ends with status 3, as adaptable does with --strict.
+    the hub costs kilobytes. identical and homologous: apply takes it as it is. adaptable: apply takes it, and does what
+    the remedies say. incompatible: apply refuses it; ends with status 3, as adaptable does with --strict.
 
     \b
       deltareg check acme/search:1.0.0 --base target/

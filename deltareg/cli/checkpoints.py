@@ -109,6 +109,18 @@ def apply(
         SideFiles,
         typer.Option("--side-files", help="Whose tokenizer, chat template and generation config the result gets."),
     ] = SideFiles.post,
+    with_added: Annotated[
+        bool | None,
+        typer.Option(
+            "--with-added/--without-added",
+            help="Take tensors that only post has, such as a task head, or leave them out. Without either they are "
+            "taken where the target is the delta's own base.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Apply what the check refuses too. The model card names what it said.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT, if it is a checkpoint, with all that is in it.")
     ] = False,
@@ -119,8 +131,9 @@ def apply(
     """Add deltas to a checkpoint.
 
     Writes target + Σ weight · delta, rounded once, as a new checkpoint with its config, side files and a model card.
-    It appears whole or not at all. With weight 1 on its own base a delta gives post, bit for bit. A target whose
-    tensors do not fit is refused.
+    It appears whole or not at all. With weight 1 on its own base a delta gives post, bit for bit. Each delta is
+    checked first, as deltareg check does: what is incompatible is refused; what is adaptable is adapted, and the model
+    card says how.
 
     \b
       deltareg apply target/ acme/search:1.0.0=0.5 acme/chat:2.1.0=0.5 -o merged/
@@ -141,17 +154,21 @@ def apply(
             registry,
             _output(out),
             side_files=side_files.value,
+            with_added=with_added,
+            force=force,
             overwrite=overwrite,
             threads=threads or settings.threads,
             dry_run=dry_run,
             progress=progress,
         )
-    for warning in report.warnings:
-        warn(warning)
+    for finding in report.overridden:
+        warn(f"forced: {finding}")
+    for line in [*report.remedies, *report.warnings]:
+        warn(line)
     more = {f"delta {number}": f"{ratio(one.weight)} × {one.reference}" for number, one in enumerate(report.deltas, 1)}
     if report.bytes_written:
         more["speed"] = speed(report.bytes_written, report.seconds - report.load_seconds)
-    print_report(report, json=json, leave_out=["deltas", "warnings"], more=more)
+    print_report(report, json=json, leave_out=["deltas", "remedies", "overridden", "warnings"], more=more)
 
 
 def parse_weighted(text: str) -> tuple[str, float]:

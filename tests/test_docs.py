@@ -118,7 +118,9 @@ def _scene_of_tutorial(directory: Path, _: weights.Pair) -> None:
     larger.rename(directory / "larger-model")
     for name in ("base", "post", "chat", "new-base"):
         (directory / name / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
-        (directory / name / "tokenizer.json").write_text('{"version": "1.0", "added_tokens": []}\n')
+        (directory / name / "tokenizer.json").write_text(
+            '{"added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}\n'
+        )
         (directory / name / "chat_template.jinja").write_text(f"{{# the chat template of {name} #}}\n")
 
 

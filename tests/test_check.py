@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import time
-from collections.abc import Iterator, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,15 @@ import pytest
 
 import deltareg
 from deltareg import Registry
-from deltareg.artifact import pack
 from deltareg.check import CheckedDelta, fingerprint
 from deltareg.checkpoint import Checkpoint
 from deltareg.checkpoint.hub import Hub
 from deltareg.digest import sha256
 from deltareg.errors import BadCheckpoint, InvalidArgument, NotFound, NotHomologous, UnsupportedFormat
-from deltareg.fingerprint import fingerprint_of
 from deltareg.homology import FINDINGS
-from deltareg.manifest import INVENTORY_TYPE, Descriptor, Inventory, TensorEntry, encode
-from deltareg.sketch import SAMPLES_TYPE, take_samples
-from tests import raw
+from deltareg.manifest import encode
+from deltareg.sketch import SAMPLES_TYPE
+from tests import measure_check, raw
 from tests.checkpoint.hub_server import serve_hub
 from tests.weights import Pair
 
@@ -374,35 +373,30 @@ def test_odd_values_in_a_config_are_no_crash(one: tuple[Registry, Path], value: 
     assert checked(registry, base, "acme/one:1.0.0").verdict in ("identical", "homologous", "incompatible", "adaptable")
 
 
-def test_ninety_thousand_tensors_take_seconds(one: tuple[Registry, Path], tmp_path: Path) -> None:
-    registry, _ = one
-    parts = product(range(100), range(300), ("gate_proj", "up_proj", "down_proj"))
-    names = [f"model.layers.{layer}.mlp.experts.{expert}.{part}.weight" for layer, expert, part in parts]
-    data = np.arange(4, dtype=np.float32).view(np.uint8)
-    (tmp_path / "many").mkdir()
-    tensors = [raw.RawTensor(raw.TensorSpec(name, "F32", (2, 2)), data) for name in names]
-    raw.write(tmp_path / "many" / "model.safetensors", tensors)
-    entries = [
-        TensorEntry(name=name, kind="zero", base_dtype="F32", post_dtype="F32", shape=[2, 2], base_norm=1)
-        for name in names
-    ]
-    # diff would compare 90,000 tensors first.
-    artifact = registry.artifact("acme/one:1.0.0")
-    with Checkpoint.open(tmp_path / "many") as base:
-        config = artifact.config.model_copy(update={"fingerprint": fingerprint_of(base)})
-        samples = take_samples(base)
-    layers: list[Descriptor] = []
-    for kind, blob in ((INVENTORY_TYPE, pack(encode(Inventory(tensors=entries)))), (SAMPLES_TYPE, samples)):
-        layers.append(Descriptor(media_type=kind, digest=registry.store.put(blob), size=len(blob)))
-    blob = encode(config)
-    own = artifact.manifest.config.model_copy(update={"digest": registry.store.put(blob), "size": len(blob)})
-    manifest = artifact.manifest.model_copy(update={"config": own, "layers": layers})
-    registry.publish("acme/many:1.0.0", encode(manifest))
-    started = time.process_time()
-    found = checked(registry, tmp_path / "many", "acme/many:1.0.0")
-    # Most of it goes into reading the inventory and the header; a busy machine takes several times as long.
-    assert time.process_time() - started < 12
-    assert found.verdict == "identical"
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [measure_check.llama_70b, measure_check.mixture_671b], ids=["70b", "671b"])
+def test_large_models_cost_megabytes(make: Callable[[], measure_check.Large], tmp_path: Path) -> None:
+    """Sparse files of the real sizes; how long it takes, `python -m tests.measure_check` prints."""
+    model = make()
+    target = measure_check.build(model, tmp_path)
+    report, _ = measure_check.check(tmp_path, target)
+    assert report["verdict"] == "homologous"
+    assert report["deltas"][0]["lineage"]["verdict"] == "related"
+    assert 0.98 < report["deltas"][0]["lineage"]["cosine"] < 1
+    assert 0 < report["bytesRead"] <= model.megabytes * 1e6
+
+
+def test_check_imports_no_torch(one: tuple[Registry, Path], tmp_path: Path) -> None:
+    registry, base = one
+    program = (
+        "import sys; from deltareg.cli import main; status = main(sys.argv[1:]); "
+        "sys.exit('torch' in sys.modules or status)"
+    )
+    command = [sys.executable, "-c", program, "check", "acme/one:1.0.0", "--base", str(base)]
+    done = subprocess.run(
+        command, env=os.environ | {"DELTAREG_HOME": str(registry.store.root.parent)}, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_fingerprint_is_that_of_the_deltas_base(registry: Registry, minilm_bf16: Pair) -> None:

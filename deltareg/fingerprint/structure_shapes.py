@@ -62,7 +62,8 @@ def _layers(shapes: Mapping[str, tuple[int, ...]], known: Mapping[str, Value]) -
 
 
 def _feed_forwards(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
-    first = [name for name, shape in shapes.items() if len(shape) == 2 and (at := _STACK.match(name)) and at[2] == "0"]
+    zeroth = [name for name, shape in shapes.items() if len(shape) == 2 and ".0." in name]
+    first = [name for name in zeroth if (at := _STACK.match(name)) and at[2] == "0"]
     if any("expert" in name for name in first):
         return []
     return [shapes[name] for name in first[:_FEED_FORWARDS] if module_class(name) == "mlp"]

@@ -16,7 +16,7 @@ from deltareg.checkpoint import DTYPES, ByteSource, FileSource, Header, read_hea
 from deltareg.checkpoint.layout import side_files_of
 from deltareg.closing import Closing
 from deltareg.digest import Digest
-from deltareg.errors import BadManifest, BadRecord, UnsupportedFormat
+from deltareg.errors import BadManifest, BadRecord, NotFound, UnsupportedFormat
 from deltareg.manifest import (
     INVENTORY_TYPE,
     PACK_TYPE,
@@ -112,6 +112,14 @@ class Artifact:
     def size(self) -> int:
         """Bytes of the manifest and of all that it names."""
         return self._manifest_size + sum(blob.size for blob in self.manifest.blobs)
+
+    @property
+    def has_packs(self) -> bool:
+        """Whether the packs lie on this machine: of what is only looked at, they may not."""
+        try:
+            return all(self._blobs.path(Digest(pack.digest)) for pack in self.packs)
+        except NotFound:
+            return False
 
     def layer(self, media_type: str, *, limit: int) -> bytes | None:
         """The bytes of the one layer of a media type, of at most `limit` bytes; None where there is none.

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 from typer.main import get_command
 
+from deltareg.analysis.compare import ComparisonReport
 from deltareg.apply import ApplyReport
 from deltareg.apply.verify import VerifyReport
 from deltareg.catalog import SearchReport
@@ -45,6 +46,7 @@ SCHEMAS: Mapping[str, type[Document]] = {
     "transfer": TransferReport,
     "verify": VerifyReport,
     "check": CheckReport,
+    "compare": ComparisonReport,
     "apply": ApplyReport,
     "fingerprint": FingerprintReport,
     "remote-list": reports.RemoteList,

@@ -6,11 +6,13 @@ import html
 import io
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from deltareg.analysis.compare import ALL, Comparison, ComparisonReport
-from deltareg.errors import InvalidArgument, translate_os_errors
+from deltareg.errors import InvalidArgument
+from deltareg.store.files import write_atomically
 
 __all__ = ["plot"]
 
@@ -27,25 +29,35 @@ def plot(report: ComparisonReport, path: str | os.PathLike[str]) -> Path:
     installed; NotAllowed, DiskFull.
     """
     goal = Path(path)
-    kind = goal.suffix.lower().removeprefix(".")
-    if kind not in _FORMATS:
-        raise InvalidArgument(f"{goal.name} does not tell what to draw", hint="name it .png, .svg or .html")
+    kind = check_plot(goal)
     picture = _draw(report, "svg" if kind == "html" else kind)
     if kind == "html":
         picture = _page(report, picture.decode()).encode(errors="backslashreplace")
-    with translate_os_errors("write the picture", goal):
-        goal.write_bytes(picture)
+    write_atomically(goal, picture, temporary=goal.with_name(f".{goal.name[:200]}.{os.getpid()}"))
     return goal
 
 
+def check_plot(path: Path) -> str:
+    """What `plot` would draw into the file: png, svg or html.
+
+    Raises what `plot` raises, before anything is computed.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in _FORMATS:
+        raise InvalidArgument(f"{path.name or path} does not tell what to draw", hint="name it .png, .svg or .html")
+    if not path.parent.is_dir():
+        raise InvalidArgument(f"there is no directory {path.parent} for the picture", hint=f"mkdir -p {path.parent}")
+    if path.is_dir():
+        raise InvalidArgument(f"{path} is a directory", hint="name a file for the picture")
+    if find_spec("matplotlib") is None:
+        raise InvalidArgument("plots need matplotlib, which is not installed", hint="pip install 'deltareg[plot]'")
+    return kind
+
+
 def _draw(report: ComparisonReport, kind: str) -> bytes:
-    try:
-        from matplotlib import rc_context  # pyright: ignore[reportUnknownVariableType]
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InvalidArgument(
-            "plots need matplotlib, which is not installed", hint="pip install 'deltareg[plot]'"
-        ) from error
+    from matplotlib import rc_context  # pyright: ignore[reportUnknownVariableType]
+    from matplotlib.figure import Figure
+
     layers = list(dict.fromkeys(layer for pair in report.pairs for layer in pair.layers))
     layers += [layer for delta in report.deltas for layer in delta.layers if layer not in set(layers)]
     # parse_math: a name may hold a $. hashsalt and no date: the same report gives the same bytes.

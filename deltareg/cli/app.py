@@ -16,6 +16,7 @@ from deltareg import __version__
 from deltareg.cli.cache import cache_app
 from deltareg.cli.check import check, fingerprint
 from deltareg.cli.checkpoints import apply, diff
+from deltareg.cli.compare import compare
 from deltareg.cli.doctor import doctor
 from deltareg.cli.registry import list_deltas, show, verify
 from deltareg.cli.remotes import remote_app
@@ -87,6 +88,7 @@ app.command("push")(push)
 app.command("pull")(pull)
 app.command("verify")(verify)
 app.command("check")(check)
+app.command("compare")(compare)
 app.command("apply")(apply)
 app.command("fingerprint")(fingerprint)
 app.add_typer(remote_app, name="remote")

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ class Pairs:
         return before, after
 
     def apply(
-        self, target: Path, *, with_added: bool | None = None, **weights: float
+        self, target: Path, *, with_added: Any = None, **weights: float
     ) -> tuple[dict[str, Raw], deltareg.apply.ApplyReport]:
         """The tensors that come out of `acme/NAME:1.0.0` at these weights, and the report."""
         self._made += 1

@@ -35,6 +35,7 @@ __all__ = [
     "NotReproduced",
     "OutputExists",
     "PickleRefused",
+    "QuantisedRefused",
     "RemoteUnavailable",
     "UnsupportedFormat",
     "UsageError",
@@ -212,6 +213,16 @@ class UnsupportedFormat(DeltaregError):
     """
 
     code = "DR0201"
+    exit_code = 3
+
+
+class QuantisedRefused(DeltaregError):
+    """The checkpoint's weights are codes with scales (GPTQ, AWQ, bitsandbytes, GGUF …), not numbers.
+
+    Use the checkpoint that it was made from, and quantise the result.
+    """
+
+    code = "DR0202"
     exit_code = 3
 
 

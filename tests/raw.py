@@ -25,6 +25,7 @@ WIDTHS: Mapping[str, int] = {
     "U8": 1,
     "I8": 1,
     "BOOL": 1,
+    "F8_E4M3": 1,
 }
 """Bytes of one element of each dtype that occurs in the real weights."""
 

@@ -124,7 +124,7 @@ def apply(
             outcome = run(planned, active, registry.store, writer, method=method, threads=count, progress=progress)
             for name, data in files.items():
                 writer.add_file(name, data)
-            notes = _notes(wanted, planned, outcome, fits)
+            notes = _notes(checkpoint, wanted, planned, outcome, fits)
             told = {"Remedies": placement.remedies, "Overridden findings": overridden, "Notes": notes}
             writer.add_file("README.md", card(checkpoint, wanted, method, told))
             before = time.monotonic()
@@ -149,7 +149,7 @@ def apply(
             side_files=sorted(files),
             remedies=list(placement.remedies),
             overridden=overridden,
-            warnings=_notes(wanted, planned, outcome, fits),
+            warnings=_notes(checkpoint, wanted, planned, outcome, fits),
             seconds=time.monotonic() - started,
             load_seconds=loaded,
             sync_seconds=synced,
@@ -232,9 +232,13 @@ def _files(
     return files
 
 
-def _notes(deltas: Sequence[WeightedDelta], planned: Plan, outcome: Outcome, fits: Sequence[Fit]) -> list[str]:
+def _notes(
+    target: Checkpoint, deltas: Sequence[WeightedDelta], planned: Plan, outcome: Outcome, fits: Sequence[Fit]
+) -> list[str]:
     faults = dict.fromkeys(fault for one in fits for fault in one.faults)
     notes = [*planned.warnings, *(f"tokens were not compared: {fault}" for fault in faults)]
+    if target.dequantised:
+        notes.append(f"{target.dequantised} tensors of scaled 8-bit floats in the target are bfloat16 in the output")
     counts = Counter(delta.artifact.digest for delta in deltas)
     notes.extend(
         f"{delta.reference} is named more than once: the weights of one delta add up"

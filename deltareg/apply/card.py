@@ -22,7 +22,8 @@ _TIED = "tie_word_embeddings"
 def config_json(target: Checkpoint, plan: Plan, *, separate: bool = False) -> bytes | None:
     """The target's `config.json`; None if there is none.
 
-    Its dtype is corrected where the output has another one, and its embeddings are no longer tied where the output has
+    What it says of quantised weights goes where these are read as bfloat16. Its dtype is corrected where the output has
+    another one, and its embeddings are no longer tied where the output has
     them `separate`.
     """
     if target.config is None:
@@ -30,7 +31,7 @@ def config_json(target: Checkpoint, plan: Plan, *, separate: bool = False) -> by
     dtypes = {tensor.dtype for tensor in plan.tensors.values()} & _DTYPE_NAMES.keys()
     before = {tensor.dtype for tensor in target.tensors.values()} & _DTYPE_NAMES.keys()
     changed = len(dtypes) == 1 and dtypes != before
-    if not changed and not separate:
+    if not changed and not separate and not target.dequantised:
         return target.read_file("config.json")
     config = dict(target.config)
     if changed:

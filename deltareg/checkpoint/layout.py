@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, cast
 
+from deltareg.checkpoint.quantised import refuse_gguf
 from deltareg.checkpoint.source import Folder
 from deltareg.digest import parse_json
 from deltareg.errors import BadCheckpoint, BadManifest, CheckpointNotFound, PickleRefused
@@ -100,7 +101,8 @@ class Weights:
 def find_weights(folder: Folder) -> Weights:
     """Choose the checkpoint's weights among the files of a folder, as transformers does.
 
-    Raises BadCheckpoint where files are missing or ambiguous, PickleRefused and CheckpointNotFound where none is there.
+    Raises BadCheckpoint where files are missing or ambiguous, PickleRefused, QuantisedRefused and CheckpointNotFound
+    where none is there.
     """
     names = [name for name in folder.names() if "/" not in name]
     weights = [name for name in names if name.endswith(".safetensors")]
@@ -117,6 +119,9 @@ def find_weights(folder: Folder) -> Weights:
     pickles = [name for name in names if is_pickle(name) and not name.startswith(_NO_WEIGHTS)]
     if pickles:
         raise refuse_pickle(folder.label, pickles, convert_command(pickles, folder.label))
+    codes = [name for name in names if name.lower().endswith(".gguf")]
+    if codes:
+        raise refuse_gguf(f"{folder.label}/{codes[0]}")
     raise CheckpointNotFound(
         f"{folder.label} holds no safetensors file",
         hint=f"give a directory with {SINGLE_FILE} or {INDEX_FILE}",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from deltareg.checkpoint.hub import PREFIX, Hub, HubName, parse_hub_name
 from deltareg.checkpoint.layout import Weights, convert_command, find_weights, is_pickle, refuse_pickle, side_files_of
+from deltareg.checkpoint.quantised import refuse_gguf
 from deltareg.checkpoint.source import FileSource, Folder, LocalFolder
 from deltareg.errors import (
     BadCheckpoint,
@@ -23,6 +24,7 @@ from deltareg.paths import expand_home
 
 __all__ = ["Located", "locate"]
 
+_GGUF_MAGIC = b"GGUF"
 _PICKLE_MAGICS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -79,17 +81,19 @@ def _identity(path: Path) -> tuple[str, str | None]:
 
 
 def _locate_file(path: Path) -> Located:
-    if is_pickle(path.name) or (path.suffix != ".safetensors" and _starts_as_pickle(path)):
+    if is_pickle(path.name) or (path.suffix != ".safetensors" and _starts_with(path, _PICKLE_MAGICS)):
         raise refuse_pickle(str(path), [path.name], convert_command([path.name], str(path.parent)))
+    if path.suffix.lower() == ".gguf" or _starts_with(path, (_GGUF_MAGIC,)):
+        raise refuse_gguf(str(path))
     if path.suffix == ".json":
         raise CheckpointNotFound(f"{path} holds no weights", hint=f"give the directory: {path.parent}", path=path)
     return Located(path.name, None, LocalFolder(path.parent), Weights((path.name,)), path, path.parent)
 
 
-def _starts_as_pickle(path: Path) -> bool:
+def _starts_with(path: Path, magics: tuple[bytes, ...]) -> bool:
     source = FileSource(path)
     try:
-        return source.read(0, min(source.size, 4)).startswith(_PICKLE_MAGICS)
+        return source.read(0, min(source.size, 4)).startswith(magics)
     finally:
         source.close()
 

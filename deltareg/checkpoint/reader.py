@@ -15,6 +15,7 @@ from deltareg.checkpoint.header import Header, TensorInfo, read_header
 from deltareg.checkpoint.hub import Hub
 from deltareg.checkpoint.layout import ShardIndex, licence_of, side_files_of
 from deltareg.checkpoint.locate import Located, locate
+from deltareg.checkpoint.quantised import present
 from deltareg.checkpoint.source import ByteSource, FileSource, Folder, bytes_of
 from deltareg.closing import Closing
 from deltareg.errors import BadCheckpoint, CheckpointNotFound, UsageError
@@ -117,19 +118,21 @@ class Checkpoint(Closing):
         self.revision = located.revision
         self._located = located
         self._sources = sources
+        names = located.folder.names()
+        config = _read_config(located.folder) if "config.json" in names else None
+        stored = [(info, source) for source, header in zip(sources, headers, strict=True) for info in header.tensors]
+        presented = present(located.folder.label, config, stored)
+        tensors = {info.name: (info, source) for info, source in presented.tensors}
         self.shards = tuple(
-            Shard(file, header.metadata, tuple(info.name for info in header.tensors), header.size)
+            Shard(file, header.metadata, tuple(one.name for one in header.tensors if one.name in tensors), header.size)
             for file, header in zip(located.weights.files, headers, strict=True)
         )
         self.tensors: Mapping[str, Tensor] = MappingProxyType(
-            {
-                info.name: Tensor(info, source, shard.file)
-                for shard, source, header in zip(self.shards, sources, headers, strict=True)
-                for info in header.tensors
-            }
+            {name: Tensor(*tensors[name], shard.file) for shard in self.shards for name in shard.tensors}
         )
-        names = located.folder.names()
-        self.config: Mapping[str, Any] | None = _read_config(located.folder) if "config.json" in names else None
+        self.config: Mapping[str, Any] | None = presented.config
+        self.dequantised = presented.dequantised
+        """Tensors that are scaled 8-bit floats in the files, and are read as bfloat16; `config` says so too."""
         self.licence: str | None = _read_licence(located.folder) if "README.md" in names else None
         self.side_files = tuple(Path(name) for name in side_files_of(names))
 
@@ -146,7 +149,7 @@ class Checkpoint(Closing):
 
         With `headers_only` a model that is not in the local cache is not downloaded: its headers are read from the hub
         by byte ranges, and so is what is read of its tensors later. Raises CheckpointNotFound, BadCheckpoint,
-        BadHeader, PickleRefused, UnsupportedFormat, HubUnavailable, NotAllowed, UsageError.
+        BadHeader, PickleRefused, QuantisedRefused, UnsupportedFormat, HubUnavailable, NotAllowed, UsageError.
         """
         located = locate(name, offline=offline, headers_only=headers_only, hub=hub)
         sources: list[ByteSource] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Model:
     """A small llama of seeded weights; `step` is how far training moved them."""
 
     rows: int = CORE + 256
+    hidden: int = HIDDEN
     step: float = 0
     seed: int = 1
     tied: bool = False
@@ -50,7 +51,12 @@ class Model:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        shapes = {EMBEDDING: (self.rows, HIDDEN), MATRIX: (HIDDEN, HIDDEN), NORM: (HIDDEN,), HEAD: (self.rows, HIDDEN)}
+        shapes = {
+            EMBEDDING: (self.rows, self.hidden),
+            MATRIX: (self.hidden, self.hidden),
+            NORM: (self.hidden,),
+            HEAD: (self.rows, self.hidden),
+        }
         if self.tied:
             del shapes[HEAD]
         return {name: shape for name, shape in {**shapes, **self.more}.items() if name not in self.less}
@@ -69,7 +75,7 @@ class Model:
     def write(self, path: Path) -> Path:
         config = {
             "model_type": "llama",
-            "hidden_size": HIDDEN,
+            "hidden_size": self.hidden,
             "num_attention_heads": 4,
             "num_hidden_layers": 1,
             "vocab_size": self.rows,
@@ -118,37 +124,43 @@ BASE = Model()
 POST = Model(step=0.05)
 
 
-def check_rows(out: np.ndarray, target: np.ndarray, post: np.ndarray, homes: Iterable[int]) -> None:
+def check_rows(out: np.ndarray, target: np.ndarray, post: np.ndarray, homes: Sequence[int]) -> None:
     """Row r of the output is post's row homes[r], or the target's own where that is −1."""
-    for row, home in enumerate(homes):
-        expected = target[row] if home < 0 else post[home]
-        assert np.array_equal(out[row], expected), (row, home)
+    home = np.array(homes)
+    assert np.array_equal(out, np.where(home[:, None] < 0, target, post[home]))
 
 
 # --- tokens -------------------------------------------------------------------------------------------------------
 
 
 def test_rows_follow_their_tokens_from_llama_3_to_3_1(tmp_path: Path) -> None:
-    """The published layouts: 3.1 puts three tokens among the reserved ones, so that most of these move."""
-    ours, theirs = build.llama3(build.LLAMA3_SPECIAL, CORE), build.llama3(build.LLAMA31_SPECIAL, CORE)
+    """The published tokenizers: 3.1 puts three tokens among the reserved ones, so that most of these move."""
+    core = 128_000
+    ours, theirs = build.llama3(build.LLAMA3_SPECIAL), build.llama3(build.LLAMA31_SPECIAL)
     ids = [{token["content"]: token["id"] for token in document["added_tokens"]} for document in (ours, theirs)]
-    homes = [*range(CORE), *(-1 for _ in range(256))]
+    homes = [*range(core), *(-1 for _ in range(256))]
     for token, row in ids[1].items():
         homes[row] = ids[0].get(token, -1)
-    assert homes[CORE + 9] == CORE + 9  # <|eot_id|>
-    assert homes[CORE + 4] == -1  # <|finetune_right_pad_id|>
-    assert any(home not in (-1, row) for row, home in enumerate(homes))
-    work = Work(tmp_path, replace(BASE, tokenizer=ours), replace(POST, tokenizer=ours, template="{{ messages }}"))
+    assert homes[ids[1]["<|eot_id|>"]] == ids[0]["<|eot_id|>"] == 128_009
+    assert homes[128_004] == -1  # <|finetune_right_pad_id|>
+    assert sum(home not in (-1, row) for row, home in enumerate(homes)) == 246
+    base, post = Model(rows=core + 256, hidden=8), Model(rows=core + 256, hidden=8, step=0.05)
+    work = Work(tmp_path, replace(base, tokenizer=ours), replace(post, tokenizer=ours, template="{{ messages }}"))
     rope = {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}, "max_position_embeddings": 131072}
     # The target has the base's row wherever a token has one, so that the sum there must be post's, bit for bit.
     order = [home if home >= 0 else row for row, home in enumerate(homes)]
-    target = replace(BASE, tokenizer=theirs, template="old", config=rope, order=order)
-    out, report = work.apply(target)
-    before, post = target.tensors(), replace(POST, tokenizer=ours).tensors()
+    target = replace(base, tokenizer=theirs, template="old", config=rope, order=order)
+    place = target.write(tmp_path / "target")
+    (checked,) = deltareg.check(place, ["acme/one:1.0.0"], work.registry).deltas
+    assert checked.verdict == "adaptable"
+    codes = {found.code: found.severity for found in checked.findings}
+    assert codes == {"tokenizer-added": "warning", "behaviour-field": "note", "chat-template": "note"}
+    out, report = work.apply(place)
+    before, after = target.tensors(), post.tensors()
     for name in (EMBEDDING, HEAD):
-        check_rows(values(out[name]), values(before[name]), values(post[name]), homes)
-    assert out[MATRIX] == post[MATRIX]
-    assert any("rows matched by token" in line for line in report.remedies)
+        check_rows(values(out[name]), values(before[name]), values(after[name]), homes)
+    assert out[MATRIX] == after[MATRIX]
+    assert any("rows matched by token, 246 of them" in line for line in report.remedies)
     assert "rows matched by token" in work.card
     assert work.config["rope_scaling"] == rope["rope_scaling"]
     # The target's tokenizer names the rows; what post's adds to it is the chat template.
@@ -157,19 +169,25 @@ def test_rows_follow_their_tokens_from_llama_3_to_3_1(tmp_path: Path) -> None:
 
 
 def test_rows_of_qwen_s_padding_stay(tmp_path: Path) -> None:
-    """Qwen2.5: fewer tokens than rows, and another number of rows in another size of the model."""
-    tokenizer = build.qwen25(CORE)
-    tokens = CORE + len(build.QWEN25_ADDED)
-    work = Work(tmp_path, replace(BASE, rows=640, tokenizer=tokenizer), replace(POST, rows=640, tokenizer=tokenizer))
-    for rows in (tokens, 700):
-        target = replace(BASE, rows=rows, tokenizer=tokenizer)
-        (tmp_path / f"{rows}").mkdir()
-        place = target.write(tmp_path / f"{rows}" / "target")
+    """Qwen2.5 as published: 151,665 tokens in 152,064 rows, or in 151,936 in its small sizes."""
+    tokenizer = build.qwen25()
+    tokens = len(tokenizer["model"]["vocab"]) + len(build.QWEN25_ADDED)
+    assert tokens == 151_665
+    base, post = Model(rows=152_064, hidden=8, tokenizer=tokenizer), Model(rows=152_064, hidden=8, step=0.05)
+    work = Work(tmp_path, base, replace(post, tokenizer=tokenizer))
+    for rows in (tokens, 151_936, 152_192):
+        target = replace(base, rows=rows)
+        place = target.write(tmp_path / f"{rows}")
+        (checked,) = deltareg.check(place, ["acme/one:1.0.0"], work.registry).deltas
+        assert checked.verdict == "adaptable"
+        # Embeddings of other shapes are not sampled, and the rest of this model is small.
+        expected = {"vocabulary-rows", "behaviour-field", "lineage-unknown"}
+        assert {found.code for found in checked.findings} == expected
         out, report = work.apply(place, overwrite=True)
-        homes = [row if row < 640 else -1 for row in range(rows)]
-        post = values(replace(POST, rows=640).tensors()[EMBEDDING])
-        check_rows(values(out[EMBEDDING]), values(target.tensors()[EMBEDDING]), post, homes)
-        assert out[EMBEDDING].shape == (rows, HIDDEN)
+        homes = [row if row < 152_064 else -1 for row in range(rows)]
+        for name in (EMBEDDING, HEAD):
+            check_rows(values(out[name]), values(target.tensors()[name]), values(post.tensors()[name]), homes)
+        assert out[EMBEDDING].shape == (rows, 8)
         assert work.config["vocab_size"] == rows
         assert any(EMBEDDING in line and HEAD in line for line in report.remedies)
 

@@ -11,7 +11,7 @@ import rfc8785
 
 from deltareg.errors import BadManifest, BadName, InvalidArgument
 
-__all__ = ["Digest", "canonical_json", "parse_digest", "parse_json", "sha256"]
+__all__ = ["Digest", "canonical_json", "json_keys", "parse_digest", "parse_json", "sha256"]
 
 Digest = NewType("Digest", str)
 """`sha256:` and 64 lower-case hexadecimal digits."""
@@ -82,7 +82,23 @@ def parse_json(data: bytes | bytearray | memoryview, *, what: str) -> Any:
         raise BadManifest(f"{what} is not valid JSON: {error}", cause=str(error)) from error
 
 
-def _check_depth(raw: bytes) -> None:
+def json_keys(raw: bytes) -> int | None:
+    """How many keys a JSON document has, where only a lenient parser's leniency on those is in question.
+
+    None for what such a parser might take and `parse_json` does not: escapes (of half characters), NaN and Infinity,
+    nesting deeper than 64, millions of objects.
+    """
+    if b"\\" in raw:
+        return None
+    try:
+        outside = _check_depth(raw)
+    except ValueError:
+        return None
+    return None if b"N" in outside or b"I" in outside else outside.count(b":")
+
+
+def _check_depth(raw: bytes) -> bytes:
+    """Raise ValueError for a document that is nested too deep; returns it without its strings."""
     # Counted on the bytes, before the parser recurses. An inventory has a million strings: without escapes, every
     # second piece between quotation marks is one, and no search is needed to leave them out.
     outside = _STRINGS.sub(b"", raw) if b"\\" in raw else b"".join(raw.split(b'"')[::2])
@@ -94,6 +110,7 @@ def _check_depth(raw: bytes) -> None:
         depth += 1 if byte in b"[{" else -1
         if depth > _JSON_DEPTH:
             raise ValueError(f"nested deeper than {_JSON_DEPTH} at byte {_too_deep(raw)}")
+    return outside
 
 
 def _too_deep(raw: bytes) -> int:

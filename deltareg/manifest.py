@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from deltareg.digest import canonical_json, parse_json
+from deltareg.digest import canonical_json, json_keys, parse_json
 from deltareg.errors import BadManifest, UnsupportedFormat
 
 __all__ = [
@@ -241,6 +241,10 @@ def parse(kind: type[DocumentType], data: bytes | bytearray | memoryview, *, wha
 
     Raises BadManifest with every fault that the schema finds, UnsupportedFormat for another format version.
     """
+    if kind is Inventory:
+        found = _read_inventory(bytes(data))
+        if found is not None:
+            return cast("DocumentType", found)
     value = parse_json(data, what=what)
     version = _format_version(value)
     if version is not None and version != FORMAT_VERSION:
@@ -255,6 +259,23 @@ def parse(kind: type[DocumentType], data: bytes | bytearray | memoryview, *, wha
         faults = [f"{'.'.join(map(str, fault['loc'])) or 'document'}: {fault['msg']}" for fault in error.errors()]
         shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
         raise BadManifest(f"{what} is not a valid {kind.__name__}: {shown}", cause=shown, faults=faults) from error
+
+
+def _read_inventory(raw: bytes) -> Inventory | None:
+    """The inventory, in half of the time that it takes by way of dictionaries; None where that has to judge.
+
+    pydantic's own parser lets a key occur twice: the document is as strict as `parse_json` has it if as many keys were
+    read as it holds. An entry with a field that is an object is left to `parse_json` too.
+    """
+    keys = json_keys(raw)
+    if keys is None:
+        return None
+    try:
+        found = Inventory.model_validate_json(raw, by_name=False, by_alias=True)
+    except ValidationError:
+        return None
+    read = len(found.model_fields_set) + sum(len(entry.model_fields_set) for entry in found.tensors)
+    return found if read == keys else None
 
 
 def _format_version(value: Any) -> Any:

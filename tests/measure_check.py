@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -120,6 +120,9 @@ def mixture_671b() -> Large:
     return Large(config, shapes, 3, 30)
 
 
+MODELS: Mapping[str, Callable[[], Large]] = {"Llama 3 70B": llama_70b, "mixture of 671 B": mixture_671b}
+
+
 def write_sparse(model: Large, directory: Path) -> None:
     """A checkpoint in shards of 5 GB whose weights are holes."""
     directory.mkdir()
@@ -211,7 +214,7 @@ def check(path: Path, target: Path) -> tuple[dict[str, Any], float]:
 def main() -> None:
     """Print a table: for each model the fastest of five checks."""
     table = Table("model", "tensors", "verdict", "seconds", "limit", "MB read", "limit", "MB resident")
-    for name, make in (("Llama 3 70B", llama_70b), ("mixture of 671 B", mixture_671b)):
+    for name, make in MODELS.items():
         model = make()
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory)

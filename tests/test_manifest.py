@@ -149,3 +149,35 @@ def test_blob_that_is_named_twice_is_needed_once() -> None:
     digests = [blob.digest for blob in manifest.blobs]
     assert len(digests) == len(set(digests)) == len({layer.digest for layer in manifest.layers}) + 1
     assert digests[0] == manifest.config.digest
+
+
+ENTRY = '"name":"w","kind":"zero","baseDtype":"F32","postDtype":"F32","shape":[1]'
+
+
+@pytest.mark.parametrize("more", ["", ',"later":1', ',"later":{"a":{"b":[]}}', ',"later":"a:b"', ',"later":"\\"{:"'])
+def test_inventories_of_newer_versions_keep_what_they_say(more: str) -> None:
+    data = f'{{"formatVersion":1,"tensors":[{{{ENTRY}{more}}},{{{ENTRY.replace("w", "v", 1)}}}]}}'.encode()
+    found = parse(Inventory, data, what="test")
+    assert json.loads(encode(found))["tensors"][0].get("later") == json.loads(data)["tensors"][0].get("later")
+    assert [entry.name for entry in found.tensors] == ["w", "v"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        f'{{"formatVersion":1,"tensors":[{{{ENTRY},"size":1,"size":2}}]}}',
+        f'{{"formatVersion":1,"tensors":[{{{ENTRY},"later":{{"a":1,"a":2}}}}]}}',
+        f'{{"formatVersion":1,"formatVersion":1,"tensors":[{{{ENTRY}}}]}}',
+        f'{{"formatVersion":1,"tensors":[{{{ENTRY},"baseNorm":NaN}}]}}',
+        f'{{"formatVersion":1,"tensors":[{{{ENTRY},"later":Infinity}}]}}',
+        f'{{"formatVersion":1,"tensors":[{{{ENTRY},"later":"\\ud800"}}]}}',
+        f'{{"formatVersion":1,"tensors":[{{{ENTRY},"size":1.0}}]}}',
+        f'{{"formatVersion":1,"tensors":[{{{ENTRY},"size":true}}]}}',
+        f'{{"formatVersion":1,"tensors":[{{{ENTRY},"size":"1"}}]}}',
+        f'{{"formatVersion":1,"tensors":[{{{ENTRY}}}]}} x',
+        f'{{"formatVersion":1,"tensors":[{{{ENTRY},"later":{"[" * 70}{"]" * 70}}}]}}',
+    ],
+)
+def test_inventories_are_read_as_strictly_as_other_documents(data: str) -> None:
+    with pytest.raises(BadManifest):
+        parse(Inventory, data.encode(), what="test")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -43,13 +43,12 @@ _METHODS = {
     "torchao": "torchao",
     "fbgemm_fp8": "FBGEMM FP8",
 }
-# What the names of tensors end in, where a config does not say or is not there.
-_TRACES = (
-    ("gptq", (".g_idx",)),
-    ("awq", (".qzeros",)),
-    ("bitsandbytes", (".weight.absmax", ".weight.quant_map", ".SCB", "bitsandbytes__nf4", "bitsandbytes__fp4")),
-    ("compressed-tensors", (".weight_packed",)),
-    ("hqq", (".W_q",)),
+# The last parts of tensors' names, where a config does not say or is not there.
+_TRACES: Sequence[tuple[str, Set[str]]] = (
+    ("gptq", {"qweight"}),
+    ("bitsandbytes", {"absmax", "quant_map", "SCB", "bitsandbytes__nf4", "bitsandbytes__fp4"}),
+    ("compressed-tensors", {"weight_packed"}),
+    ("hqq", {"W_q"}),
 )
 
 
@@ -74,13 +73,17 @@ def present(
     """
     settings = _settings(config)
     method = _method(settings)
-    infos = {info.name: info for info, _ in tensors}
-    scaled = {name: f"{name}{_SCALE}" for name in infos if f"{name}{_SCALE}" in infos}
-    traced = _traced(infos)
-    if traced is None and method == "fp8":
-        _refuse_without_scale(label, infos, scaled)
-    elif traced is not None or (method is not None and not scaled and _holds_codes(infos.values())):
-        raise _refused(label, traced or method or "", infos)
+    # A model has few last parts of names, and may have 100,000 tensors.
+    parts = {info.name[info.name.rfind(".") + 1 :] for info, _ in tensors}
+    scaled: dict[str, str] = {}
+    if method is not None or _suspicious(parts):
+        infos = {info.name: info for info, _ in tensors}
+        scaled = {name: f"{name}{_SCALE}" for name in infos if f"{name}{_SCALE}" in infos}
+        traced = _traced(parts, infos)
+        if traced is None and method == "fp8":
+            _refuse_without_scale(label, infos, scaled)
+        elif traced is not None or (method is not None and not scaled and _holds_codes(infos.values())):
+            raise _refused(label, traced or method or "", infos)
     if not scaled:
         return Presented(tensors, config, 0)
     block = _block_of(settings, label)
@@ -119,19 +122,20 @@ def _method(settings: Mapping[str, Any]) -> str | None:
     return found.lower() if isinstance(found, str) and found else None
 
 
-def _traced(infos: Mapping[str, TensorInfo]) -> str | None:
-    """The method that the tensors' names give away: their codes and their scales, not one of them alone."""
-    if any(name.endswith(".qweight") for name in infos):
-        return next(method for method, ends in _TRACES[:2] if method == "awq" or _any_ends(infos, ends))
-    for method, ends in _TRACES[2:]:
-        if _any_ends(infos, ends):
+def _suspicious(parts: Set[str]) -> bool:
+    traces = {part for _, some in _TRACES for part in some}
+    return not traces.isdisjoint(parts) or any(part.endswith((_SCALE, "_blocks")) for part in parts)
+
+
+def _traced(parts: Set[str], infos: Mapping[str, TensorInfo]) -> str | None:
+    """The method that the tensors' names give away."""
+    if "qweight" in parts:
+        return "gptq" if "g_idx" in parts else "awq"
+    for method, traces in _TRACES[1:]:
+        if not parts.isdisjoint(traces):
             return method
     blocks = [name for name in infos if name.endswith("_blocks") and infos[name].dtype == "U8"]
     return "mxfp4" if any(f"{name.removesuffix('_blocks')}_scales" in infos for name in blocks) else None
-
-
-def _any_ends(names: Iterable[str], ends: tuple[str, ...]) -> bool:
-    return any(name.endswith(ends) for name in names)
 
 
 def _holds_codes(infos: Iterable[TensorInfo]) -> bool:

@@ -7,21 +7,25 @@ replaces), `choose.py` that takes the smallest, `mend.py` for what one rounded d
 
 from __future__ import annotations
 
-from deltareg.codec.choose import Kind
-from deltareg.codec.frame import (
-    EncodedFrame,
-    Frame,
-    decode_frame,
-    encode_difference,
-    encode_replaced,
-    encode_unchanged,
-    replaced,
-    zero_frame,
-)
-from deltareg.codec.lanes import FRAME_LANES, Array, Lane, lane_of
-from deltareg.codec.reader import FrameRange, RecordReader
-from deltareg.codec.record import Mode, RecordHead, frame_counts
-from deltareg.codec.streams import Preset
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deltareg.codec.choose import Kind
+    from deltareg.codec.frame import (
+        EncodedFrame,
+        Frame,
+        decode_frame,
+        encode_difference,
+        encode_replaced,
+        encode_unchanged,
+        replaced,
+        zero_frame,
+    )
+    from deltareg.codec.lanes import FRAME_LANES, Array, Lane, lane_of
+    from deltareg.codec.reader import FrameRange, RecordReader
+    from deltareg.codec.record import Mode, RecordHead, frame_counts
+    from deltareg.codec.streams import Preset
 
 __all__ = [
     "FRAME_LANES",
@@ -44,3 +48,32 @@ __all__ = [
     "replaced",
     "zero_frame",
 ]
+
+_HOMES = {
+    "Array": "deltareg.codec.lanes",
+    "EncodedFrame": "deltareg.codec.frame",
+    "FRAME_LANES": "deltareg.codec.lanes",
+    "Frame": "deltareg.codec.frame",
+    "FrameRange": "deltareg.codec.reader",
+    "Kind": "deltareg.codec.choose",
+    "Lane": "deltareg.codec.lanes",
+    "Mode": "deltareg.codec.record",
+    "Preset": "deltareg.codec.streams",
+    "RecordHead": "deltareg.codec.record",
+    "RecordReader": "deltareg.codec.reader",
+    "decode_frame": "deltareg.codec.frame",
+    "encode_difference": "deltareg.codec.frame",
+    "encode_replaced": "deltareg.codec.frame",
+    "encode_unchanged": "deltareg.codec.frame",
+    "frame_counts": "deltareg.codec.record",
+    "lane_of": "deltareg.codec.lanes",
+    "replaced": "deltareg.codec.frame",
+    "zero_frame": "deltareg.codec.frame",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: what only asks for the kinds of lanes does not wait for compiled loops.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'deltareg.codec' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

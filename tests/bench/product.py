@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests import measure_check
 from tests.bench.measured import Case, Goal, Row
 from tests.bench.peers import Entropy, Packed
 from tests.bench.process import Ran, run
 
-__all__ = ["measure_product", "measure_start_up"]
+__all__ = ["measure_checks", "measure_product", "measure_start_up"]
 
 _REPEATS = 3
 # What the goals are stated for, and what the peers get.
@@ -142,3 +143,18 @@ def measure_start_up(scratch: Path) -> Iterator[Row | Goal]:
     best = statistics.median(seconds[1:])
     yield Row("start-up", "deltareg --help", seconds=best)
     yield Goal("start-up", f"--help ≤ {_HELP_SECONDS} s", f"{best:.3f} s", best <= _HELP_SECONDS)
+
+
+def measure_checks(scratch: Path) -> Iterator[Row | Goal]:
+    """`check` on the largest models: whole processes, the best of five; sparse files."""
+    for name, make in measure_check.MODELS.items():
+        model, place = make(), scratch / name.replace(" ", "-")
+        place.mkdir()
+        target = measure_check.build(model, place)
+        runs = [measure_check.check(place, target) for _ in range(5)]
+        seconds, read = min(spent for _, spent in runs), runs[0][0]["bytesRead"]
+        yield Row(name, "deltareg check", seconds=seconds)
+        case = f"{name}, {len(model.shapes):,} tensors"
+        yield Goal(case, f"check ≤ {model.seconds:g} s", f"{seconds:.2f} s", seconds <= model.seconds)
+        yield Goal(case, f"check reads ≤ {model.megabytes:g} MB", f"{read / 1e6:.1f} MB", read <= model.megabytes * 1e6)
+        shutil.rmtree(place)

@@ -20,7 +20,7 @@ from rich.table import Table
 from tests import raw, weights
 from tests.bench import peers
 from tests.bench.measured import Case, Goal, Row
-from tests.bench.product import measure_product, measure_start_up
+from tests.bench.product import measure_checks, measure_product, measure_start_up
 
 __all__ = ["CASES", "main", "measure"]
 
@@ -145,6 +145,8 @@ def main(arguments: list[str] | None = None) -> int:
             found += measure(case, Path(scratch))
     with tempfile.TemporaryDirectory(dir=weights.CACHE, prefix="bench-") as scratch:
         found += measure_start_up(Path(scratch))
+        print("measuring check", file=sys.stderr, flush=True)
+        found += measure_checks(Path(scratch))
     rows = [one for one in found if isinstance(one, Row)]
     goals = [one for one in found if isinstance(one, Goal)]
     console = Console()

@@ -225,7 +225,7 @@ def _files(
     fits: Sequence[Fit],
 ) -> dict[str, bytes]:
     """The files beside the weights, by relative path."""
-    files = side_files(target, deltas, choice, keep_tokens=any(one.moved for one in fits))
+    files = side_files(target, deltas, choice, [one.moved for one in fits])
     config = config_json(target, planned, separate=placement.separate)
     if config is not None:
         files["config.json"] = config

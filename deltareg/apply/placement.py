@@ -19,6 +19,7 @@ from deltareg.names import Reference
 __all__ = ["Placed", "Placement", "WeightedDelta", "place", "place_unchanged"]
 
 _SHOWN = 4
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.")
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,12 @@ class _Job:
         renamed = self._fit.renamed
         if renamed:
             self._notes["other names in the target"] = [f"{name} as {other}" for name, other in renamed.items()]
+        ours, theirs = _wrapping(renamed)
         for entry in self._delta.artifact.inventory.tensors:
-            name = renamed.get(entry.name, entry.name)
+            name = renamed.get(entry.name) or entry.name
+            if name not in self._theirs.shapes:
+                # What the target lacks is called as the rest of it is.
+                name = theirs + name.removeprefix(ours)
             if entry.base_dtype is None:
                 self._add(entry, name)
             elif name in self._theirs.shapes:
@@ -210,6 +215,18 @@ class _Job:
             f"rows matched by token, {changed:,} of them in another place; {kept:,} of {rows.target:,} rows have no "
             "token of the delta and stay"
         )
+
+
+def _wrapping(renamed: Mapping[str, str]) -> tuple[str, str]:
+    """The prefixes of whole models, such as that of a data-parallel module, that the names of both sides begin with."""
+    pair = next(iter(renamed.items()), ("", ""))
+    found = ["", ""]
+    for side, (own, other) in enumerate((pair, pair[::-1])):
+        rest = own.removesuffix(other)
+        while rest != own and (wrapper := next((one for one in _WRAPPERS if rest.startswith(one)), "")):
+            found[side] += wrapper
+            rest = rest.removeprefix(wrapper)
+    return found[0], found[1]
 
 
 def _adds(entry: TensorEntry) -> bool:

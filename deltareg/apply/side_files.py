@@ -18,6 +18,7 @@ SideFiles = Literal["post", "target"]
 """Whose tokenizer, chat template and generation config the output gets."""
 
 _CONFIG = "tokenizer_config.json"
+_GENERATION = "generation_config.json"
 _TEMPLATE = "chat_template"
 # What says which token has which row.
 _VOCABULARIES = (
@@ -36,23 +37,28 @@ _VOCABULARIES = (
 
 
 def side_files(
-    target: Checkpoint, deltas: Sequence[WeightedDelta], choice: SideFiles, *, keep_tokens: bool
+    target: Checkpoint, deltas: Sequence[WeightedDelta], choice: SideFiles, moved: Sequence[Mapping[int, int]]
 ) -> dict[str, bytes]:
     """The files by relative path.
 
-    `keep_tokens`: rows of the embedding were matched by token, so that the target's tokenizer is the one that fits the
-    output. It then keeps its files, and of post's `tokenizer_config.json` it gets the chat template alone.
+    `moved` gives for each delta its row of a token by the target's, where these differ. Where any do, the target's
+    tokenizer is the one that fits the output: it keeps its files, and gets of post's `tokenizer_config.json` the chat
+    template alone, and post's `generation_config.json` with the target's numbers of its tokens.
     """
     files = {path.as_posix(): target.read_file(path) for path in target.side_files}
     if choice != "post" or not deltas:
         return files
     brought = deltas[0].artifact.side_files()
-    if keep_tokens:
+    if any(moved):
         own = files.get(_CONFIG)
         template = _template(brought.get(_CONFIG))
         brought = {name: data for name, data in brought.items() if not _is_vocabulary(name)}
         if own is not None and template is not None:
             files[_CONFIG] = _with_template(own, template)
+        generation = brought.pop(_GENERATION, None)
+        renumbered = None if generation is None else _renumbered(generation, moved[0])
+        if renumbered is not None:
+            brought[_GENERATION] = renumbered
     return {**files, **brought}
 
 
@@ -77,3 +83,26 @@ def _with_template(config: bytes, template: object) -> bytes:
     if value is None or value.get(_TEMPLATE) == template:
         return config
     return (json.dumps({**value, _TEMPLATE: template}, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _renumbered(generation: bytes, moved: Mapping[int, int]) -> bytes | None:
+    """post's generation config with the target's numbers of its tokens; None where the target lacks one of them."""
+    value = _object(generation)
+    if value is None or not moved:
+        return generation
+    rows = {home: row for row, home in moved.items() if home >= 0}
+    lost = {row for row in moved if row not in rows}
+
+    def number(id: object) -> object:
+        return rows.get(id, id) if type(id) is int else id
+
+    found: dict[str, Any] = {}
+    for key, old in value.items():
+        ids = cast("list[object]", old) if isinstance(old, list) else [old]
+        if not key.endswith(("_token_id", "_token_ids")):
+            found[key] = old
+        elif any(type(id) is int and id in lost for id in ids):
+            return None
+        else:
+            found[key] = [number(id) for id in ids] if isinstance(old, list) else number(old)
+    return generation if found == value else (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode()

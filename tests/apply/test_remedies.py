@@ -48,6 +48,7 @@ class Model:
     less: Sequence[str] = ()
     tokenizer: Mapping[str, Any] | None = None
     template: str | None = None
+    generation: Mapping[str, Any] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -87,6 +88,8 @@ class Model:
         (path / "config.json").write_text(json.dumps(config))
         if self.tokenizer is not None:
             (path / "tokenizer.json").write_text(json.dumps(self.tokenizer))
+        if self.generation is not None:
+            (path / "generation_config.json").write_text(json.dumps(self.generation))
         if self.template is not None:
             (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": self.template}))
         return path
@@ -166,6 +169,23 @@ def test_rows_follow_their_tokens_from_llama_3_to_3_1(tmp_path: Path) -> None:
     # The target's tokenizer names the rows; what post's adds to it is the chat template.
     assert json.loads((tmp_path / "out" / "tokenizer.json").read_text()) == theirs
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == {"chat_template": "{{ messages }}"}
+
+
+def test_stop_tokens_get_the_target_s_numbers(tmp_path: Path) -> None:
+    """Two tokens that changed places, and one that the target lacks: its generation config then stays."""
+    mine = build.llama3({0: "<stop>", 1: "<pad>", 2: "<own>"}, CORE)
+    theirs = build.llama3({0: "<pad>", 1: "<stop>", 2: "<other>"}, CORE)
+    ids = {token["content"]: token["id"] for token in mine["added_tokens"]}
+    base = replace(BASE, tokenizer=mine)
+    said = {"eos_token_id": [ids["<stop>"], 5], "pad_token_id": ids["<pad>"], "temperature": 0.5}
+    work = Work(tmp_path, base, replace(POST, tokenizer=mine, generation=said))
+    target = replace(BASE, tokenizer=theirs, generation={"eos_token_id": 7}).write(tmp_path / "target")
+    work.apply(target)
+    found = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert found == {"eos_token_id": [ids["<pad>"], 5], "pad_token_id": ids["<stop>"], "temperature": 0.5}
+    other = Work(tmp_path / "other", base, replace(POST, tokenizer=mine, generation={"eos_token_id": ids["<own>"]}))
+    other.apply(target)
+    assert json.loads((other.path / "out" / "generation_config.json").read_text()) == {"eos_token_id": 7}
 
 
 def test_rows_of_qwen_s_padding_stay(tmp_path: Path) -> None:
@@ -275,6 +295,17 @@ def test_prefixes_of_a_wrapper_do_not_matter(tmp_path: Path) -> None:
     out, report = work.apply(replace(BASE, prefix="module."))
     assert out == replace(POST, prefix="module.").tensors()
     assert any("other names" in line for line in report.remedies)
+
+
+@pytest.mark.parametrize(("base", "target"), [("", "module."), ("module.", ""), ("", "module._orig_mod.")])
+def test_what_a_wrapped_target_lacks_is_named_as_the_rest_of_it(tmp_path: Path, base: str, target: str) -> None:
+    """A task head and an output embedding of its own, in the target's spelling."""
+    head = {"score.weight": (2, HIDDEN)}
+    work = Work(tmp_path, replace(BASE, prefix=base), replace(POST, prefix=base, more=head))
+    out, _ = work.apply(replace(BASE, tied=True, prefix=target), with_added=True)
+    names = [EMBEDDING, MATRIX, NORM, HEAD, "score.weight"]
+    assert set(out) == {f"{target}{name}" for name in names}
+    assert out[f"{target}score.weight"] == replace(POST, more=head).tensors()["score.weight"]
 
 
 def test_buffers_stay_as_the_target_has_them(tmp_path: Path) -> None:

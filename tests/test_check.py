@@ -100,6 +100,27 @@ def test_unrelated_weights_of_another_depth_are_refused(registry: Registry, anar
     )
 
 
+def test_equal_shapes_of_unrelated_weights_are_refused_by_lineage(
+    tmp_path: Path, anarcii_bf16: Mapping[str, Path]
+) -> None:
+    """The first layers of real models: both have them, and their weights have nothing in common."""
+    models = {name: raw.read(anarcii_bf16[name]) for name in ("antibody_4_2", "shark_4_2", "antibody_4_1")}
+    shapes = {name: {key: one.spec.shape for key, one in model.items()} for name, model in models.items()}
+    shared = [key for key, shape in shapes["antibody_4_1"].items() if shapes["antibody_4_2"].get(key) == shape]
+    assert len(shared) > 30
+    for name, model in models.items():
+        (tmp_path / name).mkdir()
+        raw.write(tmp_path / name / "model.safetensors", [model[key] for key in shared])
+    registry = Registry(tmp_path / "home")
+    deltareg.diff(tmp_path / "antibody_4_2", tmp_path / "shark_4_2", registry, SHARK)
+    found = checked(registry, tmp_path / "antibody_4_1", SHARK)
+    assert found.verdict == "incompatible"
+    assert [one.code for one in found.findings if one.severity == "error"] == ["lineage-unrelated"]
+    with pytest.raises(NotHomologous, match="cosine"):
+        deltareg.apply(tmp_path / "antibody_4_1", {SHARK: 1.0}, registry, tmp_path / "out")
+    assert checked(registry, tmp_path / "shark_4_2", SHARK).verdict == "homologous"
+
+
 def test_minilm_fits_with_and_without_its_position_ids(registry: Registry, minilm_bf16: Pair, minilm: Pair) -> None:
     assert checked(registry, minilm_bf16.base, MINILM).verdict == "identical"
     found = checked(registry, minilm_bf16.post, MINILM)

@@ -61,6 +61,7 @@ __all__ = [
     "CheckReport",
     "CheckedDelta",
     "CheckedFinding",
+    "CheckedLikeness",
     "CheckedLineage",
     "FingerprintReport",
     "Fit",
@@ -95,6 +96,15 @@ class CheckedFinding(Document):
         return f"{self.subject}: {self.delta} against {self.target}"
 
 
+class CheckedLikeness(Document):
+    """How alike base and target are in one class of modules, estimated from samples; null where that cannot be said."""
+
+    cosine: float | None
+    distance: float | None = Field(description="‖target − base‖ / ‖base‖")
+    distance_to_delta: float | None = Field(description="‖target − base‖ / ‖delta‖")
+    values: int = Field(ge=0, description="values compared")
+
+
 class CheckedLineage(Document):
     """What samples of the base's weights tell of the target's; null where too little could be compared."""
 
@@ -103,6 +113,7 @@ class CheckedLineage(Document):
     distance: float | None = Field(description="‖target − base‖ / ‖base‖, estimated")
     distance_to_delta: float | None = Field(description="‖target − base‖ / ‖delta‖, estimated")
     values: int = Field(ge=0, description="values compared")
+    classes: dict[str, CheckedLikeness] = Field(default={}, description="by module class")
 
 
 class CheckedDelta(Document):
@@ -463,6 +474,15 @@ def _shown(lineage: Lineage, verdict: LineageVerdict) -> CheckedLineage:
         distance=_finite(lineage.total.distance),
         distance_to_delta=_finite(lineage.total.distance_to_delta),
         values=lineage.total.values,
+        classes={
+            name: CheckedLikeness(
+                cosine=_finite(found.cosine),
+                distance=_finite(found.distance),
+                distance_to_delta=_finite(found.distance_to_delta),
+                values=found.values,
+            )
+            for name, found in lineage.classes.items()
+        },
     )
 
 

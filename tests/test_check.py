@@ -87,6 +87,13 @@ def test_a_vocabulary_one_larger_is_adaptable(registry: Registry, anarcii_bf16: 
         ("vocabulary-rows", "decoder.tok_embedding.weight"),
     }
     assert all("row number" in one.remedy for one in warnings)
+    # Of all elements: 0.9985, 0.0587, 25.7 for attention; 0.9830, 0.1846, 28.1 for mlp.
+    assert found.lineage is not None
+    for key, distance, to_delta in (("attention", 0.0587, 25.7), ("mlp", 0.1846, 28.1)):
+        likeness = found.lineage.classes[key]
+        assert likeness.cosine is not None and 0.97 < likeness.cosine < 1
+        assert likeness.distance == pytest.approx(distance, rel=0.25)
+        assert likeness.distance_to_delta == pytest.approx(to_delta, rel=0.25)
 
 
 def test_unrelated_weights_of_another_depth_are_refused(registry: Registry, anarcii_bf16: Mapping[str, Path]) -> None:

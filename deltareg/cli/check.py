@@ -110,6 +110,21 @@ def _print(report: CheckReport) -> None:
             told += f" (cosine {ratio(delta.lineage.cosine)})"
         fields[f"delta {number}"] = f"{delta.reference}: {delta.verdict}{told}"
     print_fields({**fields, "bytes read": size(report.bytes_read)})
+    alike = [
+        (
+            name if len(report.deltas) > 1 else "",
+            key,
+            _told(found.cosine),
+            _told(found.distance),
+            _told(found.distance_to_delta),
+        )
+        for name, lineage in ((delta.reference, delta.lineage) for delta in report.deltas)
+        if lineage is not None and lineage.verdict != "same"
+        for key, found in sorted(lineage.classes.items())
+    ]
+    if alike:
+        columns = ["delta name", "module class", "cosine", "distance", "distance to delta"]
+        print_table(columns, alike, right=columns[2:])
     findings = [(delta.reference, found) for delta in report.deltas for found in delta.findings]
     several = len(report.deltas) > 1
     if findings:
@@ -125,3 +140,9 @@ def _print(report: CheckReport) -> None:
     # The remedy of a note that asks for nothing need not be read.
     for remedy in dict.fromkeys(f"{found.code}: {found.remedy}" for _, found in findings if found.severity != "note"):
         hint(remedy)
+
+
+def _told(value: float | None) -> str:
+    from deltareg.cli.units import ratio
+
+    return "–" if value is None else ratio(value)

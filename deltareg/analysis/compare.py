@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +15,14 @@ import numpy as np
 from pydantic import Field
 
 from deltareg.artifact import Artifact, Packs, Part
-from deltareg.codec import FRAME_LANES, Array, Frame, Lane, RecordReader, lane_of
+from deltareg.codec import FRAME_LANES, Array, Frame, Lane, RecordReader, is_additive, lane_of
 from deltareg.codec.memory import empty, frame_memory
 from deltareg.errors import InvalidArgument, NotHomologous
 from deltareg.fingerprint import layer_order, module_class
 from deltareg.manifest import Document, TensorEntry
 from deltareg.progress import SILENT, Progress
 from deltareg.sketch import loops
-from deltareg.sketch.projection import PROJECTION_TYPE, Sketch, is_additive, lanes_of, read_sketches, samples_of
+from deltareg.sketch.projection import PROJECTION_TYPE, Sketch, lanes_of, read_sketches, samples_of
 from deltareg.threads import in_order, thread_count
 
 __all__ = ["ALL", "Comparison", "ComparisonReport", "DeltaNorms", "PairReport", "Skipped", "compare"]
@@ -68,6 +68,12 @@ class PairReport(Document):
     layers: dict[str, dict[str, Comparison]] = Field(description="by layer's name, such as model.layers.0, and class")
     skipped: list[Skipped]
 
+    def rows(self, *, layers: bool) -> Iterator[tuple[str, str, Comparison]]:
+        """The layer ("" for the whole model), the module class (ALL first), and what was found, in order."""
+        for layer, classes in [("", self.classes), *(self.layers.items() if layers else ())]:
+            for key in sorted(classes, key=lambda key: (key != ALL, key)):
+                yield layer, key, classes[key]
+
 
 class DeltaNorms(Document):
     """One delta: its Frobenius norms by module class, and by layer and class."""
@@ -101,13 +107,17 @@ def compare(
     several tensors t, cos = Σ‖aₜ‖‖bₜ‖cosₜ / (‖a‖‖b‖).
 
     Raises InvalidArgument for fewer than two deltas or a name given twice, NotHomologous for two that have no tensor to
-    compare; what opening artifacts and reading records
-    raises.
+    compare; what opening artifacts and reading records raises.
     """
     started = time.monotonic()
     names = [name for name, _ in deltas]
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise InvalidArgument("give two deltas at least, each once", hint="deltareg list tells which there are")
+    if len(names) < 2:
+        raise InvalidArgument("give two deltas at least", hint="deltareg list tells which there are")
+    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if twice is not None:
+        raise InvalidArgument(
+            f"{twice} is given twice", hint="name each delta once: a channel is a name of its version"
+        )
     sides = [_Side.of(name, artifact) for name, artifact in deltas]
     pairs = [_PairJob(one, other, exact) for one, other in combinations(sides, 2)]
     for pair in pairs:

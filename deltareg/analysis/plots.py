@@ -10,11 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from deltareg.analysis.compare import ALL, Comparison, ComparisonReport
+from deltareg.analysis.compare import Comparison, ComparisonReport
 from deltareg.errors import InvalidArgument
 from deltareg.store.files import write_atomically
 
-__all__ = ["plot"]
+__all__ = ["check_plot", "plot", "with_error"]
 
 _FORMATS = ("png", "svg", "html")
 _CLASSES = (("attention", "attention"), ("mlp", "feed-forward"))
@@ -126,8 +126,7 @@ def _page(report: ComparisonReport, picture: str) -> str:
     rows = [
         (f"{pair.first} · {pair.second}" + (f" · {layer}" if layer else ""), key, *_cells(found))
         for pair in report.pairs
-        for layer, groups in [("", pair.classes), *pair.layers.items()]
-        for key, found in sorted(groups.items(), key=lambda item: (item[0] != ALL, item[0]))
+        for layer, key, found in pair.rows(layers=True)
     ]
     skipped = [f"{one.name}: {one.reason}" for pair in report.pairs for one in pair.skipped]
     parts = [
@@ -152,16 +151,17 @@ def _row(cells: Sequence[str], kind: str) -> str:
 
 def _cells(found: Comparison) -> tuple[str, ...]:
     return (
-        _with_error(found.cosine, found.cosine_error),
+        with_error(found.cosine, found.cosine_error),
         "–" if found.norm_ratio is None else f"{found.norm_ratio:.4g}",
-        _with_error(found.sign_conflict, found.sign_conflict_error),
+        with_error(found.sign_conflict, found.sign_conflict_error),
         f"{found.tensors:,}",
         f"{found.parameters:,}",
         "exact" if found.exact else "estimated",
     )
 
 
-def _with_error(value: float | None, error: float | None) -> str:
+def with_error(value: float | None, error: float | None) -> str:
+    """A figure with its standard error, where it has one."""
     if value is None:
         return "–"
     return f"{value:.4f}" + (f" ± {error:.4f}" if error else "")

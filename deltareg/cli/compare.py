@@ -11,7 +11,7 @@ from deltareg.cli.options import Json, Threads, complete_delta
 from deltareg.paths import expand_home
 
 if TYPE_CHECKING:
-    from deltareg.analysis.compare import Comparison, ComparisonReport, PairReport
+    from deltareg.analysis.compare import Comparison, ComparisonReport
 
 __all__ = ["compare"]
 
@@ -70,11 +70,14 @@ def compare(
 
 def _print(report: ComparisonReport, picture: Path | None, *, layers: bool) -> None:
     from deltareg.analysis.compare import ALL
+    from deltareg.analysis.plots import with_error
     from deltareg.cli.output import hint, print_fields, print_table
+    from deltareg.cli.units import counted
 
     names = [delta.name for delta in report.deltas]
     print_fields({f"delta {number}": name for number, name in enumerate(names, 1)})
-    cosines = {(pair.first, pair.second): _cosine(pair.classes.get(ALL)) for pair in report.pairs}
+    totals = {(pair.first, pair.second): pair.classes[ALL] for pair in report.pairs}
+    cosines = {both: with_error(found.cosine, found.cosine_error) for both, found in totals.items()}
     numbers = [str(number) for number in range(1, len(names) + 1)]
     rows = [
         [number, *("1" if one == other else cosines.get((one, other)) or cosines[other, one] for other in names)]
@@ -83,43 +86,30 @@ def _print(report: ComparisonReport, picture: Path | None, *, layers: bool) -> N
     print_table(["cosine", *numbers], rows, right=numbers)
     columns = ["deltas", "module class", "cosine", "norm ratio", "opposed signs", "parameters", "how"]
     order = {name: str(number) for number, name in enumerate(names, 1)}
-    print_table(
-        columns, [row for pair in report.pairs for row in _rows(pair, order, layers=layers)], right=columns[2:6]
-    )
-    skipped = sum(len(pair.skipped) for pair in report.pairs)
+    rows = [
+        [f"{order[pair.first]} · {order[pair.second]}", f"{layer} {key}".strip(), *_cells(found)]
+        for pair in report.pairs
+        for layer, key, found in pair.rows(layers=layers)
+    ]
+    print_table(columns, rows, right=columns[2:6])
+    # One that several pairs skip is one tensor still.
+    skipped = len({tensor.name for pair in report.pairs for tensor in pair.skipped})
     if skipped:
-        hint(f"{skipped} tensor{'s were' if skipped > 1 else ' was'} not compared: --json says why")
+        where = "" if len(report.pairs) == 1 else " in every pair"
+        hint(f"{counted(skipped, 'tensor')} {'was' if skipped == 1 else 'were'} not compared{where}: --json says why")
     if picture is not None:
         hint(f"drew {picture}")
 
 
-def _rows(pair: PairReport, order: dict[str, str], *, layers: bool) -> list[list[str]]:
-    from deltareg.analysis.compare import ALL
-
-    both = f"{order[pair.first]} · {order[pair.second]}"
-    groups = [("", pair.classes), *(pair.layers.items() if layers else ())]
-    return [
-        [both, f"{layer} {key}".strip(), *_cells(found)]
-        for layer, classes in groups
-        for key, found in sorted(classes.items(), key=lambda item: (item[0] != ALL, item[0]))
-    ]
-
-
 def _cells(found: Comparison) -> list[str]:
+    from deltareg.analysis.plots import with_error
     from deltareg.cli.units import number, ratio
 
     conflict = "" if found.sign_conflict is None else f"{100 * found.sign_conflict:.1f} %"
     return [
-        _cosine(found),
+        with_error(found.cosine, found.cosine_error),
         "" if found.norm_ratio is None else ratio(found.norm_ratio),
         conflict,
         number(found.parameters),
         "exact" if found.exact else "estimated",
     ]
-
-
-def _cosine(found: Comparison | None) -> str:
-    if found is None or found.cosine is None:
-        return "–"
-    error = f" ± {found.cosine_error:.4f}" if found.cosine_error else ""
-    return f"{found.cosine:.4f}{error}"

@@ -171,6 +171,39 @@ def test_records_are_read_where_one_delta_has_no_projections(
     assert compare(mixed).pairs == compare(mixed, exact=True).pairs
 
 
+def test_small_tensors_are_read_where_both_packs_are_at_hand(
+    three: dict[str, tuple[Artifact, Tensors]], registry: Registry
+) -> None:
+    one, other = (sketched(registry.store, *three[name]) for name in ("one", "other"))
+    classes = compare([("one", one), ("other", other)]).pairs[0].classes
+    true = compare([("one", one), ("other", other)], exact=True).pairs[0].classes
+    assert {key: found.exact for key, found in classes.items()} == {
+        "attention": True,
+        "mlp": False,
+        "norm": True,
+        ALL: False,
+    }
+    assert classes["attention"] == true["attention"]
+    assert classes["norm"] == true["norm"]
+    # Of the sum only the estimated part is in doubt: by its share of both norms.
+    share = 1.0
+    for side in ("one", "other"):
+        values = [three[side][1][name].astype(np.float64) for name in NAMES]
+        share *= float(np.linalg.norm(values[1]) / np.linalg.norm(np.concatenate(values)))
+    assert classes["mlp"].cosine_error and classes[ALL].cosine_error
+    assert classes[ALL].cosine_error == pytest.approx(share * classes["mlp"].cosine_error, rel=1e-5)
+
+
+def test_small_tensors_are_estimated_where_one_pack_is_missing(
+    three: dict[str, tuple[Artifact, Tensors]], registry: Registry
+) -> None:
+    one, other = (sketched(registry.store, *three[name]) for name in ("one", "other"))
+    gone = Artifact(_WithoutPacks(registry.store, other), other.digest, other.manifest, 0)
+    classes = compare([("one", one), ("other", gone)]).pairs[0].classes
+    assert not any(found.exact for found in classes.values())
+    assert all(found.cosine_error for found in classes.values())
+
+
 def test_what_cannot_be_compared_is_skipped_and_told(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "home")
     half = of("F16", np.full(40, 0x3C00, np.uint16))
@@ -217,10 +250,12 @@ def test_damaged_projections_are_refused(three: dict[str, tuple[Artifact, Tensor
 
 
 def test_one_delta_or_a_name_twice_is_refused(three: dict[str, tuple[Artifact, Tensors]]) -> None:
-    one = three["one"][0]
-    for deltas in ([], [("one", one)], [("one", one), ("one", one)]):
-        with pytest.raises(InvalidArgument):
+    one, other = three["one"][0], three["other"][0]
+    for deltas in ([], [("one", one)]):
+        with pytest.raises(InvalidArgument, match="two deltas at least"):
             compare(deltas)
+    with pytest.raises(InvalidArgument, match="one is given twice"):
+        compare([("one", one), ("other", other), ("one", one)])
 
 
 def test_report_survives_its_json(three: dict[str, tuple[Artifact, Tensors]]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 from deltareg.apply.placement import WeightedDelta
 from deltareg.checkpoint import Checkpoint
+from deltareg.checkpoint.layout import is_tokenizer_file
 from deltareg.digest import parse_json
 from deltareg.errors import BadManifest
 
@@ -20,20 +20,6 @@ SideFiles = Literal["post", "target"]
 _CONFIG = "tokenizer_config.json"
 _GENERATION = "generation_config.json"
 _TEMPLATE = "chat_template"
-# What says which token has which row.
-_VOCABULARIES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model*",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-    "*.spm",
-    "*.tiktoken",
-    "tekken.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 
 
 def side_files(
@@ -52,7 +38,7 @@ def side_files(
     if any(moved):
         own = files.get(_CONFIG)
         template = _template(brought.get(_CONFIG))
-        brought = {name: data for name, data in brought.items() if not _is_vocabulary(name)}
+        brought = {name: data for name, data in brought.items() if not is_tokenizer_file(name)}
         if own is not None and template is not None:
             files[_CONFIG] = _with_template(own, template)
         generation = brought.pop(_GENERATION, None)
@@ -60,10 +46,6 @@ def side_files(
         if renumbered is not None:
             brought[_GENERATION] = renumbered
     return {**files, **brought}
-
-
-def _is_vocabulary(name: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _VOCABULARIES)
 
 
 def _object(data: bytes) -> dict[str, Any] | None:

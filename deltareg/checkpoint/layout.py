@@ -25,6 +25,7 @@ __all__ = [
     "convert_command",
     "find_weights",
     "is_pickle",
+    "is_tokenizer_file",
     "licence_of",
     "refuse_pickle",
     "side_files_of",
@@ -39,7 +40,8 @@ _NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # Pickles that trainers leave beside the weights.
 _NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
-_SIDE_FILES = (
+# What says which token has which row.
+_TOKENIZER_FILES = (
     "tokenizer*",
     "vocab*",
     "merges.txt",
@@ -49,6 +51,9 @@ _SIDE_FILES = (
     "tekken.json",
     "special_tokens_map.json",
     "added_tokens.json",
+)
+_SIDE_FILES = (
+    *_TOKENIZER_FILES,
     "chat_template.*",
     "generation_config.json",
     "preprocessor_config.json",
@@ -162,6 +167,11 @@ def side_files_of(names: Iterable[str]) -> tuple[str, ...]:
             and not any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in _NEVER_SIDE_FILES)
         )
     )
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a side file tells which tokens there are, and which row of the embeddings each has."""
+    return any(_matches(name, pattern) for pattern in _TOKENIZER_FILES)
 
 
 def belongs(name: str) -> bool:

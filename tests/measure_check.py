@@ -41,6 +41,7 @@ from deltareg.manifest import (
 from deltareg.sketch import SAMPLES_TYPE
 from deltareg.sketch.samples import TensorSpec, sample_plan, take_samples
 from tests import raw
+from tests.fingerprint.configs import decoder_shapes
 
 Shapes = Mapping[str, tuple[int, ...]]
 SHARD = 5 * 10**9
@@ -69,16 +70,7 @@ def llama_70b() -> Large:
         "vocab_size": 128256,
         "tie_word_embeddings": False,
     }
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (128256, 8192)}
-    for layer in range(80):
-        here = f"model.layers.{layer}."
-        shapes |= {f"{here}{name}.weight": (8192,) for name in ("input_layernorm", "post_attention_layernorm")}
-        shapes |= {f"{here}self_attn.{name}_proj.weight": (8192, 8192) for name in "qo"}
-        shapes |= {f"{here}self_attn.{name}_proj.weight": (1024, 8192) for name in "kv"}
-        shapes |= {f"{here}mlp.{name}_proj.weight": (28672, 8192) for name in ("gate", "up")}
-        shapes[f"{here}mlp.down_proj.weight"] = (8192, 28672)
-    shapes |= {"model.norm.weight": (8192,), "lm_head.weight": (128256, 8192)}
-    return Large(config, shapes, 1, 5)
+    return Large(config, decoder_shapes(config), 1, 5)
 
 
 def mixture_671b() -> Large:

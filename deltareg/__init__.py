@@ -9,10 +9,11 @@ deltareg.apply("target/", {"acme/search:1.0.0": 0.5}, registry, "out/")
 
 from __future__ import annotations
 
-import importlib
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from deltareg.lazy import lazily
 
 if TYPE_CHECKING:
     from deltareg.apply import apply as apply
@@ -42,11 +43,8 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    # Loaded on first use: `deltareg --help` must not wait for what it does not need.
-    if name not in _HOMES:
-        raise AttributeError(f"module 'deltareg' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+# Loaded on first use: `deltareg --help` must not wait for what it does not need.
+__getattr__ = lazily(__name__, _HOMES)
 
 
 class _Package(ModuleType):

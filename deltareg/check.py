@@ -18,9 +18,9 @@ from pydantic import Field
 from deltareg.artifact import Artifact
 from deltareg.catalog import Registry
 from deltareg.checkpoint import Checkpoint
-from deltareg.codec import lane_of
+from deltareg.codec import is_additive, lane_of
 from deltareg.errors import BadCheckpoint, InvalidArgument
-from deltareg.fingerprint import fingerprint_of
+from deltareg.fingerprint import fingerprint_of, tokenizer_fingerprint
 from deltareg.fingerprint.structure import Structure, structure_digest, structure_of
 from deltareg.fingerprint.tokenizer import (
     Readable,
@@ -43,7 +43,7 @@ from deltareg.homology import (
     has_token_embedding,
     verdict_of,
 )
-from deltareg.manifest import Document, Fingerprint, TensorEntry, TokenizerFingerprint
+from deltareg.manifest import Document, Fingerprint, TensorEntry
 from deltareg.names import Reference
 from deltareg.sketch import (
     SAMPLES_TYPE,
@@ -90,9 +90,7 @@ class CheckedFinding(Document):
     target: str = Field(description="what the target has")
     remedy: str = Field(description="what to do today")
 
-    @property
-    def shown(self) -> str:
-        """The difference in a line."""
+    def __str__(self) -> str:
         return f"{self.subject}: {self.delta} against {self.target}"
 
 
@@ -304,7 +302,7 @@ def _fit(reference: Reference, artifact: Artifact, target: _Target, threads: int
         and shapes == target.shapes
         and config.fingerprint.digest == target.digest
         and not fields
-        and config.fingerprint.tokenizer == _fingerprint(target.tokenizer)
+        and config.fingerprint.tokenizer == tokenizer_fingerprint(target.tokenizer)
     )
     checked = CheckedDelta(
         reference=str(reference),
@@ -356,7 +354,7 @@ def dtype_fits(entry: TensorEntry, dtype: str) -> bool:
     """Whether the record of a tensor can be applied to a target's tensor of `dtype`. Raises UnsupportedFormat."""
     if entry.base_dtype is None or entry.post_dtype is None or entry.kind == "zero":
         return True
-    if lane_of(entry.base_dtype).adds_to(lane_of(entry.post_dtype)):
+    if is_additive(entry):
         return lane_of(dtype).adds_to(lane_of(entry.post_dtype))
     return dtype in (entry.base_dtype, entry.post_dtype)
 
@@ -380,7 +378,7 @@ class _Tokens:
     def __init__(self, artifact: Artifact, target: _Target) -> None:
         self._base = artifact.config.fingerprint.tokenizer
         self._theirs = target.tokenizer
-        self._other = _fingerprint(self._theirs)
+        self._other = tokenizer_fingerprint(self._theirs)
         base, other = self._base, self._other
         self._differ = base is not None and other is not None and (base.core, base.added) != (other.core, other.added)
         self._ours: Tokenizer | None = None
@@ -415,18 +413,6 @@ class _Tokens:
         if known and ours is not None and theirs is not None:
             difference = compare_tokenizers(ours, theirs)
         return compare_tokenizer_fingerprints(base, self._other, embedding=embedding, difference=difference)
-
-
-def _fingerprint(tokenizer: Tokenizer | None) -> TokenizerFingerprint | None:
-    if tokenizer is None:
-        return None
-    return TokenizerFingerprint(
-        core=tokenizer.core,
-        added=tokenizer.added_digest,
-        chat_template=tokenizer.chat_template,
-        kind=tokenizer.kind,
-        rows=tokenizer.rows,
-    )
 
 
 # --- lineage ------------------------------------------------------------------------------------------------------

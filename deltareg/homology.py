@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -34,6 +34,7 @@ __all__ = [
     "compare_tokenizer_fingerprints",
     "delta_shapes",
     "finding",
+    "first_of",
     "has_output",
     "has_token_embedding",
     "refuse_mismatch",
@@ -524,11 +525,8 @@ def refuse_mismatch(findings: Iterable[Finding], *, message: str, hint: str) -> 
     errors = [found for found in findings if found.severity == "error"]
     if not errors:
         return
-    shown = "; ".join(map(str, errors[:_SHOWN])) + (
-        f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
-    )
     raise NotHomologous(
-        f"{message}: {shown}",
+        f"{message}: {first_of(errors)}",
         cause=f"{len(errors)} tensor{'s' if len(errors) > 1 else ''} of the two parameter spaces differ",
         hint=hint,
         findings=[
@@ -536,6 +534,12 @@ def refuse_mismatch(findings: Iterable[Finding], *, message: str, hint: str) -> 
             for found in errors
         ],
     )
+
+
+def first_of(findings: Sequence[object]) -> str:
+    """The first of many findings, as a message has them."""
+    more = f"; and {len(findings) - _SHOWN} more" if len(findings) > _SHOWN else ""
+    return "; ".join(map(str, findings[:_SHOWN])) + more
 
 
 def _last(key: str) -> str:

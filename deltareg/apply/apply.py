@@ -21,6 +21,7 @@ from deltareg.check import Fit, fit
 from deltareg.checkpoint import Checkpoint, CheckpointWriter
 from deltareg.checkpoint.staging import check_free
 from deltareg.errors import InvalidArgument, NotHomologous, OutputExists
+from deltareg.homology import first_of
 from deltareg.manifest import Document
 from deltareg.merge import METHODS
 from deltareg.names import Reference
@@ -29,7 +30,6 @@ from deltareg.threads import thread_count
 
 __all__ = ["AppliedDelta", "ApplyReport", "SideFiles", "apply"]
 
-_SHOWN = 12
 # A finding that says how far a shape is from another may come once for each tensor.
 _MOST_TOLD = 200
 
@@ -193,14 +193,13 @@ def _refuse(fits: Sequence[Fit], target: Checkpoint, *, force: bool) -> list[str
     if not errors:
         return []
     if force:
-        told = [f"{delta.reference}: {found.code}: {found.shown}" for delta, found in errors]
+        told = [f"{delta.reference}: {found.code}: {found}" for delta, found in errors]
         return told[:_MOST_TOLD] + ([f"and {len(told) - _MOST_TOLD} more"] if len(told) > _MOST_TOLD else [])
     first = errors[0][0]
-    shown = "; ".join(found.shown for _, found in errors[:_SHOWN])
-    more = f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
+    shown = first_of([found for _, found in errors])
     codes = ", ".join(dict.fromkeys(found.code for _, found in errors))
     raise NotHomologous(
-        f"{first.reference} does not fit {target.id}; the delta's base against the target: {shown}{more}",
+        f"{first.reference} does not fit {target.id}; the delta's base against the target: {shown}",
         cause=f"{len(errors)} difference{'s' if len(errors) > 1 else ''} that no remedy bridges: {codes}",
         hint=f"deltareg check {first.reference} --base {target.id} tells more; --force applies it all the same",
         findings=[

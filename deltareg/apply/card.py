@@ -23,8 +23,7 @@ def config_json(target: Checkpoint, plan: Plan, *, separate: bool = False) -> by
     """The target's `config.json`; None if there is none.
 
     What it says of quantised weights goes where these are read as bfloat16. Its dtype is corrected where the output has
-    another one, and its embeddings are no longer tied where the output has
-    them `separate`.
+    another one, and its embeddings are no longer tied where the output has them `separate`.
     """
     if target.config is None:
         return None

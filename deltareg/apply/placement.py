@@ -11,7 +11,7 @@ from deltareg.apply.rows import Rows
 from deltareg.artifact import Artifact
 from deltareg.check import Fit, dtype_fits
 from deltareg.checkpoint import Checkpoint
-from deltareg.codec import lane_of
+from deltareg.codec import is_additive
 from deltareg.homology import Space, delta_shapes
 from deltareg.manifest import TensorEntry
 from deltareg.names import Reference
@@ -72,9 +72,9 @@ def place(
     Tensors that training added are taken where `with_added` says so, and where it is None on the delta's own base. What
     fits nowhere is left out, and told: to refuse it is for `apply`, before.
     """
-    theirs = Space({tensor.name: tensor.shape for tensor in target.tensors.values()}, fits[0].target) if fits else None
-    if theirs is None:
-        return Placement([], {}, False, ())
+    if not deltas:
+        return place_unchanged(deltas)
+    theirs = Space({tensor.name: tensor.shape for tensor in target.tensors.values()}, fits[0].target)
     jobs = [_Job(target, theirs, delta, fit, with_added) for delta, fit in zip(deltas, fits, strict=True)]
     for job in jobs:
         job.place()
@@ -187,7 +187,7 @@ class _Job:
             self._notes[f"left out, because {why}"].append(name)
         elif source is not None and entry.post_dtype is not None and not dtype_fits(entry, source.dtype):
             self._notes["left out, because its dtype does not fit"].append(name)
-        elif rows is not None and not _adds(entry):
+        elif rows is not None and not is_additive(entry):
             self._notes["left out, because rows of replaced bits cannot be matched"].append(name)
         else:
             self.placed[name] = Placed(entry, rows)
@@ -227,11 +227,3 @@ def _wrapping(renamed: Mapping[str, str]) -> tuple[str, str]:
             found[side] += wrapper
             rest = rest.removeprefix(wrapper)
     return found[0], found[1]
-
-
-def _adds(entry: TensorEntry) -> bool:
-    return (
-        entry.base_dtype is not None
-        and entry.post_dtype is not None
-        and lane_of(entry.base_dtype).adds_to(lane_of(entry.post_dtype))
-    )

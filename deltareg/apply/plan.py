@@ -11,7 +11,7 @@ from deltareg.apply.rows import Rows
 from deltareg.artifact import Artifact
 from deltareg.check import dtype_fits
 from deltareg.checkpoint import Checkpoint, ShardPlan, Tensor, lay_out
-from deltareg.codec import lane_of
+from deltareg.codec import is_additive, lane_of
 from deltareg.errors import NotHomologous, UnsupportedFormat
 from deltareg.homology import compare_shapes, delta_shapes, finding, refuse_mismatch
 from deltareg.manifest import TensorEntry
@@ -113,13 +113,6 @@ def _refuse(delta: WeightedDelta, target: Checkpoint) -> None:
     )
 
 
-def _adds(entry: TensorEntry) -> bool:
-    """Whether the record's values are added, rather than put in the place of the target's."""
-    if entry.base_dtype is None or entry.post_dtype is None:
-        return False
-    return lane_of(entry.base_dtype).adds_to(lane_of(entry.post_dtype))
-
-
 def _pieces(placement: Placement, name: str) -> list[Piece]:
     return [
         Piece(number, placed.entry, placed.rows)
@@ -133,7 +126,7 @@ def _planned(
 ) -> PlannedTensor:
     dtype = _result_dtype(name, tensor, [piece.entry for piece in pieces], warnings)
     active = [piece for piece in pieces if piece.entry.kind != "zero"]
-    adding = [_adds(piece.entry) for piece in active]
+    adding = [is_additive(piece.entry) for piece in active]
     if any(adding) and not all(adding):
         raise NotHomologous(
             f"the deltas do not agree about {name}: one adds numbers to it, another replaces its bits",
@@ -170,7 +163,7 @@ def _strongest(name: str, pieces: list[Piece], deltas: Sequence[WeightedDelta], 
 def _result_dtype(name: str, tensor: Tensor, entries: list[TensorEntry], warnings: list[str]) -> str:
     """Post's dtype where the target has the base's, else the target's own."""
     wanted = {
-        entry.post_dtype if entry.base_dtype == tensor.dtype or not _adds(entry) else tensor.dtype
+        entry.post_dtype if entry.base_dtype == tensor.dtype or not is_additive(entry) else tensor.dtype
         for entry in entries
         if entry.post_dtype is not None and not (entry.kind == "zero" and entry.base_dtype == entry.post_dtype)
     }

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 __all__ = ["main"]
 
-# A command makes few cycles and ends soon. With Python's own threshold of 700 objects collections took a third of the
-# time of a check of 90,000 tensors.
+# A command makes few cycles and ends soon: with Python's own threshold of 700 objects, collections would take much of
+# the time of a check of 90,000 tensors.
 _COLLECT_AFTER = 1_000_000
 
 

@@ -7,8 +7,9 @@ replaces), `choose.py` that takes the smallest, `mend.py` for what one rounded d
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from deltareg.lazy import lazily
 
 if TYPE_CHECKING:
     from deltareg.codec.choose import Kind
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
         replaced,
         zero_frame,
     )
-    from deltareg.codec.lanes import FRAME_LANES, Array, Lane, lane_of
+    from deltareg.codec.lanes import FRAME_LANES, Array, Lane, is_additive, lane_of
     from deltareg.codec.reader import FrameRange, RecordReader
     from deltareg.codec.record import Mode, RecordHead, frame_counts
     from deltareg.codec.streams import Preset
@@ -44,6 +45,7 @@ __all__ = [
     "encode_replaced",
     "encode_unchanged",
     "frame_counts",
+    "is_additive",
     "lane_of",
     "replaced",
     "zero_frame",
@@ -66,14 +68,12 @@ _HOMES = {
     "encode_replaced": "deltareg.codec.frame",
     "encode_unchanged": "deltareg.codec.frame",
     "frame_counts": "deltareg.codec.record",
+    "is_additive": "deltareg.codec.lanes",
     "lane_of": "deltareg.codec.lanes",
     "replaced": "deltareg.codec.frame",
     "zero_frame": "deltareg.codec.frame",
 }
 
 
-def __getattr__(name: str) -> Any:
-    # Loaded on first use: what only asks for the kinds of lanes does not wait for compiled loops.
-    if name not in _HOMES:
-        raise AttributeError(f"module 'deltareg.codec' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+# Loaded on first use: what only asks for the kinds of lanes does not wait for compiled loops.
+__getattr__ = lazily(__name__, _HOMES)

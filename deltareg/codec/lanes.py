@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from deltareg.errors import UnsupportedFormat
 
-__all__ = ["FRAME_LANES", "Array", "Lane", "lane_of", "view_of"]
+if TYPE_CHECKING:
+    from deltareg.manifest import TensorEntry
+
+__all__ = ["FRAME_LANES", "Array", "Lane", "is_additive", "lane_of", "view_of"]
 
 Array = npt.NDArray[Any]
 
@@ -112,6 +115,13 @@ _LANES = {
     )
 }
 _BY_CODE = {lane.code: lane for lane in _LANES.values()}
+
+
+def is_additive(entry: TensorEntry) -> bool:
+    """Whether the delta of a tensor is numbers that are added, rather than bits that are put in the target's place."""
+    if entry.base_dtype is None or entry.post_dtype is None:
+        return False
+    return lane_of(entry.base_dtype).adds_to(lane_of(entry.post_dtype))
 
 
 def lane_of(dtype: str | int) -> Lane:

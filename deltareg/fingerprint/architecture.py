@@ -11,7 +11,7 @@ from deltareg.fingerprint.structure import space_digest, structure_digest, struc
 from deltareg.fingerprint.tokenizer import Tokenizer, tokenizer_of
 from deltareg.manifest import Fingerprint, TokenizerFingerprint
 
-__all__ = ["fingerprint_of", "inventory_digest"]
+__all__ = ["fingerprint_of", "inventory_digest", "tokenizer_fingerprint"]
 
 
 def fingerprint_of(checkpoint: Checkpoint, *, lenient: bool = False) -> Fingerprint:
@@ -34,11 +34,14 @@ def fingerprint_of(checkpoint: Checkpoint, *, lenient: bool = False) -> Fingerpr
         model_type=structure.model_type,
         structure=dict(structure.structure),
         behaviour=dict(structure.behaviour),
-        tokenizer=None if tokenizer is None else _fingerprint(tokenizer),
+        tokenizer=tokenizer_fingerprint(tokenizer),
     )
 
 
-def _fingerprint(tokenizer: Tokenizer) -> TokenizerFingerprint:
+def tokenizer_fingerprint(tokenizer: Tokenizer | None) -> TokenizerFingerprint | None:
+    """What a fingerprint keeps of a tokenizer; None for none."""
+    if tokenizer is None:
+        return None
     return TokenizerFingerprint(
         core=tokenizer.core,
         added=tokenizer.added_digest,

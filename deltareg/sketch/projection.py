@@ -26,7 +26,7 @@ import numpy as np
 from blake3 import blake3
 
 from deltareg.artifact import pack, unpack
-from deltareg.codec import FRAME_LANES, Array, lane_of
+from deltareg.codec import FRAME_LANES, Array, is_additive, lane_of
 from deltareg.errors import BadManifest, UnsupportedFormat
 from deltareg.manifest import TensorEntry
 from deltareg.sketch import loops
@@ -36,7 +36,6 @@ __all__ = [
     "PROJECTION_TYPE",
     "Sketch",
     "Sketcher",
-    "is_additive",
     "lanes_of",
     "pack_sketches",
     "read_sketches",
@@ -77,13 +76,6 @@ def width_of(lanes: int) -> int:
 def samples_of(lanes: int) -> int:
     """Lanes of a tensor whose signs are kept."""
     return min(lanes, width_of(lanes) // 8, 1024)
-
-
-def is_additive(entry: TensorEntry) -> bool:
-    """Whether the delta of a tensor is numbers that are added: no replaced, new or removed tensor has a projection."""
-    if entry.base_dtype is None or entry.post_dtype is None:
-        return False
-    return lane_of(entry.base_dtype).adds_to(lane_of(entry.post_dtype))
 
 
 def lanes_of(entry: TensorEntry) -> int:

@@ -68,7 +68,7 @@ $(VENV)/runtime.stamp: pyproject.toml constraints.txt | $(BIN)/pip
 
 $(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "installing deltareg and its test tools into $(VENV) (torch is large: a few minutes)"
-	@$(PIP) -e '.[test]'
+	@$(PIP) -e '.[test,oracle]'
 	@touch $@ $(VENV)/runtime.stamp
 
 $(VENV)/bench.stamp: $(VENV)/test.stamp

@@ -24,6 +24,7 @@ from deltareg.diff import DiffReport
 from deltareg.errors import DeltaregError, all_errors
 from deltareg.homology import FINDINGS, FindingKind
 from deltareg.manifest import DeltaConfig, Descriptor, Document, Index, Inventory, Manifest
+from deltareg.merge import METHODS
 from deltareg.store import FsckReport, GcReport
 from deltareg.transfer import TransferReport
 
@@ -48,6 +49,7 @@ SCHEMAS: Mapping[str, type[Document]] = {
     "check": CheckReport,
     "compare": ComparisonReport,
     "apply": ApplyReport,
+    "methods": reports.MethodList,
     "fingerprint": FingerprintReport,
     "remote-list": reports.RemoteList,
     "remote-change": reports.RemoteChange,
@@ -89,6 +91,33 @@ of which kind it is.
 """
 
 
+_METHODS_HEAD = """\
+# Merge methods
+
+This page is made from the program by `make docs`; `deltareg methods` tells the same.
+
+```console
+$ deltareg apply target/ acme/search:1.0.0=0.6 acme/chat:2.1.0=0.4 --method ties --param density=0.5 -o merged/
+```
+
+M is what a method adds to the target: result = round(target + M). It is computed in float32 where everything has 16
+bits, in float64 otherwise; products and sums are rounded one by one, the result once. It has the same bits for any
+number of threads. Where papers and tools disagree, the variant is a parameter, its default is the paper's, and the
+model card of the output names every parameter. Where a lane of M is zero the target keeps its bits.
+
+**Weights** wᵢ come with the deltas (`acme/search:1.0.0=0.6`). Methods whose formula has no place for weights scale the
+deltas with them before anything else.
+
+**By tensor.** Weights and parameters can differ: `--weight 'acme/search:1.0.0[mlp]=0.8'`, `--param
+'density[model.layers.1?.*]=0.9'`. A selector is a module class (`attention`, `mlp`, `embedding`, `norm`, `lm_head`,
+`other`) or a pattern of tensor names; of those that match a tensor, the last one given counts. A number may change
+along the layers: `density=0.2..0.8` goes linearly from the first layer to the last; `0.2..0.8..0.2` has its middle in
+the middle. Tensors in front of the layers have the first value, those behind them the last.
+
+**Random masks** come from a generator that counts: a bit of a mask depends on `--seed`, the delta's digest, the tensor
+and the place in it, and on nothing else. The same command gives the same bytes on every machine.
+"""
+
 _FINDINGS_HEAD = """\
 ## Findings
 
@@ -99,7 +128,11 @@ each code stands what a finding reads like: the delta, or its base, comes first,
 
 def generated() -> dict[Path, str]:
     """The text of every generated file, by its path in the repository."""
-    found = {Path("docs/cli.md"): _cli_page(), Path("docs/errors.md"): _errors_page()}
+    found = {
+        Path("docs/cli.md"): _cli_page(),
+        Path("docs/errors.md"): _errors_page(),
+        Path("docs/methods.md"): _methods_page(),
+    }
     for name, model in SCHEMAS.items():
         found[Path(f"schemas/{name}.schema.json")] = _schema(name, model)
     return found
@@ -142,6 +175,20 @@ def _errors_page() -> str:
             parts += [_error(error) for error in group]
     parts.append(_FINDINGS_HEAD)
     parts += [_finding(code, kind) for code, kind in FINDINGS.items()]
+    return "\n".join(parts)
+
+
+def _methods_page() -> str:
+    parts = [_METHODS_HEAD]
+    for method in METHODS.values():
+        rows = {
+            f"`{one.name}`": f"{one.told_default} | {one.range.replace('|', '/')} | {one.meaning}"
+            for one in method.parameters.values()
+        }
+        table = _table(["parameter", "default", "values", "meaning"], rows)
+        most = "" if method.most == method.least else " or more"
+        takes = f"Takes {method.least} delta{'s' if method.least > 1 else ''}{most}."
+        parts.append(f"## {method.name}\n\n{method.description}\n\n{takes}\n\n{table}")
     return "\n".join(parts)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from deltareg.apply.card import card, config_json
 from deltareg.apply.loops import load_loops
 from deltareg.apply.placement import Placement, WeightedDelta, place
-from deltareg.apply.plan import Plan, plan, refuse_stacked
+from deltareg.apply.plan import Merge, Plan, plan, refuse_stacked
 from deltareg.apply.run import Outcome, run
 from deltareg.apply.side_files import SideFiles, side_files
 from deltareg.catalog import Registry
@@ -23,36 +23,46 @@ from deltareg.checkpoint.staging import check_free
 from deltareg.errors import InvalidArgument, NotHomologous, OutputExists
 from deltareg.homology import first_of
 from deltareg.manifest import Document
-from deltareg.merge import METHODS
+from deltareg.merge import METHODS, Gradient, Schedule, Value, refuse_unmatched
 from deltareg.names import Reference
 from deltareg.progress import SILENT, Progress
 from deltareg.threads import thread_count
 
-__all__ = ["AppliedDelta", "ApplyReport", "SideFiles", "apply"]
+__all__ = ["AppliedDelta", "ApplyReport", "SideFiles", "Weight", "apply"]
+
+Weight = float | Gradient | Schedule
+"""A delta's weight: one number, or what differs by tensor."""
 
 # A finding that says how far a shape is from another may come once for each tensor.
 _MOST_TOLD = 200
 
 
 class AppliedDelta(Document):
-    """One delta of an apply: its name, the digest of its manifest, its weight."""
+    """One delta of an apply: its name, the digest of its manifest, its weight.
+
+    Where the weight differs by tensor it is given as the rules that say so: `0.2..0.8, attention: 0.3`.
+    """
 
     reference: str
     digest: str
-    weight: float
+    weight: float | str
 
 
 class ApplyReport(Document):
     """What `apply` did.
 
-    `remedies` are the differences between a delta and the target that were dealt with, `overridden` the findings that
-    would have stopped it but for `force`. `seconds` is all of it, `load_seconds` the part in which compiled loops were
-    loaded (compiled, on a machine's first use), `sync_seconds` that in which the disk was waited for.
+    `settings` are all parameters of the method, given or by default, those that differ by tensor as the rules that say
+    so; `seed` is that of its random masks, null for a method that draws none. `remedies` are the differences between a
+    delta and the target that were dealt with, `overridden` the findings that would have stopped it but for `force`.
+    `seconds` is all of it, `load_seconds` the part in which compiled loops were loaded (compiled, on a machine's first
+    use), `sync_seconds` that in which the disk was waited for.
     """
 
     out: str
     target: str
     method: str
+    settings: dict[str, float | bool | str]
+    seed: int | None
     deltas: list[AppliedDelta]
     tensors: int
     parameters: int
@@ -74,11 +84,13 @@ class ApplyReport(Document):
 
 def apply(
     target: Checkpoint | str | os.PathLike[str],
-    deltas: Mapping[str, float] | Sequence[tuple[str | Reference, float]],
+    deltas: Mapping[str, Weight] | Sequence[tuple[str | Reference, Weight]],
     registry: Registry,
     out: str | os.PathLike[str],
     *,
     method: str = "linear",
+    parameters: Mapping[str, Value | Gradient | Schedule] | None = None,
+    seed: int = 0,
     side_files: SideFiles = "post",
     with_added: bool | None = None,
     force: bool = False,
@@ -87,10 +99,12 @@ def apply(
     dry_run: bool = False,
     progress: Progress = SILENT,
 ) -> ApplyReport:
-    """Write target + Σ weight · delta as the checkpoint `out`.
+    """Write the target with deltas merged into it as the checkpoint `out`: by default target + Σ weight · delta.
 
-    `deltas` are names in `registry` with their weights; a weight of 0 leaves the delta out. The output appears whole or
-    not at all.
+    `deltas` are names in `registry` with their weights; a weight of 0 leaves the delta out. `method` is one of
+    `deltareg.merge.METHODS`, `parameters` are its own; weights and parameters are numbers, a `Gradient` along the
+    layers, or a `Schedule` of both by module classes and patterns of tensor names. `seed` starts the random masks of
+    the methods that have such. The output appears whole or not at all.
 
     Each delta is checked first, as `deltareg.check` does. What is incompatible is refused unless `force` is given; what
     is adaptable is adapted, and the model card says how. `with_added` takes tensors that only post has, or leaves them
@@ -101,32 +115,35 @@ def apply(
     """
     started = time.monotonic()
     pairs = list(deltas.items()) if isinstance(deltas, Mapping) else list(deltas)
-    _check(pairs, method, side_files)
+    merge = _merge(pairs, method, parameters or {}, seed, side_files)
     with ExitStack() as stack:
         checkpoint = target if isinstance(target, Checkpoint) else stack.enter_context(Checkpoint.open(target))
         _refuse_input(checkpoint, Path(out))
         wanted = [_open(registry, reference, weight) for reference, weight in pairs]
-        active = [delta for delta in wanted if delta.weight != 0]
+        active = [delta for delta in wanted if any(delta.weights.values)]
+        if active:
+            merge.method.check_deltas(len(active))
         count = thread_count(threads)
         fits = fit(checkpoint, [(delta.reference, delta.artifact) for delta in active], threads=count, lenient=True)
         overridden = _refuse(fits, checkpoint, force=force)
         placement = place(checkpoint, active, fits, with_added=with_added)
-        planned = plan(checkpoint, active, placement)
+        planned = plan(checkpoint, active, placement, merge)
+        refuse_unmatched([*(delta.weights for delta in wanted), *merge.parameters.values()], planned.subjects.values())
         files = _files(checkpoint, active, side_files, planned, placement, fits)
         outcome, loaded, synced = Outcome(), 0.0, 0.0
         if dry_run:
             check_free(Path(out), overwrite)
         else:
             before = time.monotonic()
-            load_loops(planned, METHODS[method])
+            load_loops(planned)
             loaded = time.monotonic() - before
             writer = stack.enter_context(CheckpointWriter(Path(out), planned.shards, overwrite=overwrite))
-            outcome = run(planned, active, registry.store, writer, method=method, threads=count, progress=progress)
+            outcome = run(planned, active, registry.store, writer, threads=count, progress=progress)
             for name, data in files.items():
                 writer.add_file(name, data)
             notes = _notes(checkpoint, wanted, planned, outcome, fits)
             told = {"Remedies": placement.remedies, "Overridden findings": overridden, "Notes": notes}
-            writer.add_file("README.md", card(checkpoint, wanted, method, told))
+            writer.add_file("README.md", card(checkpoint, wanted, merge, told))
             before = time.monotonic()
             writer.commit()
             synced = time.monotonic() - before
@@ -134,8 +151,10 @@ def apply(
             out=str(out),
             target=checkpoint.id,
             method=method,
+            settings={name: _plain(schedule) for name, schedule in merge.told().items()},
+            seed=seed if merge.method.random else None,
             deltas=[
-                AppliedDelta(reference=str(delta.reference), digest=delta.artifact.digest, weight=delta.weight)
+                AppliedDelta(reference=str(delta.reference), digest=delta.artifact.digest, weight=_plain(delta.weights))
                 for delta in wanted
             ],
             tensors=len(planned.tensors),
@@ -157,7 +176,14 @@ def apply(
         )
 
 
-def _check(pairs: Sequence[tuple[str | Reference, float]], method: str, side_files: str) -> None:
+def _merge(
+    pairs: Sequence[tuple[str | Reference, Weight]],
+    method: str,
+    parameters: Mapping[str, Value | Gradient | Schedule],
+    seed: int,
+    side_files: str,
+) -> Merge:
+    """What is to be done, if it can be. Raises InvalidArgument."""
     if not pairs:
         raise InvalidArgument("no delta was named", hint="deltareg apply TARGET namespace/name:1.2.3=0.5 -o OUT")
     if method not in METHODS:
@@ -165,11 +191,25 @@ def _check(pairs: Sequence[tuple[str | Reference, float]], method: str, side_fil
     if side_files not in ("post", "target"):
         raise InvalidArgument(f"unknown side files {side_files!r}", hint="side files are those of: post, target")
     for reference, weight in pairs:
-        # Beyond float32 a weight of 16-bit deltas would be infinite.
-        if not math.isfinite(weight) or abs(weight) > 3.4e38:
-            raise InvalidArgument(
-                f"the weight of {reference} is {weight!r}", hint="a weight is a finite number of at most 3.4e38"
-            )
+        for value in Schedule.of(weight).values:
+            # Beyond float32 a weight of 16-bit deltas would be infinite.
+            if isinstance(value, str) or not math.isfinite(value) or abs(value) > 3.4e38:
+                raise InvalidArgument(
+                    f"the weight of {reference} is {value!r}", hint="a weight is a finite number of at most 3.4e38"
+                )
+    known = METHODS[method]
+    schedules = {name: Schedule.of(value) for name, value in parameters.items()}
+    for name, schedule in schedules.items():
+        for value in schedule.values:
+            known.check(name, value)
+    return Merge(known, schedules, seed)
+
+
+def _plain(schedule: Schedule) -> Value:
+    """A value that holds for every tensor, or the rules as text."""
+    if len(schedule.rules) == 1 and schedule.rules[0][0] is None and not isinstance(schedule.rules[0][1], Gradient):
+        return schedule.rules[0][1]
+    return str(schedule)
 
 
 def _refuse_input(target: Checkpoint, out: Path) -> None:
@@ -179,12 +219,12 @@ def _refuse_input(target: Checkpoint, out: Path) -> None:
         raise OutputExists(f"{out} is the target itself, or holds it", hint="choose another -o", path=out)
 
 
-def _open(registry: Registry, reference: str | Reference, weight: float) -> WeightedDelta:
+def _open(registry: Registry, reference: str | Reference, weight: Weight) -> WeightedDelta:
     # The card says what was applied even after `latest` has moved on.
     version = registry.version_of(reference)
     artifact = registry.artifact(version)
     refuse_stacked(artifact, version)
-    return WeightedDelta(version, artifact, float(weight))
+    return WeightedDelta(version, artifact, Schedule.of(weight))
 
 
 def _refuse(fits: Sequence[Fit], target: Checkpoint, *, force: bool) -> list[str]:

@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import deltareg
 from deltareg.apply.placement import WeightedDelta
-from deltareg.apply.plan import Plan
+from deltareg.apply.plan import Merge, Plan
 from deltareg.checkpoint import Checkpoint
+from deltareg.merge import Schedule
 
 __all__ = ["card", "config_json", "merged_licence"]
 
@@ -57,10 +58,11 @@ def merged_licence(target: Checkpoint, deltas: Sequence[WeightedDelta]) -> str |
     return licences.pop() if len(licences) == 1 else "other"
 
 
-def card(target: Checkpoint, deltas: Sequence[WeightedDelta], method: str, told: Mapping[str, Sequence[str]]) -> bytes:
+def card(target: Checkpoint, deltas: Sequence[WeightedDelta], merge: Merge, told: Mapping[str, Sequence[str]]) -> bytes:
     """The model card; `told` are its last sections, lists by their titles.
 
-    The same build gives the same bytes: no date, no machine.
+    It names every parameter of the method, also those that nobody gave: tools disagree about defaults. The same build
+    gives the same bytes: no date, no machine.
     """
     front: dict[str, Any] = {
         "base_model": [target.id.removeprefix("hf://")],
@@ -72,20 +74,30 @@ def card(target: Checkpoint, deltas: Sequence[WeightedDelta], method: str, told:
         front["license"] = licence
     lines = ["---", *(_yaml(front)), "---", "", f"# {_plain(target.id.removeprefix('hf://'))} with deltas", ""]
     lines += [
-        f"Made by deltareg {deltareg.__version__}: target + Σ weight · delta, method `{method}`.",
+        f"Made by deltareg {deltareg.__version__}: {_sum_of(merge)}.",
         "",
         "| delta | weight | digest | licence |",
         "|---|---|---|---|",
     ]
     for delta in deltas:
         licence = _plain(delta.artifact.config.licence or "unknown")
-        lines.append(f"| `{delta.reference}` | {delta.weight!r} | `{delta.artifact.digest}` | {licence} |")
+        lines.append(f"| `{delta.reference}` | {_plain(str(delta.weights))} | `{delta.artifact.digest}` | {licence} |")
     revision = f" at `{target.revision}`" if target.revision else ""
     lines += ["", f"Target: `{_plain(target.id)}`{revision}, licence {_plain(target.licence or 'unknown')}.", ""]
     for title, notes in told.items():
         if notes:
             lines += [f"## {title}", "", *(f"- {_plain(note)}" for note in notes), ""]
     return "\n".join(lines).encode()
+
+
+def _sum_of(merge: Merge) -> str:
+    name = merge.method.name
+    settings = {key: str(Schedule.of(value)) for key, value in merge.told().items()}
+    if merge.method.random:
+        settings["seed"] = str(merge.seed)
+    told = ", ".join(f"{key} = {_plain(value)}" for key, value in settings.items())
+    start = "target + Σ weight · delta" if name == "linear" else "target + what the deltas are merged to"
+    return f"{start}, method `{name}`" + (f" ({told})" if told else "")
 
 
 def _plain(text: str) -> str:

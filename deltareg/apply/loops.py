@@ -6,21 +6,20 @@ compiled, seconds. It depends on the dtypes and not on the sizes, so that it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
+from deltareg.apply.merging import Merging, Part
 from deltareg.apply.plan import Plan, PlannedTensor
-from deltareg.codec import Lane, decode_frame, lane_of
+from deltareg.codec import Frame, Lane, decode_frame, kernels, lane_of
 from deltareg.codec.smallest import smallest_frames
-from deltareg.merge import Addend, Block
+from deltareg.merge import Addend, Block, Stage, linear
 
 __all__ = ["load_loops"]
 
 
-def load_loops(plan: Plan, method: Callable[[Block], None]) -> None:
-    """Decode and apply one lane in each combination of dtypes that the plan has."""
-    for action, target, out, pieces in {_work_of(tensor) for tensor in plan.tensors.values()}:
+def load_loops(plan: Plan) -> None:
+    """Decode and apply one lane in each combination of dtypes and stages that the plan has."""
+    for action, target, out, pieces, stages in {_work_of(tensor) for tensor in plan.tensors.values()}:
         if action == "copy":
             continue
         if action == "replace":
@@ -31,17 +30,20 @@ def load_loops(plan: Plan, method: Callable[[Block], None]) -> None:
         addends = [addend for lanes in pieces for addend in _addends(*lanes)]
         # Where only one of several deltas changes something, it is added as if it were alone.
         for some in {0: (), 1: tuple(addends[:1]), len(addends): tuple(addends)}.values():
-            method(Block(np.zeros(1, target.stored), target, some, np.zeros(1, out.stored), out))
+            linear(Block(np.zeros(1, target.stored), target, some, np.zeros(1, out.stored), out))
+        if stages:
+            _merge_one_lane(target, out, pieces, stages)
 
 
-_Work = tuple[str, Lane | None, Lane, tuple[tuple[Lane, Lane], ...]]
+_Work = tuple[str, Lane | None, Lane, tuple[tuple[Lane, Lane], ...], tuple[Stage, ...]]
 
 
 def _work_of(tensor: PlannedTensor) -> _Work:
     pieces = [(piece.entry.base_dtype, piece.entry.post_dtype) for piece in tensor.pieces]
     lanes = tuple((lane_of(base), lane_of(post)) for base, post in pieces if base is not None and post is not None)
     target = None if tensor.source is None else lane_of(tensor.source.dtype)
-    return tensor.action, target, lane_of(tensor.dtype), lanes
+    stages = () if tensor.is_sum else tensor.stages
+    return tensor.action, target, lane_of(tensor.dtype), lanes, stages
 
 
 def _addends(base: Lane, post: Lane) -> list[Addend]:
@@ -49,3 +51,15 @@ def _addends(base: Lane, post: Lane) -> list[Addend]:
         Addend(decode_frame(memoryview(data), 1, base, post), base, post, 1.0)
         for data in smallest_frames(post, adds=True)
     ]
+
+
+def _merge_one_lane(target: Lane, out: Lane, pieces: tuple[tuple[Lane, Lane], ...], stages: tuple[Stage, ...]) -> None:
+    def one(post: Lane) -> Part:
+        symbols = np.array([post.infinity >> post.bits(1)], post.bits)  # 1.5 in every format
+        return Part(lambda number, lanes: Frame(lanes, symbols), post, post, 1.0, 0)
+
+    wide = any(lane.wide for lane in (target, out, *(post for _, post in pieces)))
+    # Two deltas at least, which some methods need.
+    parts = [one(post) for _, post in (pieces if len(pieces) > 1 else pieces * 2)]
+    merging = Merging(1, 1, parts, stages, np.float64 if wide else np.float32)
+    kernels.add_merged(np.zeros(1, target.stored), merging.merge_alone(), np.zeros(1, out.stored))

@@ -14,6 +14,7 @@ from deltareg.checkpoint import Checkpoint
 from deltareg.codec import is_additive
 from deltareg.homology import Space, delta_shapes
 from deltareg.manifest import TensorEntry
+from deltareg.merge.schedule import Schedule, Subject
 from deltareg.names import Reference
 
 __all__ = ["Placed", "Placement", "WeightedDelta", "place", "place_unchanged"]
@@ -24,11 +25,15 @@ _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model
 
 @dataclass(frozen=True)
 class WeightedDelta:
-    """One delta that is to be applied, and its weight, a finite number that is not zero."""
+    """One delta that is to be applied, and its weight, which may differ by tensor; it is not zero everywhere."""
 
     reference: Reference
     artifact: Artifact
-    weight: float
+    weights: Schedule
+
+    def weight_at(self, subject: Subject) -> float:
+        """The weight for one tensor: 0 where none is set."""
+        return float(self.weights.at(subject) or 0.0)
 
     @cached_property
     def entries(self) -> Mapping[str, TensorEntry]:

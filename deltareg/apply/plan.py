@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from deltareg.apply.placement import Placement, WeightedDelta, place_unchanged
@@ -15,9 +15,11 @@ from deltareg.codec import is_additive, lane_of
 from deltareg.errors import NotHomologous, UnsupportedFormat
 from deltareg.homology import compare_shapes, delta_shapes, finding, refuse_mismatch
 from deltareg.manifest import TensorEntry
+from deltareg.merge import METHODS, Method, Schedule, Stage, Subject, subjects_of
+from deltareg.merge.combine import Sum
 from deltareg.names import Reference
 
-__all__ = ["Action", "Piece", "Plan", "PlannedTensor", "plan", "refuse_stacked"]
+__all__ = ["LINEAR", "Action", "Merge", "Piece", "Plan", "PlannedTensor", "plan", "refuse_stacked"]
 
 Action = Literal["copy", "convert", "add", "replace"]
 
@@ -29,11 +31,46 @@ class Piece:
     delta: int
     entry: TensorEntry
     rows: Rows | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Merge:
+    """How deltas are combined: a method, its parameters, which may differ by tensor, and the seed of random masks."""
+
+    method: Method
+    parameters: Mapping[str, Schedule] = field(default_factory=dict[str, Schedule])
+    seed: int = 0
+
+    def stages(self, subject: Subject) -> tuple[Stage, ...]:
+        """The method's stages for one tensor. Raises InvalidArgument."""
+        found = {name: schedule.at(subject) for name, schedule in self.parameters.items()}
+        return self.method.stages({name: value for name, value in found.items() if value is not None})
+
+    def told(self) -> dict[str, Schedule]:
+        """Every parameter with what it is, defaults included; for a plain sum nothing but what is no default."""
+        found: dict[str, Schedule] = {}
+        for name, parameter in self.method.parameters.items():
+            given = self.parameters.get(name, Schedule(()))
+            whole = given
+            if parameter.default is not None and not any(selector is None for selector, _ in given.rules):
+                whole = Schedule(((None, parameter.default), *given.rules))
+            if self.method.name != "linear" or given.rules:
+                found[name] = whole
+        return found
+
+
+LINEAR = Merge(METHODS["linear"])
+"""Σ weight · Δ."""
 
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor of the output; `source` is the target's that it is made of."""
+    """One tensor of the output; `source` is the target's that it is made of.
+
+    `pieces` are what changes it. Where it is added to, `idle` are the parts of deltas that leave it as it is, `stages`
+    what the method does, `seed` that of its random masks.
+    """
 
     name: str
     action: Action
@@ -42,16 +79,28 @@ class PlannedTensor:
     nbytes: int
     source: Tensor | None
     pieces: tuple[Piece, ...]
+    idle: tuple[Piece, ...] = ()
+    stages: tuple[Stage, ...] = ()
+    seed: int = 0
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether the method is nothing but a weighted sum, which needs no room for values."""
+        return len(self.stages) == 1 and isinstance(self.stages[0], Sum)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All tensors of the output by name, the files that they go to, and what the user should know."""
+    """All tensors of the output by name, the files that they go to, and what the user should know.
+
+    `subjects` are the tensors as selectors see them.
+    """
 
     tensors: Mapping[str, PlannedTensor]
     shards: tuple[ShardPlan, ...]
     removed: tuple[str, ...]
     warnings: tuple[str, ...]
+    subjects: Mapping[str, Subject]
 
     @property
     def nbytes(self) -> int:
@@ -69,32 +118,109 @@ def refuse_stacked(artifact: Artifact, reference: Reference) -> None:
         )
 
 
-def plan(target: Checkpoint, deltas: Sequence[WeightedDelta], placement: Placement | None = None) -> Plan:
+def plan(
+    target: Checkpoint, deltas: Sequence[WeightedDelta], placement: Placement | None = None, merge: Merge = LINEAR
+) -> Plan:
     """What becomes of each tensor, where `placement` puts the deltas; without it the target has to be the base.
 
-    Raises NotHomologous, naming everything that does not fit.
+    Raises NotHomologous, naming everything that does not fit; InvalidArgument for parameters that a method cannot have.
     """
     if placement is None:
         for delta in deltas:
             _refuse(delta, target)
         placement = place_unchanged(deltas)
-    warnings: list[str] = []
-    named = [(name, placed) for tensors in placement.deltas for name, placed in tensors.items()]
-    removed = {name for name, placed in named if placed.entry.kind == "removed"} & target.tensors.keys()
-    tensors: dict[str, PlannedTensor] = {}
-    sources = {name: (name, tensor) for name, tensor in target.tensors.items()}
-    sources |= {name: (name, target.tensors[home]) for name, home in placement.untied.items()}
-    for name, tensor in sources.values():
-        pieces = _pieces(placement, name)
-        if name in removed:
-            if any(piece.entry.changed for piece in pieces):
-                warnings.append(f"{name} is changed by one delta and removed by another: it is left out")
-            continue
-        tensors[name] = _planned(name, tensor, pieces, deltas, warnings)
-    for name in dict.fromkeys(name for name, placed in named if placed.entry.base_dtype is None):
-        if name not in sources:
-            tensors[name] = _added(name, _pieces(placement, name), deltas, warnings)
-    return Plan(tensors, _shards(target, tensors), tuple(sorted(removed)), tuple(warnings))
+    planner = _Planner(target, deltas, placement, merge)
+    return planner.plan()
+
+
+class _Planner:
+    def __init__(self, target: Checkpoint, deltas: Sequence[WeightedDelta], placement: Placement, merge: Merge) -> None:
+        self._target = target
+        self._deltas = deltas
+        self._placement = placement
+        self._merge = merge
+        self._warnings: list[str] = []
+        self._alone = 0
+        self._sources = {name: (name, tensor) for name, tensor in target.tensors.items()}
+        self._sources |= {name: (name, target.tensors[home]) for name, home in placement.untied.items()}
+        self._named = [(name, placed) for tensors in placement.deltas for name, placed in tensors.items()]
+        self._subjects = subjects_of(dict.fromkeys([*self._sources, *(name for name, _ in self._named)]))
+
+    def plan(self) -> Plan:
+        removed = {name for name, placed in self._named if placed.entry.kind == "removed"} & self._target.tensors.keys()
+        tensors: dict[str, PlannedTensor] = {}
+        for name, tensor in self._sources.values():
+            pieces = self._pieces(name)
+            if name in removed:
+                if any(piece.entry.changed for piece in pieces):
+                    self._warnings.append(f"{name} is changed by one delta and removed by another: it is left out")
+                continue
+            tensors[name] = self._planned(name, tensor, pieces)
+        for name in dict.fromkeys(name for name, placed in self._named if placed.entry.base_dtype is None):
+            if name not in self._sources and (pieces := self._pieces(name)):
+                tensors[name] = self._added(name, pieces)
+        if self._alone:
+            count = f"{self._alone} tensors" if self._alone > 1 else "1 tensor"
+            self._warnings.append(f"{count} had fewer deltas than {self._merge.method.name} takes: they were summed")
+        return Plan(
+            tensors, _shards(self._target, tensors), tuple(sorted(removed)), tuple(self._warnings), self._subjects
+        )
+
+    def _pieces(self, name: str) -> list[Piece]:
+        subject = self._subjects[name]
+        return [
+            Piece(number, placed.entry, placed.rows, weight)
+            for number, tensors in enumerate(self._placement.deltas)
+            if (placed := tensors.get(name)) is not None and placed.entry.kind != "removed"
+            if (weight := self._deltas[number].weight_at(subject)) != 0
+        ]
+
+    def _planned(self, name: str, tensor: Tensor, pieces: list[Piece]) -> PlannedTensor:
+        dtype = _result_dtype(name, tensor, [piece.entry for piece in pieces], self._warnings)
+        active = [piece for piece in pieces if piece.entry.kind != "zero"]
+        adding = [is_additive(piece.entry) for piece in active]
+        if any(adding) and not all(adding):
+            raise NotHomologous(
+                f"the deltas do not agree about {name}: one adds numbers to it, another replaces its bits",
+                hint="apply deltas that were taken from checkpoints of the same dtypes",
+                tensor=name,
+            )
+        idle: tuple[Piece, ...] = ()
+        stages: tuple[Stage, ...] = ()
+        if not active:
+            action: Action = "copy" if dtype == tensor.dtype else "convert"
+        elif all(adding):
+            action = "add"
+            idle = tuple(piece for piece in pieces if piece.entry.kind == "zero")
+            stages = self._stages(name, len(pieces))
+        else:
+            action = "replace"
+            active = [self._strongest(name, active)]
+        nbytes = tensor.elements * lane_of(dtype).element_bits // 8
+        return PlannedTensor(
+            name, action, dtype, tensor.shape, nbytes, tensor, tuple(active), idle, stages, self._merge.seed
+        )
+
+    def _stages(self, name: str, deltas: int) -> tuple[Stage, ...]:
+        if deltas < self._merge.method.least:
+            self._alone += 1
+            return LINEAR.stages(self._subjects[name])
+        return self._merge.stages(self._subjects[name])
+
+    def _added(self, name: str, pieces: list[Piece]) -> PlannedTensor:
+        piece = self._strongest(name, pieces)
+        assert piece.entry.post_dtype is not None
+        shape = tuple(piece.entry.shape)
+        nbytes = lay_out([(name, piece.entry.post_dtype, shape)])[0].nbytes
+        return PlannedTensor(name, "replace", piece.entry.post_dtype, shape, nbytes, None, (piece,))
+
+    def _strongest(self, name: str, pieces: list[Piece]) -> Piece:
+        """What cannot be added is taken from the delta with the largest weight, the first of them."""
+        chosen = max(pieces, key=lambda piece: (abs(piece.weight), -piece.delta))
+        if len(pieces) > 1:
+            reference = self._deltas[chosen.delta].reference
+            self._warnings.append(f"{name} cannot be summed: it is taken from {reference}")
+        return chosen
 
 
 def _refuse(delta: WeightedDelta, target: Checkpoint) -> None:
@@ -111,53 +237,6 @@ def _refuse(delta: WeightedDelta, target: Checkpoint) -> None:
         message=f"{delta.reference} does not fit {target.id}; the delta's base against the target",
         hint=f"deltareg show {delta.reference} tells which base the delta was taken from",
     )
-
-
-def _pieces(placement: Placement, name: str) -> list[Piece]:
-    return [
-        Piece(number, placed.entry, placed.rows)
-        for number, tensors in enumerate(placement.deltas)
-        if (placed := tensors.get(name)) is not None and placed.entry.kind != "removed"
-    ]
-
-
-def _planned(
-    name: str, tensor: Tensor, pieces: list[Piece], deltas: Sequence[WeightedDelta], warnings: list[str]
-) -> PlannedTensor:
-    dtype = _result_dtype(name, tensor, [piece.entry for piece in pieces], warnings)
-    active = [piece for piece in pieces if piece.entry.kind != "zero"]
-    adding = [is_additive(piece.entry) for piece in active]
-    if any(adding) and not all(adding):
-        raise NotHomologous(
-            f"the deltas do not agree about {name}: one adds numbers to it, another replaces its bits",
-            hint="apply deltas that were taken from checkpoints of the same dtypes",
-            tensor=name,
-        )
-    if not active:
-        action: Action = "copy" if dtype == tensor.dtype else "convert"
-    elif all(adding):
-        action = "add"
-    else:
-        action = "replace"
-        active = [_strongest(name, active, deltas, warnings)]
-    nbytes = tensor.elements * lane_of(dtype).element_bits // 8
-    return PlannedTensor(name, action, dtype, tensor.shape, nbytes, tensor, tuple(active))
-
-
-def _added(name: str, pieces: list[Piece], deltas: Sequence[WeightedDelta], warnings: list[str]) -> PlannedTensor:
-    piece = _strongest(name, pieces, deltas, warnings)
-    assert piece.entry.post_dtype is not None
-    shape = tuple(piece.entry.shape)
-    nbytes = lay_out([(name, piece.entry.post_dtype, shape)])[0].nbytes
-    return PlannedTensor(name, "replace", piece.entry.post_dtype, shape, nbytes, None, (piece,))
-
-
-def _strongest(name: str, pieces: list[Piece], deltas: Sequence[WeightedDelta], warnings: list[str]) -> Piece:
-    """What cannot be added is taken from the delta with the largest weight, the first of them where several have it."""
-    chosen = max(pieces, key=lambda piece: (abs(deltas[piece.delta].weight), -piece.delta))
-    if len(pieces) > 1:
-        warnings.append(f"{name} cannot be summed: it is taken from {deltas[chosen.delta].reference}")
-    return chosen
 
 
 def _result_dtype(name: str, tensor: Tensor, entries: list[TensorEntry], warnings: list[str]) -> str:

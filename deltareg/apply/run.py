@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
+from deltareg.apply.merging import Course, Merging, Part, block_lanes
 from deltareg.apply.placement import WeightedDelta
-from deltareg.apply.plan import Plan, PlannedTensor
+from deltareg.apply.plan import Piece, Plan, PlannedTensor
 from deltareg.apply.rows import Rows, gather
 from deltareg.artifact import Packs
 from deltareg.checkpoint import Tensor
-from deltareg.codec import FRAME_LANES, Array, Frame, RecordHead, RecordReader, lane_of, replaced
+from deltareg.codec import FRAME_LANES, Array, Frame, Lane, RecordHead, RecordReader, kernels, lane_of, replaced
 from deltareg.codec.lanes import view_of
 from deltareg.codec.memory import empty, frame_memory
 from deltareg.errors import BadHeader, BadRecord, UnsupportedFormat
 from deltareg.manifest import INVENTORY_TYPE, SIDE_FILE_TYPE, Descriptor
-from deltareg.merge import METHODS, Addend, Block
+from deltareg.merge import Addend, Block, Stage, linear
+from deltareg.merge.combine import Sum
 from deltareg.merge.linear import overwrite
+from deltareg.merge.values import Extent
 from deltareg.progress import Progress
 from deltareg.store import Store
 from deltareg.threads import in_order
@@ -27,7 +35,7 @@ from deltareg.threads import in_order
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Outcome", "Sink", "run"]
+__all__ = ["Outcome", "Sink", "random_key", "run"]
 
 
 class Sink(Protocol):
@@ -54,6 +62,8 @@ class Outcome:
 
 
 _NOTHING = Outcome()
+# So many tensors are on their way at a time: while the last steps of one pass are done, others need not wait for it.
+_AHEAD = 3
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,6 @@ def run(
     store: Store,
     sink: Sink,
     *,
-    method: str,
     threads: int,
     progress: Progress,
 ) -> Outcome:
@@ -92,7 +101,7 @@ def run(
     try:
         with progress.step("apply", plan.nbytes), ExitStack() as stack:
             packs = [stack.enter_context(delta.artifact.open_packs()) for delta in deltas]
-            steps = _Steps(plan, deltas, packs, store, sink, METHODS[method], progress)
+            steps = _Steps(plan, deltas, packs, store, sink, progress)
             for done in stack.enter_context(closing(in_order(steps.all(), threads))):
                 outcome = outcome + done
     except (BadHeader, BadRecord, UnsupportedFormat):
@@ -104,8 +113,11 @@ def run(
     return outcome
 
 
+_Step = Callable[[], Outcome]
+
+
 class _Steps:
-    """The steps of a run; each can be done in any thread, in any order."""
+    """The steps of a run. A step waits for none but those before it, so that any number of threads can do them."""
 
     def __init__(
         self,
@@ -114,7 +126,6 @@ class _Steps:
         packs: Sequence[Packs],
         store: Store,
         sink: Sink,
-        method: Callable[[Block], None],
         progress: Progress,
     ) -> None:
         self._plan = plan
@@ -122,37 +133,122 @@ class _Steps:
         self._packs = packs
         self._store = store
         self._sink = sink
-        self._method = method
         self._progress = progress
+        self._shared: dict[str, tuple[Course, int]] = {}
 
-    def all(self) -> Generator[Callable[[], Outcome]]:
-        """First the verification of packs and sketches, then the frames of each tensor."""
+    def all(self) -> Generator[_Step]:
+        """First the verification of packs and sketches, then what is measured of the whole model, then each tensor."""
         for delta in self._deltas:
             # What nobody reads here is verified too: nothing is applied of a delta that has been damaged.
             for layer in delta.artifact.manifest.layers:
                 if layer.media_type not in (INVENTORY_TYPE, SIDE_FILE_TYPE):
                     yield partial(self._verify, layer)
+        yield from self._measure_models()
+        waiting: deque[Generator[list[_Step]]] = deque()
         for tensor in self._plan.tensors.values():
-            if tensor.action == "copy" and tensor.source is not None:
-                yield partial(self._copy, tensor, tensor.source)
-                continue
-            readers = [
-                _Reader(
-                    self._deltas[piece.delta].weight,
-                    RecordReader(piece.entry, self._packs[piece.delta].parts(piece.entry)),
-                    piece.rows,
-                )
-                for piece in tensor.pieces
-            ]
+            waiting.append(self._rounds(tensor))
+            while len(waiting) > _AHEAD:
+                yield from _next_round(waiting)
+        while waiting:
+            yield from _next_round(waiting)
+
+    def _rounds(self, tensor: PlannedTensor) -> Generator[list[_Step]]:
+        """The steps of one tensor, in rounds: those of a round wait for those of the rounds before."""
+        if tensor.action == "copy" and tensor.source is not None:
+            yield [partial(self._copy, tensor, tensor.source)]
+        elif tensor.action == "add" and not tensor.is_sum:
+            merging = self._merging(tensor)
+            if merging.blocks == 1:
+                yield [partial(self._merge, tensor, merging, 0, alone=True)]
+                return
+            for steps in merging.measuring():
+                yield [partial(_quietly, step) for step in steps]
+            yield [partial(self._merge, tensor, merging, block) for block in range(merging.blocks)]
+        else:
             step = {"convert": self._convert, "add": self._add, "replace": self._replace}[tensor.action]
-            lanes = tensor.nbytes // lane_of(tensor.dtype).width
-            for reader in readers:
-                due = lanes if reader.rows is None else lanes // reader.rows.target * reader.rows.delta
-                if reader.head.lanes != due:
-                    raise BadRecord(f"the record of {tensor.name!r} has {reader.head.lanes} lanes instead of {due}")
-            for number in range(-(-lanes // FRAME_LANES)):
-                count = min(FRAME_LANES, lanes - number * FRAME_LANES)
-                yield partial(_in_frame_memory, step, tensor, readers, number, count)
+            readers = [self._reader(tensor, piece) for piece in tensor.pieces]
+            lanes = _lanes(tensor)
+            yield [
+                partial(_in_frame_memory, step, tensor, readers, number, min(FRAME_LANES, lanes - number * FRAME_LANES))
+                for number in range(-(-lanes // FRAME_LANES))
+            ]
+
+    def _reader(self, tensor: PlannedTensor, piece: Piece) -> _Reader:
+        record = RecordReader(piece.entry, self._packs[piece.delta].parts(piece.entry))
+        reader = _Reader(piece.weight, record, piece.rows)
+        lanes = _lanes(tensor)
+        due = lanes if reader.rows is None else lanes // reader.rows.target * reader.rows.delta
+        if reader.head.lanes != due:
+            raise BadRecord(f"the record of {tensor.name!r} has {reader.head.lanes} lanes instead of {due}")
+        return reader
+
+    # --- merging in stages --------------------------------------------------------------------------------------------
+
+    def _measure_models(self) -> Generator[_Step]:
+        """Measure what a method settles for the whole model: for all tensors whose first stage is the same."""
+        groups: dict[Stage, list[PlannedTensor]] = {}
+        for tensor in self._plan.tensors.values():
+            if tensor.stages and tensor.stages[0].scope == "model":
+                groups.setdefault(tensor.stages[0], []).append(tensor)
+        for stage, tensors in groups.items():
+            # By name: how the target is cut into files must not decide between equal magnitudes.
+            tensors.sort(key=lambda tensor: tensor.name)
+            kinds: list[Lane | None] = []
+            for number in range(len(self._deltas)):
+                found = {_kind(piece) for tensor in tensors for piece in tensor.pieces if piece.delta == number}
+                kinds.append(found.pop() if len(found) == 1 else None)
+            blocks = [-(-_lanes(tensor) // block_lanes(_row(tensor), tensor.stages)) for tensor in tensors]
+            lanes = sum(map(_lanes, tensors))
+            course = Course(stage, Extent(lanes, sum(blocks), tuple(kinds)))
+            offset = 0
+            for tensor, count in zip(tensors, blocks, strict=True):
+                self._shared[tensor.name] = course, offset
+                offset += count
+            for number in range(course.passes):
+                for tensor in tensors:
+                    merging = self._merging(tensor)
+                    for block in range(merging.blocks):
+                        yield partial(_quietly, partial(merging.measure_shared, number, block))
+
+    def _merging(self, tensor: PlannedTensor) -> Merging:
+        shared, offset = self._shared.get(tensor.name, (None, 0))
+        pieces = {piece.delta: self._part(tensor, piece, idle=False) for piece in tensor.pieces}
+        pieces |= {piece.delta: self._part(tensor, piece, idle=True) for piece in tensor.idle}
+        if shared is not None:
+            # Every delta has its place in what is settled for the whole model, whether it has this tensor or not.
+            other = next(iter(pieces.values()))
+            for number in range(len(self._deltas)):
+                pieces.setdefault(number, Part(_unchanged, other.base_lane, other.lane, 0.0, 0))
+        return Merging(
+            _lanes(tensor),
+            _row(tensor),
+            [pieces[number] for number in sorted(pieces)],
+            tensor.stages,
+            _accumulator(tensor),
+            shared=shared,
+            offset=offset,
+        )
+
+    def _part(self, tensor: PlannedTensor, piece: Piece, *, idle: bool) -> Part:
+        assert piece.entry.base_dtype is not None
+        read = _unchanged if idle else self._reader(tensor, piece).read
+        key = random_key(tensor.seed, self._deltas[piece.delta].artifact.digest, piece.entry.name)
+        return Part(read, lane_of(piece.entry.base_dtype), _kind(piece), piece.weight, key)
+
+    def _merge(self, tensor: PlannedTensor, merging: Merging, block: int, *, alone: bool = False) -> Outcome:
+        assert tensor.source is not None
+        target_lane, out_lane = lane_of(tensor.source.dtype), lane_of(tensor.dtype)
+        with frame_memory():
+            merged = merging.merge_alone() if alone else merging.merge(block)
+            first = block * merging.block_lanes
+            target = _read(tensor.source, first, merged.size).view(target_lane.stored)
+            out = empty(merged.size, out_lane.stored)
+            kernels.add_merged(target, merged, out)
+            self._write(tensor, first, out)
+        # What no sum can give is taken over where a delta is added as it is, and nowhere else.
+        return Outcome(0, sum(piece.entry.overwritten for piece in tensor.pieces) if block == 0 else 0)
+
+    # --- frame by frame -----------------------------------------------------------------------------------------------
 
     def _verify(self, layer: Descriptor) -> Outcome:
         self._store.verify(layer, quick=True)
@@ -165,40 +261,57 @@ class _Steps:
     def _convert(self, tensor: PlannedTensor, readers: list[_Reader], number: int, lanes: int) -> Outcome:
         """The target in another dtype: no delta changes it."""
         block = self._block(tensor, (), number, lanes)
-        self._method(block)
-        return self._write(tensor, number, block.out)
+        linear(block)
+        return self._write(tensor, number * FRAME_LANES, block.out)
 
     def _add(self, tensor: PlannedTensor, readers: list[_Reader], number: int, lanes: int) -> Outcome:
+        """A weighted sum, straight from the records to the output."""
         addends: list[Addend] = []
-        for reader in readers:
+        for reader, factor in zip(readers, _factors(tensor), strict=True):
             assert reader.head.base is not None
             frame = reader.read(number, lanes)
-            addends.append(Addend(frame, reader.head.base, reader.head.post, reader.weight))
+            addends.append(Addend(frame, reader.head.base, reader.head.post, factor))
         block = self._block(tensor, tuple(addends), number, lanes)
-        self._method(block)
+        linear(block)
         outcome = _NOTHING
         for addend in addends:
             outcome = outcome + Outcome(*overwrite(block, addend))
-        self._write(tensor, number, block.out)
+        self._write(tensor, number * FRAME_LANES, block.out)
         return outcome
 
     def _replace(self, tensor: PlannedTensor, readers: list[_Reader], number: int, lanes: int) -> Outcome:
         (reader,) = readers
         target = None
         if tensor.source is not None and tensor.source.dtype == tensor.dtype:
-            target = _read(tensor.source, number, lanes)
-        return self._write(tensor, number, replaced(target, reader.read(number, lanes), lane_of(tensor.dtype)))
+            target = _read(tensor.source, number * FRAME_LANES, lanes)
+        out = replaced(target, reader.read(number, lanes), lane_of(tensor.dtype))
+        return self._write(tensor, number * FRAME_LANES, out)
 
     def _block(self, tensor: PlannedTensor, addends: tuple[Addend, ...], number: int, lanes: int) -> Block:
         assert tensor.source is not None
         target_lane, out_lane = lane_of(tensor.source.dtype), lane_of(tensor.dtype)
-        target = _read(tensor.source, number, lanes).view(target_lane.stored)
+        target = _read(tensor.source, number * FRAME_LANES, lanes).view(target_lane.stored)
         return Block(target, target_lane, addends, empty(lanes, out_lane.stored), out_lane)
 
-    def _write(self, tensor: PlannedTensor, number: int, out: Array) -> Outcome:
-        self._sink.write(tensor.name, number * FRAME_LANES * out.itemsize, view_of(out))
+    def _write(self, tensor: PlannedTensor, first: int, out: Array) -> Outcome:
+        self._sink.write(tensor.name, first * out.itemsize, view_of(out))
         self._progress.advance(out.nbytes)
         return _NOTHING
+
+
+def _next_round(waiting: deque[Generator[list[_Step]]]) -> list[_Step]:
+    """The next round of the tensor that has waited longest, which then waits again if it has more."""
+    rounds = waiting.popleft()
+    steps = next(rounds, None)
+    if steps is None:
+        return []
+    waiting.append(rounds)
+    return steps
+
+
+def _quietly(step: Callable[[], None]) -> Outcome:
+    step()
+    return _NOTHING
 
 
 def _in_frame_memory(
@@ -212,8 +325,46 @@ def _in_frame_memory(
         return step(tensor, readers, number, lanes)
 
 
-def _read(tensor: Tensor, number: int, lanes: int) -> Array:
+def _unchanged(number: int, lanes: int) -> Frame:
+    return Frame(lanes, None)
+
+
+def _factors(tensor: PlannedTensor) -> list[float]:
+    """What the deltas that change a tensor are multiplied with where its method is a sum."""
+    (stage,) = tensor.stages
+    assert isinstance(stage, Sum)
+    weights = np.array([piece.weight for piece in (*tensor.pieces, *tensor.idle)])
+    return stage.factors(weights, np.ones(weights.size)).tolist()[: len(tensor.pieces)]
+
+
+def random_key(seed: int, digest: str, name: str) -> int:
+    """Where the generator of a delta's random masks for a tensor starts."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{digest}\n{name}".encode()).digest()[:8], "little")
+
+
+def _kind(piece: Piece) -> Lane:
+    assert piece.entry.post_dtype is not None
+    return lane_of(piece.entry.post_dtype)
+
+
+def _lanes(tensor: PlannedTensor) -> int:
+    return tensor.nbytes // lane_of(tensor.dtype).width
+
+
+def _row(tensor: PlannedTensor) -> int:
+    """Lanes of a row: of the last dimension, or all where there is but one."""
+    lanes = _lanes(tensor)
+    return lanes // math.prod(tensor.shape[:-1]) if len(tensor.shape) > 1 and lanes else max(lanes, 1)
+
+
+def _accumulator(tensor: PlannedTensor) -> type[np.floating[Any]]:
+    assert tensor.source is not None
+    lanes = [lane_of(tensor.source.dtype), lane_of(tensor.dtype), *map(_kind, tensor.pieces)]
+    return np.float64 if any(lane.wide for lane in lanes) else np.float32
+
+
+def _read(tensor: Tensor, first: int, lanes: int) -> Array:
     lane = lane_of(tensor.dtype)
     bits = empty(lanes, lane.bits)
-    tensor.read_into(number * FRAME_LANES * lane.width, view_of(bits))
+    tensor.read_into(first * lane.width, view_of(bits))
     return bits

@@ -19,6 +19,7 @@ from deltareg.checkpoint import Checkpoint, Tensor
 from deltareg.codec import RecordReader
 from deltareg.errors import InvalidArgument, NotReproduced
 from deltareg.manifest import Document
+from deltareg.merge import Schedule
 from deltareg.names import Reference
 from deltareg.progress import SILENT, Progress
 from deltareg.threads import in_order, thread_count
@@ -70,7 +71,9 @@ def verify(
         with ExitStack() as stack:
             before = base if isinstance(base, Checkpoint) else stack.enter_context(Checkpoint.open(base))
             after = post if isinstance(post, Checkpoint) else stack.enter_context(Checkpoint.open(post))
-            _verify_reproduction(WeightedDelta(name, artifact, 1.0), registry, before, after, count, progress)
+            _verify_reproduction(
+                WeightedDelta(name, artifact, Schedule.of(1.0)), registry, before, after, count, progress
+            )
     return VerifyReport(
         reference=str(name),
         digest=artifact.digest,
@@ -117,7 +120,7 @@ def _verify_reproduction(
     wrong = _other_tensors(planned, post)
     if not wrong:
         comparison = _Comparison(post)
-        run(planned, [delta], registry.store, comparison, method="linear", threads=threads, progress=progress)
+        run(planned, [delta], registry.store, comparison, threads=threads, progress=progress)
         wrong = sorted(comparison.wrong)
     if wrong:
         shown = ", ".join(wrong[:_SHOWN]) + (f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else "")

@@ -18,6 +18,7 @@ from deltareg.cli.check import check, fingerprint
 from deltareg.cli.checkpoints import apply, diff
 from deltareg.cli.compare import compare
 from deltareg.cli.doctor import doctor
+from deltareg.cli.methods import methods
 from deltareg.cli.registry import list_deltas, show, verify
 from deltareg.cli.remotes import remote_app
 from deltareg.cli.search import search
@@ -90,6 +91,7 @@ app.command("verify")(verify)
 app.command("check")(check)
 app.command("compare")(compare)
 app.command("apply")(apply)
+app.command("methods")(methods)
 app.command("fingerprint")(fingerprint)
 app.add_typer(remote_app, name="remote")
 app.add_typer(cache_app, name="cache")

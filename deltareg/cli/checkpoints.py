@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -14,9 +12,7 @@ from deltareg.cli.options import DryRun, Json, Threads, check_text, complete_del
 from deltareg.errors import InvalidArgument
 from deltareg.paths import expand_home
 
-__all__ = ["Preset", "SideFiles", "apply", "diff", "parse_weighted"]
-
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+__all__ = ["Preset", "SideFiles", "apply", "diff"]
 
 
 class Preset(StrEnum):
@@ -105,6 +101,35 @@ def apply(
         ),
     ],
     out: Annotated[str, typer.Option("--out", "-o", metavar="OUT", help="The directory to make.")],
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method", "-m", metavar="METHOD", help="How deltas are merged. deltareg methods lists the methods."
+        ),
+    ] = "linear",
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--param",
+            "-p",
+            metavar="NAME[SELECTOR]=VALUE",
+            help="A parameter of the method: density=0.5. With a selector it holds for those tensors alone: "
+            "'density[attention]=0.3', 'density[model.layers.1?.*]=0.9'. A number may change along the layers: "
+            "density=0.2..0.8. May be given several times; the last that matches a tensor counts.",
+        ),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weight",
+            "-w",
+            metavar="REFERENCE[SELECTOR]=WEIGHT",
+            help="Another weight of a delta for some tensors: 'acme/search:1.0.0[mlp]=0.8'.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**63 - 1, help="Where the random masks of dare and della start.")
+    ] = 0,
     side_files: Annotated[
         SideFiles,
         typer.Option("--side-files", help="Whose tokenizer, chat template and generation config the result gets."),
@@ -128,23 +153,25 @@ def apply(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Add deltas to a checkpoint.
+    """Add deltas to a checkpoint, or merge several into it.
 
     Writes target + Σ weight · delta, rounded once, as a new checkpoint with its config, side files and a model card.
     It appears whole or not at all. With weight 1 on its own base a delta gives post, bit for bit. Each delta is
     checked first, as deltareg check does: what is incompatible is refused; what is adaptable is adapted, and the model
-    card says how.
+    card says how. Another method than the sum is chosen with --method.
 
     \b
       deltareg apply target/ acme/search:1.0.0=0.5 acme/chat:2.1.0=0.5 -o merged/
+      deltareg apply target/ acme/search:1.0.0 acme/chat:2.1.0 --method ties --param density=0.5 -o merged/
     """
     from deltareg.apply import apply
     from deltareg.cli.output import print_report, warn
     from deltareg.cli.progress import watched
+    from deltareg.cli.schedules import parse_parameters, parse_weights
     from deltareg.cli.session import current_settings, open_registry
-    from deltareg.cli.units import ratio, speed
+    from deltareg.cli.units import speed
 
-    weighted = [parse_weighted(text) for text in deltas]
+    weighted = parse_weights(deltas, weights or [])
     settings = current_settings()
     registry = open_registry(settings)
     with watched() as progress:
@@ -153,6 +180,9 @@ def apply(
             weighted,
             registry,
             _output(out),
+            method=method,
+            parameters=parse_parameters(method, parameters or []),
+            seed=seed,
             side_files=side_files.value,
             with_added=with_added,
             force=force,
@@ -165,26 +195,19 @@ def apply(
         warn(f"forced: {finding}")
     for line in [*report.remedies, *report.warnings]:
         warn(line)
-    more = {f"delta {number}": f"{ratio(one.weight)} × {one.reference}" for number, one in enumerate(report.deltas, 1)}
+    more = {
+        f"delta {number}": f"{_weight(one.weight)} × {one.reference}" for number, one in enumerate(report.deltas, 1)
+    }
+    more |= {name: str(value).lower() for name, value in report.settings.items()}
     if report.bytes_written:
         more["speed"] = speed(report.bytes_written, report.seconds - report.load_seconds)
-    print_report(report, json=json, leave_out=["deltas", "remedies", "overridden", "warnings"], more=more)
+    print_report(report, json=json, leave_out=["deltas", "settings", "remedies", "overridden", "warnings"], more=more)
 
 
-def parse_weighted(text: str) -> tuple[str, float]:
-    """Split `reference=weight`; the weight is 1 where none is given. Raises InvalidArgument."""
-    from deltareg.errors import InvalidArgument
+def _weight(weight: float | str) -> str:
+    from deltareg.cli.units import ratio
 
-    reference, equals, weight = text.rpartition("=")
-    if not equals:
-        return text, 1.0
-    # Python's float() would take "nan", "inf" and "1_0" too.
-    value = float(weight) if _NUMBER.fullmatch(weight) else math.nan
-    if not math.isfinite(value):
-        raise InvalidArgument(
-            f"{weight!r} is no weight for {reference}", hint=f"a weight is a finite number: {reference}=0.5"
-        )
-    return reference, value
+    return weight if isinstance(weight, str) else ratio(weight)
 
 
 def _output(out: str) -> Path:

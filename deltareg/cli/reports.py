@@ -17,6 +17,9 @@ __all__ = [
     "ErrorDetails",
     "ErrorDocument",
     "InitReport",
+    "MethodList",
+    "MethodRow",
+    "ParameterRow",
     "ReindexReport",
     "RemoteChange",
     "RemoteList",
@@ -30,6 +33,33 @@ class InitReport(Document):
     file: str
     remote: str | None = Field(description="URL or path of the first remote")
     dry_run: bool
+
+
+class ParameterRow(Document):
+    """A parameter of a merge method."""
+
+    name: str
+    values: str = Field(description="what it may be, for people")
+    default: float | bool | str | None = Field(description="null where it has to be given")
+    meaning: str
+
+
+class MethodRow(Document):
+    """A merge method."""
+
+    name: str
+    summary: str
+    description: str = Field(description="the equation and its source")
+    least_deltas: int
+    most_deltas: int | None
+    random: bool = Field(description="whether it draws masks that --seed decides")
+    parameters: list[ParameterRow]
+
+
+class MethodList(Document):
+    """What `methods` tells."""
+
+    methods: list[MethodRow]
 
 
 class DeltaList(Document):

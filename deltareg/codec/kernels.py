@@ -26,6 +26,7 @@ from numba.extending import overload
 
 __all__ = [
     "accumulate",
+    "add_merged",
     "apply_one",
     "apply_terms",
     "are_numbers",
@@ -402,6 +403,14 @@ def finish(target: Any, total: Any, touched: Any, out: Any) -> Any:
     for i in range(out.size):
         rounded = narrow(total[i], out[i])
         out[i] = rounded if touched[i] != 0 else converted(target[i], out[i])
+
+
+@kernel
+def add_merged(target: Any, merged: Any, out: Any) -> Any:
+    """out = round(target + merged); where nothing is added, the target's own bits in the format of `out`."""
+    for i in range(out.size):
+        total = narrow(widen(target[i]) + merged[i], out[i])
+        out[i] = total if merged[i] != 0 else converted(target[i], out[i])
 
 
 @kernel

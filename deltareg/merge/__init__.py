@@ -1,16 +1,31 @@
-"""Merge methods: one pure function for each, over one block of the target and of the deltas.
+"""Merge methods: several deltas become what is added to the target.
 
-To add one, write a file with its function and name it in METHODS.
+`methods.py` has the table: each method is a function from its parameters to stages, which see the deltas block by
+block. `sparsify.py`, `combine.py` and `geometry.py` have the stages, `schedule.py` settings that differ by tensor.
+`linear.py` adds a plain weighted sum to a block of the target without a detour.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from deltareg.merge.block import Addend, Block
 from deltareg.merge.linear import linear
+from deltareg.merge.methods import METHODS, Method
+from deltareg.merge.parameter import Parameter, Value
+from deltareg.merge.schedule import Gradient, Schedule, Subject, refuse_unmatched, subjects_of
+from deltareg.merge.stage import Stage
 
-__all__ = ["METHODS", "Addend", "Block", "linear"]
-
-METHODS: dict[str, Callable[[Block], None]] = {"linear": linear}
-"""The methods by their names."""
+__all__ = [
+    "METHODS",
+    "Addend",
+    "Block",
+    "Gradient",
+    "Method",
+    "Parameter",
+    "Schedule",
+    "Stage",
+    "Subject",
+    "Value",
+    "linear",
+    "refuse_unmatched",
+    "subjects_of",
+]

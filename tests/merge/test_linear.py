@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from deltareg.codec import Frame, lane_of
-from deltareg.merge import METHODS, Addend, Block, linear
+from deltareg.merge import Addend, Block, linear
 from deltareg.merge.linear import overwrite
 from tests.codec.oracle import FORMATS, accumulate, accumulator, marker, ulp
 from tests.codec.samples import SAMPLES
@@ -281,7 +281,3 @@ def test_overwrites_are_left_on_another_dtype(case: Case) -> None:
     out, done, left = case.run(target, target_dtype="F32")
     assert (done, left) == (0, 2)
     assert out[[0, 1, 3]].tolist() == target[[0, 1, 3]].tolist()
-
-
-def test_linear_is_a_method() -> None:
-    assert METHODS["linear"] is linear

@@ -1,0 +1,63 @@
+"""`deltareg methods`: how deltas can be merged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deltareg.cli.options import Json
+
+if TYPE_CHECKING:
+    from deltareg.merge import Parameter
+
+__all__ = ["methods"]
+
+
+def methods(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="METHOD", help="Tell this one's equation and parameters.", show_default=False),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the merge methods, or tell what one of them does.
+
+    \b
+      deltareg methods ties
+    """
+    from deltareg.cli.output import print_json, print_table
+    from deltareg.cli.reports import MethodList, MethodRow, ParameterRow
+    from deltareg.errors import InvalidArgument
+    from deltareg.merge import METHODS
+
+    if name is not None and name not in METHODS:
+        raise InvalidArgument(f"unknown method {name!r}", hint=f"methods are: {', '.join(METHODS)}")
+    chosen = [method for method in METHODS.values() if name in (None, method.name)]
+    if json:
+        rows = [
+            MethodRow(
+                name=method.name,
+                summary=method.summary,
+                description=method.description,
+                least_deltas=method.least,
+                most_deltas=method.most,
+                random=method.random,
+                parameters=[
+                    ParameterRow(name=one.name, values=one.range, default=one.default, meaning=one.meaning)
+                    for one in method.parameters.values()
+                ],
+            )
+            for method in chosen
+        ]
+        print_json(MethodList(methods=rows))
+    elif name is None:
+        print_table(["method", "what is added to the target"], [[method.name, method.summary] for method in chosen])
+    else:
+        (method,) = chosen
+        typer.echo(f"{method.description}\n")
+        print_table(["parameter", "default", "values", "meaning"], [_cells(one) for one in method.parameters.values()])
+
+
+def _cells(parameter: Parameter) -> list[str]:
+    return [parameter.name, parameter.told_default, parameter.range, parameter.meaning]

@@ -1,0 +1,93 @@
+"""Weights and parameters as the command line says them: `name[selector]=value`, `first..last` along the layers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from deltareg.errors import InvalidArgument
+from deltareg.merge import METHODS, Gradient, Schedule, Value
+
+__all__ = ["parse_parameters", "parse_weights"]
+
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+# The selector is what the last brackets hold: patterns of names have brackets of their own.
+_SELECTED = re.compile(r"(?P<name>[^\[]*)\[(?P<selector>.*)\]")
+
+
+def parse_weights(deltas: Sequence[str], rules: Sequence[str]) -> list[tuple[str, Schedule]]:
+    """Each of `deltas`, `reference[=weight]`, with the `rules`, `reference[selector]=weight`, that are for it.
+
+    The weight is 1 where none is given. Raises InvalidArgument.
+    """
+    found: list[tuple[str, Schedule]] = []
+    for text in deltas:
+        reference, equals, weight = text.rpartition("=")
+        if not equals:
+            reference, weight = text, "1"
+        found.append((reference, Schedule(((None, _number(weight, f"no weight for {reference}", reference)),))))
+    for text in rules:
+        reference, selector, weight = _split(text, "--weight", "acme/search:1.0.0[mlp]=0.8")
+        value = _number(weight, f"no weight for {reference}", f"{reference}[{selector}]")
+        if all(reference != name for name, _ in found):
+            raise InvalidArgument(
+                f"--weight is for {reference}, which is not applied",
+                hint=f"name it as it is named before: {', '.join(name for name, _ in found)}",
+            )
+        found = [
+            (name, Schedule((*schedule.rules, (selector, value))) if name == reference else schedule)
+            for name, schedule in found
+        ]
+    return found
+
+
+def parse_parameters(method: str, rules: Sequence[str]) -> dict[str, Schedule]:
+    """The `rules`, `name[=selector]=value`, by name. Raises InvalidArgument."""
+    known = METHODS.get(method)
+    if known is None:
+        raise InvalidArgument(f"unknown method {method!r}", hint=f"methods are: {', '.join(METHODS)}")
+    found: dict[str, Schedule] = {}
+    for text in rules:
+        name, selector, value = _split(text, "--param", "density=0.5")
+        if name not in known.parameters:
+            raise InvalidArgument(
+                f"{method} has no parameter {name!r}", hint=f"parameters of {method}: {', '.join(known.parameters)}"
+            )
+        parameter = known.parameters[name]
+        setting: Value | Gradient = (
+            _gradient(value, f"no {name}", name)
+            if ".." in value and parameter.kind is float
+            else parameter.parse(value)
+        )
+        found[name] = Schedule((*found.get(name, Schedule(())).rules, (selector, setting)))
+    return found
+
+
+def _split(text: str, option: str, example: str) -> tuple[str, str | None, str]:
+    name, equals, value = text.rpartition("=")
+    if not equals:
+        raise InvalidArgument(f"{option} {text!r} has no value", hint=f"{option} {example!r}")
+    selected = _SELECTED.fullmatch(name)
+    if selected is None:
+        return name, None, value
+    return selected["name"], selected["selector"], value
+
+
+def _number(text: str, what: str, example: str) -> float | Gradient:
+    if ".." in text:
+        return _gradient(text, what, example)
+    # Python's float() would take "nan", "inf" and "1_0" too.
+    value = float(text) if _NUMBER.fullmatch(text) else math.nan
+    if not math.isfinite(value):
+        raise InvalidArgument(f"{text!r} is {what}", hint=f"a weight is a finite number: {example}=0.5")
+    return value
+
+
+def _gradient(text: str, what: str, example: str) -> Gradient:
+    points = text.split("..")
+    if not all(_NUMBER.fullmatch(point) for point in points):
+        raise InvalidArgument(
+            f"{text!r} is {what}", hint=f"numbers along the layers, from the first to the last: {example}=0.2..0.8"
+        )
+    return Gradient(tuple(map(float, points)))

@@ -1,0 +1,349 @@
+# pyright: basic
+"""The compiled loops of the merge methods, self-contained as `codec/kernels.py` says that they must be.
+
+They work on float32 or float64 values of deltas (`values`, one row for each delta) and on the symbols of D1, whose
+magnitude is what is left without the sign bit: `symbols & mask`. Products and sums are rounded one by one, deltas are
+taken in their order, and sums over lanes in an order that depends on nothing but their number.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from deltareg.codec.kernels import kernel
+
+__all__ = [
+    "absolute_sum",
+    "contributions",
+    "count_magnitude",
+    "dot",
+    "draw",
+    "drop",
+    "drop_by_rank",
+    "elect",
+    "keep_at_least",
+    "keep_below",
+    "magnitude_counts",
+    "rank_rows",
+    "reinforce",
+    "settle_ties",
+    "shrink",
+    "variance",
+    "weighted_sum",
+]
+
+_CHUNK = 2048
+_COLUMNS = 4096
+_STRIP = 64
+
+
+# --- by magnitude -----------------------------------------------------------------------------------------------------
+
+
+@kernel
+def magnitude_counts(symbols: Any, mask: Any, shift: Any, prefix: Any, counts: Any) -> Any:
+    """Count bits `shift` to `shift` + 15 of those magnitudes whose higher bits are `prefix`; `counts` has 65,536."""
+    for i in range(symbols.size):
+        part = np.uint64(symbols[i] & mask) >> np.uint64(shift)
+        if part >> np.uint64(16) == np.uint64(prefix):
+            counts[part & np.uint64(0xFFFF)] += np.uint32(1)
+
+
+@kernel
+def count_magnitude(symbols: Any, mask: Any, magnitude: Any) -> Any:
+    """How many lanes have just this magnitude."""
+    found = 0
+    for i in range(symbols.size):
+        found += np.int64((symbols[i] & mask) == magnitude)
+    return found
+
+
+@kernel
+def keep_at_least(values: Any, symbols: Any, mask: Any, least: Any, zero: Any) -> Any:
+    """Zero the values whose magnitude is below `least`."""
+    for i in range(values.size):
+        values[i] = values[i] if (symbols[i] & mask) >= least else zero
+
+
+@kernel
+def keep_below(values: Any, symbols: Any, mask: Any, most: Any, zero: Any) -> Any:
+    """Zero the values whose magnitude is `most` or more."""
+    for i in range(values.size):
+        values[i] = values[i] if (symbols[i] & mask) < most else zero
+
+
+@kernel
+def settle_ties(values: Any, symbols: Any, mask: Any, magnitude: Any, first: Any, inside: Any, zero: Any) -> Any:
+    """Of the lanes with just this magnitude zero those after the first `first`; or these, where not `inside`."""
+    seen = 0
+    for i in range(values.size):
+        if (symbols[i] & mask) == magnitude:
+            if (seen < first) != inside:
+                values[i] = zero
+            seen += 1
+
+
+@kernel
+def rank_rows(symbols: Any, mask: Any, digits: Any, width: Any, ranks: Any) -> Any:
+    """The rank of each lane in its row of `width` lanes: 0 for the largest magnitude, equal ones by their places.
+
+    `digits` is the bytes of a symbol. A radix sort, least significant byte first.
+    """
+    order = np.empty(width, np.int64)
+    other = np.empty(width, np.int64)
+    counts = np.empty(257, np.int64)
+    for start in range(0, symbols.size, width):
+        for i in range(width):
+            order[i] = i
+        for digit in range(digits):
+            shift = np.uint64(8 * digit)
+            counts[:] = 0
+            for i in range(width):
+                key = (np.uint64(mask - (symbols[start + i] & mask)) >> shift) & np.uint64(255)
+                counts[key + np.uint64(1)] += 1
+            for n in range(256):
+                counts[n + 1] += counts[n]
+            for i in range(width):
+                key = (np.uint64(mask - (symbols[start + order[i]] & mask)) >> shift) & np.uint64(255)
+                other[counts[key]] = order[i]
+                counts[key] += 1
+            order, other = other, order
+        for i in range(width):
+            ranks[start + order[i]] = i
+
+
+# --- by chance --------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def draw(key: Any, first: Any, chances: Any) -> Any:
+    """The 32 random bits (uint32) of each lane from the tensor's lane `first` on.
+
+    Lane l has the low half of output (l >> 13 << 12) + (l & 4095) of the generator SplitMix64 that starts at `key`
+    (uint64) where bit 12 of l is 0, and the high half where it is 1: two lanes for each output, in runs that vectorise.
+    Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
+    """
+    i = 0
+    while i < chances.size:
+        lane = first + i
+        run = min(4096 - (lane & 4095), chances.size - i)
+        counter = np.uint64((lane >> 13 << 12) + (lane & 4095))
+        shift = np.uint64(32 * ((lane >> 12) & 1))
+        for j in range(run):
+            z = key + (counter + np.uint64(j) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            z = z ^ (z >> np.uint64(31))
+            chances[i + j] = np.uint32(z >> shift)
+        i += run
+
+
+@kernel
+def drop(values: Any, chances: Any, limit: Any, zero: Any) -> Any:
+    """Zero the values whose random bits are `limit` or more."""
+    for i in range(values.size):
+        values[i] = values[i] if np.int64(chances[i]) < limit else zero
+
+
+@kernel
+def drop_by_rank(values: Any, chances: Any, ranks: Any, most: Any, step: Any, inverse: Any, zero: Any) -> Any:
+    """Keep each value with the chance `most` − `step` · rank, and divide it by that where `inverse`."""
+    for i in range(values.size):
+        chance = most - step * np.float64(ranks[i])
+        kept = np.float64(chances[i]) < chance * 4294967296.0
+        value = np.float64(values[i]) / chance if inverse else np.float64(values[i])
+        values[i] = value if kept else zero
+
+
+# --- sums over lanes --------------------------------------------------------------------------------------------------
+
+
+@kernel
+def dot(one: Any, other: Any) -> Any:
+    """Σ one · other in float64.
+
+    Lanes lie in rows of 4,096, as many as a power of two, the missing ones zero. The lower half of the rows is added to
+    the upper half until one is left, and its right half to its left half in the same way.
+    """
+    return _fold(one, other, False)
+
+
+@kernel
+def absolute_sum(values: Any) -> Any:
+    """Σ |value| in float64, in the order of `dot`."""
+    return _fold(values, values, True)
+
+
+@kernel
+def _fold(one, other, absolute):
+    rows = 1
+    while rows * _COLUMNS < one.size:
+        rows *= 2
+    total = np.zeros(_COLUMNS, np.float64)
+    strip = np.zeros((rows, _STRIP), np.float64)
+    for column in range(0, _COLUMNS, _STRIP):
+        for row in range(rows):
+            start = row * _COLUMNS + column
+            here = max(0, min(_STRIP, one.size - start))
+            for j in range(here):
+                x = np.float64(one[start + j])
+                strip[row, j] = abs(x) if absolute else x * np.float64(other[start + j])
+            for j in range(here, _STRIP):
+                strip[row, j] = 0.0
+        half = rows // 2
+        while half > 0:
+            for row in range(half):
+                for j in range(_STRIP):
+                    strip[row, j] += strip[row + half, j]
+            half //= 2
+        for j in range(_STRIP):
+            total[column + j] = strip[0, j]
+    half = _COLUMNS // 2
+    while half > 0:
+        for j in range(half):
+            total[j] += total[j + half]
+        half //= 2
+    return total[0]
+
+
+@kernel
+def contributions(values: Any, epsilon: Any, counts: Any, shared: Any, alone: Any) -> Any:
+    """For each delta the lanes above `epsilon` in which another one is too, and those in which none is.
+
+    `counts` (uint8) becomes how many deltas are above it in each lane, 255 where there are more.
+    """
+    counts[:] = np.uint8(0)
+    for n in range(values.shape[0]):
+        row = values[n]
+        for i in range(row.size):
+            counts[i] += np.uint8((abs(row[i]) > epsilon) & (counts[i] < np.uint8(255)))
+    for n in range(values.shape[0]):
+        row = values[n]
+        together = 0
+        single = 0
+        for i in range(row.size):
+            above = abs(row[i]) > epsilon
+            together += np.int64(above & (counts[i] > np.uint8(1)))
+            single += np.int64(above & (counts[i] == np.uint8(1)))
+        shared[n] += together
+        alone[n] += single
+
+
+# --- from many deltas to one ------------------------------------------------------------------------------------------
+
+
+@kernel
+def weighted_sum(values: Any, factors: Any, merged: Any) -> Any:
+    """merged = Σ factor · value, one after another."""
+    for start in range(0, merged.size, _CHUNK):
+        total = merged[start : start + _CHUNK]
+        row = values[0, start : start + _CHUNK]
+        factor = factors[0]
+        for j in range(total.size):
+            total[j] = row[j] * factor
+        for n in range(1, values.shape[0]):
+            row = values[n, start : start + _CHUNK]
+            factor = factors[n]
+            for j in range(total.size):
+                total[j] = total[j] + row[j] * factor
+
+
+@kernel
+def elect(values: Any, factors: Any, votes: Any, by_sign: Any, shares: Any, scale: Any, one: Any, merged: Any) -> Any:
+    """The sum of those of factor · value that have the elected sign, over the sum of their `shares`, times `scale`.
+
+    The sign is that of Σ vote · value, or of the sum of their signs (`by_sign`); it is positive where that is zero. A
+    sum of shares that is 0 counts as 1. `one` is 1 in the type of the values.
+    """
+    zero = one - one
+    elected = np.empty(_CHUNK, values.dtype)
+    divisors = np.empty(_CHUNK, values.dtype)
+    for start in range(0, merged.size, _CHUNK):
+        total = merged[start : start + _CHUNK]
+        for j in range(total.size):
+            elected[j] = zero
+            divisors[j] = zero
+            total[j] = zero
+        for n in range(values.shape[0]):
+            row = values[n, start : start + _CHUNK]
+            vote = votes[n]
+            if by_sign:
+                for j in range(total.size):
+                    x = row[j] * vote
+                    elected[j] = elected[j] + (one if x > zero else (-one if x < zero else zero))
+            else:
+                for j in range(total.size):
+                    elected[j] = elected[j] + row[j] * vote
+        for j in range(total.size):
+            elected[j] = one if elected[j] >= zero else -one
+        for n in range(values.shape[0]):
+            row = values[n, start : start + _CHUNK]
+            vote = votes[n]
+            factor = factors[n]
+            share = shares[n]
+            for j in range(total.size):
+                agrees = (row[j] * vote) * elected[j] > zero
+                total[j] = total[j] + (row[j] * factor if agrees else zero)
+                divisors[j] = divisors[j] + (share if agrees else zero)
+        for j in range(total.size):
+            divisor = divisors[j] if divisors[j] != zero else one
+            total[j] = (total[j] / divisor) * scale
+
+
+@kernel
+def reinforce(values: Any, epsilon: Any, factors: Any, alone: Any, one: Any, merged: Any) -> Any:
+    """Where one delta is above `epsilon`: factor · alone · value. Where several are: the mean of theirs."""
+    zero = one - one
+    counts = np.empty(_CHUNK, values.dtype)
+    for start in range(0, merged.size, _CHUNK):
+        total = merged[start : start + _CHUNK]
+        for j in range(total.size):
+            counts[j] = zero
+            total[j] = zero
+        for n in range(values.shape[0]):
+            row = values[n, start : start + _CHUNK]
+            for j in range(total.size):
+                counts[j] = counts[j] + (one if abs(row[j]) > epsilon else zero)
+        for n in range(values.shape[0]):
+            row = values[n, start : start + _CHUNK]
+            factor = factors[n]
+            lone = alone[n]
+            for j in range(total.size):
+                value = row[j] * factor
+                value = value * lone if counts[j] <= one else value / counts[j]
+                total[j] = total[j] + (value if abs(row[j]) > epsilon else zero)
+
+
+@kernel
+def variance(values: Any, count: Any, zero: Any, out: Any) -> Any:
+    """The variance of each lane over the deltas, that of a population; `count` is how many they are."""
+    means = np.empty(_CHUNK, values.dtype)
+    for start in range(0, out.size, _CHUNK):
+        total = out[start : start + _CHUNK]
+        for j in range(total.size):
+            means[j] = zero
+            total[j] = zero
+        for n in range(values.shape[0]):
+            row = values[n, start : start + _CHUNK]
+            for j in range(total.size):
+                means[j] = means[j] + row[j]
+        for j in range(total.size):
+            means[j] = means[j] / count
+        for n in range(values.shape[0]):
+            row = values[n, start : start + _CHUNK]
+            for j in range(total.size):
+                distance = row[j] - means[j]
+                total[j] = total[j] + distance * distance
+        for j in range(total.size):
+            total[j] = total[j] / count
+
+
+@kernel
+def shrink(values: Any, limit: Any, one: Any) -> Any:
+    """Bring each value to the absolute value `limit` where it is larger."""
+    zero = one - one
+    for i in range(values.size):
+        share = limit / abs(values[i]) if abs(values[i]) > limit else one
+        values[i] = values[i] * share if share > zero else zero

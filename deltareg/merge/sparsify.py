@@ -1,0 +1,160 @@
+"""Stages that leave out some of a delta: by magnitude, by chance, or by both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from deltareg.codec.memory import empty
+from deltareg.merge import loops
+from deltareg.merge.search import Ranks, Search, drop_largest, keep_largest
+from deltareg.merge.stage import Gathering, Scope, Stage, Sums
+from deltareg.merge.values import Extent, Values
+
+__all__ = ["Band", "Drop", "MagPrune", "MatchNorm", "Ramp", "Rescale", "Trim"]
+
+Rescale = Literal["inverse", "l1", "none"]
+"""What makes up for what was left out: division by the chance of being kept, the same Σ|Δ| as before, or nothing."""
+
+Ramp = Literal["paper", "ends"]
+"""How the chances of MagPrune go from the largest to the smallest of a row: see `MagPrune`."""
+
+
+@dataclass(frozen=True)
+class Band(Stage):
+    """Keep of each delta the lanes whose ranks by magnitude follow the `gamma` largest, `density` of them all.
+
+    Both are shares of the lanes. Where `density` leaves less room, fewer of the largest go.
+    """
+
+    density: float
+    gamma: float = 0.0
+    over: Scope = "tensor"
+    rescale: Rescale = "none"
+
+    @property
+    def scope(self) -> Scope:
+        """As `over` says."""
+        return self.over
+
+    def passes(self, extent: Extent) -> int:
+        return self._search(extent).passes
+
+    def gathering(self, number: int, settled: Sequence[Ranks], extent: Extent) -> Gathering:
+        return self._search(extent).gathering(number, settled)
+
+    def wants(self, number: int, settled: Sequence[Ranks], position: int, extent: Extent) -> bool:
+        return self._search(extent).wants(settled, position)
+
+    def measure(self, number: int, settled: Sequence[Ranks], values: Values, extent: Extent) -> Any:
+        return self._search(extent).measure(number, settled, values)
+
+    def act(self, settled: Sequence[Ranks], values: Values, position: int, extent: Extent) -> None:
+        _remember(self.rescale, values)
+        known = self._search(extent).known(settled)
+        for delta, row in enumerate(known):
+            cuts = [sought.cut for sought in row]
+            symbols, mask = values.magnitudes(delta, extent.kinds[delta])
+            if cuts[0] is not None:
+                keep_largest(values.array[delta], symbols, mask, cuts[0], position, values.number(0))
+            if len(cuts) > 1 and cuts[1] is not None:
+                drop_largest(values.array[delta], symbols, mask, cuts[1], position, values.number(0))
+
+    def _search(self, extent: Extent) -> Search:
+        kept = self._kept(extent.lanes)
+        largest = min(int(self.gamma * extent.lanes), extent.lanes - kept)
+        return Search(extent, [kept + largest, largest] if self.gamma else [kept])
+
+    def _kept(self, lanes: int) -> int:
+        return int(self.density * lanes)
+
+
+@dataclass(frozen=True)
+class Trim(Band):
+    """Keep of each delta the share `density` of its lanes that have the largest magnitudes; at least one, unless 0."""
+
+    def _kept(self, lanes: int) -> int:
+        return max(1, int(self.density * lanes)) if self.density > 0 else 0
+
+
+@dataclass(frozen=True)
+class Drop(Stage):
+    """Keep each lane with the chance `density`."""
+
+    density: float
+    rescale: Rescale = "inverse"
+
+    def act(self, settled: Sequence[Any], values: Values, position: int, extent: Extent) -> None:
+        _remember(self.rescale, values)
+        limit = round(self.density * 2**32)
+        chances = empty(values.lanes, np.uint32)
+        for row, key in zip(values.array, values.keys, strict=True):
+            loops.draw(np.uint64(key), values.first, chances)
+            loops.drop(row, chances, limit, values.number(0))
+        if self.rescale == "inverse" and self.density > 0:
+            values.scales /= self.density
+
+
+@dataclass(frozen=True)
+class MagPrune(Stage):
+    """Keep each lane with a chance that falls with its rank in its row, 0 for the largest magnitude of n.
+
+    `ramp` "paper": density + ε/2 − ε·rank/n. "ends": from density + ε for the first to density − ε for the last.
+    """
+
+    density: float
+    epsilon: float
+    ramp: Ramp = "paper"
+    rescale: Rescale = "inverse"
+
+    @property
+    def whole_rows(self) -> bool:
+        """Ranks are those in a row."""
+        return True
+
+    def act(self, settled: Sequence[Any], values: Values, position: int, extent: Extent) -> None:
+        _remember(self.rescale, values)
+        most, step = self._line(values.row)
+        chances = empty(values.lanes, np.uint32)
+        ranks = empty(values.lanes, np.int64)
+        inverse = self.rescale == "inverse"
+        for delta, (row, key) in enumerate(zip(values.array, values.keys, strict=True)):
+            symbols, mask = values.magnitudes(delta, values.kinds[delta])
+            loops.rank_rows(symbols, mask, symbols.itemsize, values.row, ranks)
+            loops.draw(np.uint64(key), values.first, chances)
+            loops.drop_by_rank(row, chances, ranks, most, step, inverse, values.number(0))
+
+    def _line(self, row: int) -> tuple[float, float]:
+        """The chance of rank 0, and by how much it falls from rank to rank."""
+        if self.density in (0, 1):
+            return self.density, 0.0
+        if self.ramp == "paper":
+            return self.density + self.epsilon / 2, self.epsilon / row
+        return (self.density + self.epsilon, 2 * self.epsilon / (row - 1)) if row > 1 else (self.density, 0.0)
+
+
+@dataclass(frozen=True)
+class MatchNorm(Stage):
+    """Scale each delta so that Σ|Δ| of the tensor is what it was before the stage in front of this one."""
+
+    def passes(self, extent: Extent) -> int:
+        return 1
+
+    def gathering(self, number: int, settled: Sequence[Any], extent: Extent) -> Gathering:
+        return Sums()
+
+    def measure(self, number: int, settled: Sequence[Any], values: Values, extent: Extent) -> list[float]:
+        assert values.before is not None
+        return [*values.before, *(float(loops.absolute_sum(row)) for row in values.array)]
+
+    def act(self, settled: Sequence[list[float]], values: Values, position: int, extent: Extent) -> None:
+        before, after = settled[0][: values.deltas], settled[0][values.deltas :]
+        values.scales *= [one / other if other > 0 else 1.0 for one, other in zip(before, after, strict=True)]
+
+
+def _remember(rescale: Rescale, values: Values) -> None:
+    if rescale == "l1":
+        values.before = [float(loops.absolute_sum(row)) for row in values.array]

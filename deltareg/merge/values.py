@@ -1,0 +1,93 @@
+"""What the stages of a merge work on: the same lanes of every delta, as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from deltareg.codec import Array, Lane, kernels
+from deltareg.codec.memory import empty
+from deltareg.merge.block import Addend
+
+__all__ = ["Extent", "Values", "values_of"]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What a stage settles something for: one tensor, or all of a model.
+
+    `lanes` counts its lanes, `blocks` the blocks in which they are seen; `kinds` has for each delta the lane of its D1,
+    None where tensors of several dtypes are taken together.
+    """
+
+    lanes: int
+    blocks: int
+    kinds: tuple[Lane | None, ...]
+
+
+@dataclass
+class Values:
+    """One block of lanes of all deltas, which stages change in place.
+
+    `array` is float32 or float64 of shape (deltas, lanes) and holds D1 + D2, a zero where nothing changes. `symbols`
+    are the bits of D1. `first` is the block's first lane in the tensor, `row` the lanes in one of the tensor's rows.
+    `weights` and `scales` (float64) are what each delta is multiplied with in the end: what the user gave, and what the
+    stages add to it. `keys` (64 bits) are the seeds of the deltas' random masks. The last stage gives `merged`.
+    """
+
+    array: Array
+    symbols: tuple[Array, ...]
+    kinds: tuple[Lane, ...]
+    first: int
+    row: int
+    weights: Array
+    keys: tuple[int, ...]
+    scales: Array = field(init=False)
+    before: list[float] | None = None
+    merged: Array | None = None
+
+    def __post_init__(self) -> None:
+        self.scales = np.ones(len(self.symbols), np.float64)
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of the block."""
+        return self.array.shape[1]
+
+    @property
+    def deltas(self) -> int:
+        """How many deltas there are."""
+        return self.array.shape[0]
+
+    def number(self, value: float) -> Any:
+        """A number in the type of the values."""
+        return self.array.dtype.type(value)
+
+    def numbers(self, values: Array) -> Array:
+        """Numbers in the type of the values, each rounded once."""
+        with np.errstate(over="ignore"):
+            return np.asarray(values, np.float64).astype(self.array.dtype)
+
+    def magnitudes(self, delta: int, kind: Lane | None) -> tuple[Array, Any]:
+        """Symbols of a delta by whose bits magnitudes compare, and the mask that takes their signs away.
+
+        Those of D1 in its own `kind`; where that is None, the values as float64.
+        """
+        if kind is None:
+            return self.array[delta].astype(np.float64).view(np.uint64), np.uint64(2**63 - 1)
+        return self.symbols[delta], kind.bits(int(kind.marker) - 1)
+
+
+def values_of(addends: Sequence[Addend], accumulator: type[np.floating[Any]]) -> tuple[Array, tuple[Array, ...]]:
+    """The array and the symbols of `Values`, from decoded frames of one length."""
+    lanes = addends[0].frame.lanes
+    array = empty(len(addends) * lanes, accumulator).reshape(len(addends), lanes)
+    for row, addend in zip(array, addends, strict=True):
+        kernels.widen_all(addend.delta, row)
+        mending = addend.frame.mending
+        if mending is not None:
+            row[mending.positions] = mending.terms(addend.delta, addend.lane, accumulator)
+    return array, tuple(addend.symbols for addend in addends)

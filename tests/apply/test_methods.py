@@ -1,0 +1,332 @@
+"""Merge methods on whole checkpoints: against the stages alone, on any number of threads, by tensor, with bad input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import deltareg
+from deltareg import Registry
+from deltareg.apply.run import random_key
+from deltareg.codec import FRAME_LANES
+from deltareg.errors import InvalidArgument
+from deltareg.merge import METHODS, Gradient, Schedule, Value
+from tests.codec.oracle import FORMATS
+from tests.codec.tensors import Raw, of, read_tensors, write_checkpoint
+from tests.merge.merged import merge
+from tests.merge.test_methods import REQUIRED
+
+Array = NDArray[Any]
+
+BF16, F32 = FORMATS["BF16"], FORMATS["F32"]
+NAMES = ("a", "b")
+# One tensor of several frames, rows that frames cut, one lane, several layers.
+SHAPES: Mapping[str, tuple[int, ...]] = {
+    "model.embed_tokens.weight": (1100, 1001),
+    "model.layers.0.self_attn.q_proj.weight": (33, 17),
+    "model.layers.0.mlp.up_proj.weight": (40, 9),
+    "model.layers.1.self_attn.q_proj.weight": (33, 17),
+    "model.layers.1.mlp.up_proj.weight": (40, 9),
+    "model.norm.weight": (9,),
+    "scalar": (),
+}
+
+
+class Models:
+    """A base and two deltas of it, which differ in sign here and there, and a target of the same space."""
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        self.path = path
+        self.dtype = dtype
+        self.format = FORMATS[dtype]
+        self.registry = Registry(path / "home")
+        generator = np.random.default_rng(5)
+        self.base = self._random(generator, 1.0)
+        self.posts = [self._moved(generator) for _ in NAMES]
+        self.target = self._random(generator, 1.0)
+        base = self.write("base", self.base)
+        for name, post in zip(NAMES, self.posts, strict=True):
+            deltareg.diff(base, self.write(f"post-{name}", post), self.registry, f"acme/{name}:1.0.0")
+        self.target_path = self.write("target", self.target)
+        self._made = 0
+
+    def _random(self, generator: np.random.Generator, size: float) -> dict[str, Array]:
+        return {
+            name: self.format.narrow(size * generator.standard_normal(shape).reshape(-1))
+            for name, shape in SHAPES.items()
+        }
+
+    def _moved(self, generator: np.random.Generator) -> dict[str, Array]:
+        moved: dict[str, Array] = {}
+        for name, bits in self.base.items():
+            change = 0.01 * generator.standard_normal(bits.size) * (generator.random(bits.size) < 0.7)
+            moved[name] = self.format.narrow(self.format.widen(bits).astype(np.float64) + change)
+        return moved
+
+    def write(self, name: str, tensors: Mapping[str, Array]) -> Path:
+        """A checkpoint with these bits."""
+        raws = {key: Raw(self.dtype, SHAPES[key], of(self.dtype, bits).data) for key, bits in tensors.items()}
+        return write_checkpoint(self.path / name, raws)
+
+    def apply(
+        self, method: str = "linear", parameters: Any = None, *, weights: Any = None, **options: Any
+    ) -> tuple[dict[str, Raw], deltareg.apply.ApplyReport]:
+        """What comes out, and the report."""
+        self._made += 1
+        out = self.path / f"out-{self._made}"
+        names = NAMES[: 1 if METHODS[method].most == 1 else 2]
+        deltas = dict(weights or {f"acme/{name}:1.0.0": 1.0 for name in names})
+        report = deltareg.apply(
+            self.target_path, deltas, self.registry, out, method=method, parameters=parameters, force=True, **options
+        )
+        return read_tensors(out), report
+
+    def exact(self, number: int, name: str) -> Array:
+        """post − base, as the delta has it: rounded to the dtype, and mended where that is not enough."""
+        base, post = (self.format.widen(bits[name]).astype(np.float64) for bits in (self.base, self.posts[number]))
+        return self.format.widen(self.format.narrow(post - base)).astype(np.float64)
+
+
+@pytest.fixture(scope="module", params=["BF16", "F32"])
+def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return Models(tmp_path_factory.mktemp("models"), request.param)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_any_number_of_threads_gives_the_same_bits(models: Models, method: str) -> None:
+    parameters = REQUIRED.get(method)
+    alone, _ = models.apply(method, parameters, threads=1)
+    assert alone != read_tensors(models.target_path)
+    for threads in (2, 3, 8):
+        assert models.apply(method, parameters, threads=threads)[0] == alone
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_result_is_the_target_and_what_the_stages_give_rounded_once(models: Models, method: str) -> None:
+    """Tensor by tensor, from deltas that were not mended: the stages as `tests/merge` has checked them."""
+    parameters: dict[str, Value] = {**REQUIRED.get(method, {}), **({"trim": "tensor"} if method == "ties" else {})}
+    found, _ = models.apply(method, parameters, seed=3)
+    format_ = models.format
+    count = 1 if METHODS[method].most == 1 else 2
+    for name, shape in SHAPES.items():
+        keys = [random_key(3, models.registry.artifact(f"acme/{one}:1.0.0").digest, name) for one in NAMES[:count]]
+        deltas = [
+            format_.narrow(models.exact(number, name)).view(_stored(models.dtype)).reshape(shape)
+            for number in range(count)
+        ]
+        merged = merge(method, deltas, parameters, dtype=models.dtype, keys=keys).reshape(-1)
+        target = format_.widen(models.target[name])
+        wide = np.float64 if models.dtype == "F32" else np.float32
+        total = format_.narrow(target.astype(wide) + merged.astype(wide))
+        expected = np.where(merged == 0, models.target[name], total)
+        got = np.frombuffer(found[name].data, format_.bits)
+        # What a second term mends differs from its D1 by less than a place of the delta.
+        differing = np.count_nonzero(got != expected)
+        assert differing <= 0.02 * got.size, name
+
+
+def _stored(dtype: str) -> Any:
+    from deltareg.codec import lane_of
+
+    return lane_of(dtype).stored
+
+
+def test_a_model_is_trimmed_as_one(models: Models) -> None:
+    """The largest of all tensors, equal ones by the tensors' names and their places."""
+    found, report = models.apply("ties", {"density": 0.3}, weights={"acme/a:1.0.0": 1.0})
+    assert report.settings["trim"] == "model"
+    names = sorted(SHAPES)
+    whole = np.abs(np.concatenate([models.exact(0, name) for name in names]))
+    order = np.argsort(-whole, kind="stable")
+    kept = np.zeros(whole.size, bool)
+    kept[order[: int(0.3 * whole.size)]] = True
+    at = 0
+    for name in names:
+        size = models.target[name].size
+        moved = np.frombuffer(found[name].data, models.format.bits) != models.target[name]
+        assert not (moved & ~kept[at : at + size]).any(), name
+        at += size
+
+
+def test_seeds_give_other_masks_and_the_same_seed_the_same(models: Models) -> None:
+    first, report = models.apply("dare_ties", {"density": 0.5}, seed=1)
+    assert report.seed == 1
+    assert models.apply("dare_ties", {"density": 0.5}, seed=1)[0] == first
+    assert models.apply("dare_ties", {"density": 0.5}, seed=2)[0] != first
+
+
+# --- by tensor --------------------------------------------------------------------------------------------------------
+
+
+def test_weights_differ_by_module_class_and_pattern(models: Models) -> None:
+    weights = {"acme/a:1.0.0": Schedule(((None, 0.5), ("attention", 0.0), ("model.layers.1.*", 2.0)))}
+    found, report = models.apply(weights=weights)
+    assert report.deltas[0].weight == "0.5, attention: 0.0, model.layers.1.*: 2.0"
+    alone = {weight: models.apply(weights={"acme/a:1.0.0": weight})[0] for weight in (0.5, 2.0)}
+    target = read_tensors(models.target_path)
+    for name in SHAPES:
+        if name.startswith("model.layers.1."):
+            assert found[name] == alone[2.0][name]
+        elif "self_attn" in name:
+            assert found[name] == target[name]
+        else:
+            assert found[name] == alone[0.5][name]
+
+
+def test_a_gradient_goes_along_the_layers(models: Models) -> None:
+    found, _ = models.apply(weights={"acme/a:1.0.0": Gradient((0.25, 0.75))})
+    first = models.apply(weights={"acme/a:1.0.0": 0.25})[0]
+    last = models.apply(weights={"acme/a:1.0.0": 0.75})[0]
+    for name in SHAPES:
+        early = name.startswith(("model.layers.0.", "model.embed"))
+        assert found[name] == (first if early else last)[name], name
+
+
+def test_parameters_differ_by_tensor(models: Models) -> None:
+    rules = Schedule(((None, 1.0), ("mlp", 0.0)))
+    found, report = models.apply("ties", {"density": rules, "trim": "tensor"})
+    assert report.settings["density"] == "1.0, mlp: 0.0"
+    whole = models.apply("ties", {"density": 1.0, "trim": "tensor"})[0]
+    target = read_tensors(models.target_path)
+    for name in SHAPES:
+        assert found[name] == (target if ".mlp." in name else whole)[name], name
+
+
+def test_a_selector_that_matches_nothing_is_refused(models: Models) -> None:
+    with pytest.raises(InvalidArgument, match=r"no tensor .* 'layers\.\*', 'attn'"):
+        models.apply(
+            "ties",
+            {"density": Schedule(((None, 0.5), ("attn", 0.3)))},
+            weights={"acme/a:1.0.0": Schedule(((None, 1.0), ("layers.*", 0.3))), "acme/b:1.0.0": 1.0},
+        )
+
+
+# --- what is told -----------------------------------------------------------------------------------------------------
+
+
+def test_the_card_names_every_parameter(models: Models) -> None:
+    models.apply("dare_ties", {"density": Gradient((0.2, 0.8))}, seed=7)
+    card = (models.path / f"out-{models._made}" / "README.md").read_text()  # pyright: ignore[reportPrivateUsage]
+    assert (
+        "method `dare_ties` (density = 0.2..0.8, elect = weighted, normalize = weights, rescale = inverse, "
+        "lambda = 1.0, seed = 7)" in card
+    )
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "weights", "told"),
+    [
+        ("slerp", {}, {"acme/a:1.0.0": 1.0}, "slerp takes 2 deltas, not 1"),
+        ("slerp", {}, {"acme/a:1.0.0": 1.0, "acme/b:1.0.0": 0.0}, "slerp takes 2 deltas, not 1"),
+        ("model_stock", {}, {"acme/a:1.0.0": 1.0}, "model_stock takes at least 2 deltas, not 1"),
+        ("nearswap", {"t": 1.0}, {"acme/a:1.0.0": 1.0, "acme/b:1.0.0": 1.0}, "nearswap takes one delta"),
+        ("ties", {"density": 2.0}, {"acme/a:1.0.0": 1.0}, "density is 2.0"),
+        ("ties", {"density": Gradient((0.5, 1.5))}, {"acme/a:1.0.0": 1.0}, "density is 1.5"),
+        ("ties", {"width": 2.0}, {"acme/a:1.0.0": 1.0}, "ties has no parameter width"),
+        ("dare_ties", {}, {"acme/a:1.0.0": 1.0}, "dare_ties needs density"),
+        ("linear", {}, {"acme/a:1.0.0": float("nan")}, "the weight of acme/a:1.0.0 is nan"),
+        ("linear", {}, {"acme/a:1.0.0": Gradient((0.0, float("inf")))}, "the weight of acme/a:1.0.0 is inf"),
+        ("fisher", {}, {"acme/a:1.0.0": 1.0}, "unknown method 'fisher'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    models: Models, tmp_path: Path, method: str, parameters: Any, weights: Any, told: str
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(InvalidArgument) as caught:
+        deltareg.apply(
+            models.target_path, weights, models.registry, out, method=method, parameters=parameters, force=True
+        )
+    assert told in caught.value.message
+    assert caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_delta_twice_is_its_weights_added(models: Models) -> None:
+    twice = [("acme/a:1.0.0", 0.25), ("acme/a:1.0.0", 0.5)]
+    out = models.path / "twice"
+    report = deltareg.apply(models.target_path, twice, models.registry, out, method="ties", force=True)
+    assert any("named more than once" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize("method", [name for name, one in METHODS.items() if one.most != 1])
+def test_integers_and_truths_are_taken_from_the_strongest(tmp_path: Path, method: str) -> None:
+    registry = Registry(tmp_path / "home")
+    weight = of("BF16", BF16.narrow(np.linspace(-1, 1, 64)))
+    base = {"w": weight, "ids": of("I64", np.arange(4)), "mask": of("BOOL", np.zeros(4, np.uint8))}
+    for number, name in enumerate(NAMES, 1):
+        post = {
+            "w": of("BF16", BF16.narrow(np.linspace(-1, 1, 64) + 0.01 * number)),
+            "ids": of("I64", np.arange(4) + number),
+            "mask": of("BOOL", np.full(4, number % 2, np.uint8)),
+        }
+        paths = [write_checkpoint(tmp_path / f"{name}-{side}", tensors) for side, tensors in (("0", base), ("1", post))]
+        deltareg.diff(paths[0], paths[1], registry, f"acme/{name}:1.0.0")
+    target = write_checkpoint(tmp_path / "target", base)
+    deltas = {"acme/a:1.0.0": 0.5, "acme/b:1.0.0": 1.0}
+    parameters = REQUIRED.get(method)
+    report = deltareg.apply(target, deltas, registry, tmp_path / "out", method=method, parameters=parameters)
+    found = read_tensors(tmp_path / "out")
+    assert np.frombuffer(found["ids"].data, np.int64).tolist() == [2, 3, 4, 5]
+    assert np.frombuffer(found["mask"].data, np.uint8).tolist() == [1, 1, 1, 1]  # only the first changes it
+    assert any("cannot be summed" in warning for warning in report.warnings)
+
+
+def test_a_tensor_that_one_delta_lacks_is_merged_from_the_others(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "home")
+    rows = {name: of("F32", np.linspace(-1, 1, 32, dtype=np.float32).view(np.uint32)) for name in ("shared", "own")}
+    moved = {name: of("F32", np.linspace(-1, 1.5, 32, dtype=np.float32).view(np.uint32)) for name in rows}
+    both = [write_checkpoint(tmp_path / f"both-{side}", one) for side, one in enumerate((rows, moved))]
+    deltareg.diff(both[0], both[1], registry, "acme/both:1.0.0")
+    few = [
+        write_checkpoint(tmp_path / f"few-{side}", {"shared": one["shared"]}) for side, one in enumerate((rows, moved))
+    ]
+    deltareg.diff(few[0], few[1], registry, "acme/few:1.0.0")
+    report = deltareg.apply(
+        both[0],
+        {"acme/both:1.0.0": 1.0, "acme/few:1.0.0": 1.0},
+        registry,
+        tmp_path / "out",
+        method="slerp",
+        force=True,
+    )
+    assert any("1 tensor had fewer deltas than slerp takes" in warning for warning in report.warnings)
+    assert read_tensors(tmp_path / "out")["own"] == moved["own"]
+
+
+def test_what_is_damaged_stops_a_merge_of_many_passes(models: Models, tmp_path: Path) -> None:
+    """An error in one pass reaches the caller, whatever other threads wait for."""
+    from deltareg.errors import BadRecord, DigestMismatch
+    from tests.deltas import flip
+
+    home = tmp_path / "home"
+    registry = Registry(home)
+    base, post = models.path / "base", models.path / "post-a"
+    deltareg.diff(base, post, registry, "acme/a:1.0.0")
+    deltareg.diff(base, models.path / "post-b", registry, "acme/b:1.0.0")
+    packs = sorted(home.rglob("sha256/*"), key=lambda file: file.stat().st_size)
+    flip(packs[-1], packs[-1].stat().st_size // 2)
+    for threads in (1, 4):
+        with pytest.raises((BadRecord, DigestMismatch)):
+            deltareg.apply(
+                models.target_path,
+                {"acme/a:1.0.0": 1.0, "acme/b:1.0.0": 1.0},
+                registry,
+                tmp_path / "out",
+                method="ties",
+                threads=threads,
+                force=True,
+            )
+    assert not (tmp_path / "out").exists()
+
+
+def test_blocks_are_more_than_one_here() -> None:
+    assert np.prod(SHAPES["model.embed_tokens.weight"]) > FRAME_LANES

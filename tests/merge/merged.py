@@ -1,0 +1,60 @@
+"""Merging arrays with the product's stages, as an apply does it: block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltareg.apply.merging import Merging, Part
+from deltareg.codec import FRAME_LANES, Frame, lane_of
+from deltareg.codec.memory import frame_memory
+from deltareg.merge import METHODS, Value
+
+__all__ = ["KEYS", "frames_of", "merge"]
+
+Array = NDArray[Any]
+
+KEYS = (0x9E3779B97F4A7C15, 0xD1B54A32D192ED03, 0x8CB92BA72F3D8DD7, 0xABC98388FB8FAC03)
+
+
+def frames_of(delta: Array, dtype: str, number: int, lanes: int) -> Frame:
+    """A frame of a delta that is given as an array of its own dtype."""
+    lane = lane_of(dtype)
+    first = number * FRAME_LANES
+    return Frame(lanes, delta.reshape(-1)[first : first + lanes].view(lane.bits).copy())
+
+
+def merge(
+    method: str,
+    deltas: Sequence[Array],
+    parameters: Mapping[str, Value] | None = None,
+    *,
+    weights: Sequence[float] | None = None,
+    dtype: str = "F64",
+    keys: Sequence[int] = KEYS,
+) -> Array:
+    """What `method` makes of `deltas`, arrays of one shape whose items are lanes of `dtype`."""
+    shape = deltas[0].shape
+    lane = lane_of(dtype)
+    parts = [
+        Part(partial(frames_of, delta, dtype), lane, lane, weight, key)
+        for delta, weight, key in zip(deltas, weights or [1.0] * len(deltas), keys, strict=False)
+    ]
+    stages = METHODS[method].stages(parameters or {})
+    row = shape[-1] if len(shape) > 1 else max(deltas[0].size, 1)
+    merging = Merging(deltas[0].size, row, parts, stages, np.float64 if lane.wide else np.float32)
+    if merging.blocks == 1:
+        with frame_memory():
+            return merging.merge_alone().copy().reshape(shape)
+    for steps in merging.measuring():
+        for step in reversed(steps):  # the order does not matter
+            step()
+    out: list[Array] = []
+    for block in range(merging.blocks):
+        with frame_memory():
+            out.append(merging.merge(block).copy())
+    return np.concatenate(out).reshape(shape)

@@ -17,6 +17,7 @@ from deltareg.lazy import lazily
 
 if TYPE_CHECKING:
     from deltareg.apply import apply as apply
+    from deltareg.apply import live as live
     from deltareg.apply import verify as verify
     from deltareg.catalog import Registry as Registry
     from deltareg.check import check as check
@@ -26,7 +27,19 @@ if TYPE_CHECKING:
     from deltareg.transfer import pull as pull
     from deltareg.transfer import push as push
 
-__all__ = ["Checkpoint", "DeltaregError", "Registry", "__version__", "apply", "check", "diff", "pull", "push", "verify"]
+__all__ = [
+    "Checkpoint",
+    "DeltaregError",
+    "Registry",
+    "__version__",
+    "apply",
+    "check",
+    "diff",
+    "live",
+    "pull",
+    "push",
+    "verify",
+]
 
 __version__ = "0.1.0"
 
@@ -37,6 +50,7 @@ _HOMES = {
     "apply": "deltareg.apply",
     "check": "deltareg.check",
     "diff": "deltareg.diff",
+    "live": "deltareg.apply",
     "pull": "deltareg.transfer",
     "push": "deltareg.transfer",
     "verify": "deltareg.apply",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from deltareg.apply.apply import AppliedDelta, ApplyReport, apply
+from deltareg.apply.live import Live, LiveReport, live
 from deltareg.apply.verify import VerifyReport, verify
 
-__all__ = ["AppliedDelta", "ApplyReport", "VerifyReport", "apply", "verify"]
+__all__ = ["AppliedDelta", "ApplyReport", "Live", "LiveReport", "VerifyReport", "apply", "live", "verify"]

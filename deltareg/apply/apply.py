@@ -28,7 +28,7 @@ from deltareg.names import Reference
 from deltareg.progress import SILENT, Progress
 from deltareg.threads import thread_count
 
-__all__ = ["AppliedDelta", "ApplyReport", "SideFiles", "Weight", "apply"]
+__all__ = ["AppliedDelta", "ApplyReport", "SideFiles", "Weight", "apply", "open_delta", "refuse_errors"]
 
 Weight = float | Gradient | Schedule
 """A delta's weight: one number, or what differs by tensor."""
@@ -119,13 +119,13 @@ def apply(
     with ExitStack() as stack:
         checkpoint = target if isinstance(target, Checkpoint) else stack.enter_context(Checkpoint.open(target))
         _refuse_input(checkpoint, Path(out))
-        wanted = [_open(registry, reference, weight) for reference, weight in pairs]
+        wanted = [open_delta(registry, reference, weight) for reference, weight in pairs]
         active = [delta for delta in wanted if any(delta.weights.values)]
         if active:
             merge.method.check_deltas(len(active))
         count = thread_count(threads)
         fits = fit(checkpoint, [(delta.reference, delta.artifact) for delta in active], threads=count, lenient=True)
-        overridden = _refuse(fits, checkpoint, force=force)
+        overridden = refuse_errors(fits, checkpoint, force=force)
         placement = place(checkpoint, active, fits, with_added=with_added)
         planned = plan(checkpoint, active, placement, merge)
         refuse_unmatched([*(delta.weights for delta in wanted), *merge.parameters.values()], planned.subjects.values())
@@ -219,7 +219,8 @@ def _refuse_input(target: Checkpoint, out: Path) -> None:
         raise OutputExists(f"{out} is the target itself, or holds it", hint="choose another -o", path=out)
 
 
-def _open(registry: Registry, reference: str | Reference, weight: Weight) -> WeightedDelta:
+def open_delta(registry: Registry, reference: str | Reference, weight: Weight) -> WeightedDelta:
+    """A delta by its name, which becomes that of a version. Raises NotFound, UnsupportedFormat."""
     # The card says what was applied even after `latest` has moved on.
     version = registry.version_of(reference)
     artifact = registry.artifact(version)
@@ -227,7 +228,7 @@ def _open(registry: Registry, reference: str | Reference, weight: Weight) -> Wei
     return WeightedDelta(version, artifact, Schedule.of(weight))
 
 
-def _refuse(fits: Sequence[Fit], target: Checkpoint, *, force: bool) -> list[str]:
+def refuse_errors(fits: Sequence[Fit], target: Checkpoint, *, force: bool) -> list[str]:
     """Raise NotHomologous where a delta is incompatible; with `force` returns the findings that say so instead."""
     errors = [(one.checked, found) for one in fits for found in one.checked.findings if found.severity == "error"]
     if not errors:

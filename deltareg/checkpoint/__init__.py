@@ -7,6 +7,7 @@ from deltareg.checkpoint.header import MAX_HEADER, Header, TensorInfo, encode_he
 from deltareg.checkpoint.hub import Hub, HubFolder, HubName, HubSource, parse_hub_name
 from deltareg.checkpoint.layout import ShardIndex, Weights, find_weights
 from deltareg.checkpoint.locate import Located, locate
+from deltareg.checkpoint.memory import MemoryTensor, checkpoint_of
 from deltareg.checkpoint.reader import Checkpoint, Shard, Tensor
 from deltareg.checkpoint.source import ByteSource, FileSource, Folder, LocalFolder
 from deltareg.checkpoint.writer import CheckpointWriter, ShardPlan
@@ -27,12 +28,14 @@ __all__ = [
     "HubSource",
     "LocalFolder",
     "Located",
+    "MemoryTensor",
     "Shard",
     "ShardIndex",
     "ShardPlan",
     "Tensor",
     "TensorInfo",
     "Weights",
+    "checkpoint_of",
     "dtype_of",
     "encode_header",
     "find_weights",

@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -75,6 +76,9 @@ class CheckpointWriter(Closing):
         self._files: dict[str, int] = {}
         self._places: dict[str, _Place] = {}
         self._counting = threading.Lock()
+        self._missing: dict[int, int] = {}
+        self._syncs: dict[int, Future[None]] = {}
+        self._syncing = ThreadPoolExecutor(1, thread_name_prefix="deltareg-sync")
         self._directory: Path | None = None
         self._held = -1
         self._weight_map: dict[str, str] = {}
@@ -100,8 +104,7 @@ class CheckpointWriter(Closing):
             )
         with translate_os_errors("write the checkpoint", self.out):
             _write_all(place.file, view, place.start + offset)
-        with self._counting:
-            place.written += len(view)
+        self._count(place, len(view))
 
     def copy(self, tensor: str, source: Tensor, progress: Progress | None = None) -> None:
         """Write all of a tensor from another checkpoint, inside the kernel where that is possible."""
@@ -133,12 +136,17 @@ class CheckpointWriter(Closing):
             self.add_file(INDEX_FILE, self._index())
         with translate_os_errors("write the checkpoint", self.out):
             for file in self._files.values():
-                os.fsync(file)
+                early = self._syncs.pop(file, None)
+                if early is not None:
+                    early.result()
+                else:
+                    os.fsync(file)
             self._directory = publish(directory, self.out, overwrite=self._overwrite)
         self.close()
 
     def close(self) -> None:
         """Close the files, and remove them unless they were committed."""
+        self._syncing.shutdown(cancel_futures=True)
         for file in self._files.values():
             os.close(file)
         self._files = {}
@@ -171,6 +179,7 @@ class CheckpointWriter(Closing):
             file = self._create(plan.file)
             _allocate(file, size)
             _write_all(file, memoryview(header), 0)
+            self._missing[file] = sum(info.nbytes for info in infos)
             for info in infos:
                 if info.name in self._places:
                     raise BadCheckpoint(f"tensor {info.name!r} is planned in two shards", tensor=info.name)
@@ -208,9 +217,19 @@ class CheckpointWriter(Closing):
             done += count
             if progress is not None:
                 progress.advance(count)
-        with self._counting:
-            place.written += done
+        self._count(place, done)
         return done
+
+    def _count(self, place: _Place, count: int) -> None:
+        """Note that bytes were written, and begin to make a file durable once it has all of its own."""
+        with self._counting:
+            place.written += count
+            self._missing[place.file] -= count
+            if count and self._missing[place.file] == 0:
+                # The disk works on it while the other files are still computed.
+                self._syncs[place.file] = self._syncing.submit(os.fsync, place.file)
+            elif self._missing[place.file] < 0:  # something was written twice: the file is synced in the end
+                self._syncs.pop(place.file, None)
 
     def _index(self) -> bytes:
         total = sum(place.nbytes for place in self._places.values())

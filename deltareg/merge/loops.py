@@ -89,29 +89,46 @@ def settle_ties(values: Any, symbols: Any, mask: Any, magnitude: Any, first: Any
 def rank_rows(symbols: Any, mask: Any, digits: Any, width: Any, ranks: Any) -> Any:
     """The rank of each lane in its row of `width` lanes: 0 for the largest magnitude, equal ones by their places.
 
-    `digits` is the bytes of a symbol. A radix sort, least significant byte first.
+    `digits` is the bytes of a symbol. A radix sort, least significant byte first, whose last pass gives the ranks. Four
+    rows are sorted side by side: a count that is read just after it was written makes the processor wait, and four
+    chains of such waits take no longer than one.
     """
-    order = np.empty(width, np.int64)
-    other = np.empty(width, np.int64)
-    counts = np.empty(257, np.int64)
-    for start in range(0, symbols.size, width):
-        for i in range(width):
-            order[i] = i
+    keys = np.empty((4, width), symbols.dtype)
+    order = np.empty((4, width), np.int32)
+    other = np.empty((4, width), np.int32)
+    counts = np.empty((4, 256), np.int32)
+    rows = symbols.size // width
+    for first in range(0, rows, 4):
+        for r in range(4):
+            # Where fewer than four are left, the last is sorted more than once.
+            row = symbols[min(first + r, rows - 1) * width :]
+            for i in range(width):
+                keys[r, i] = mask - (row[i] & mask)
+                order[r, i] = i
         for digit in range(digits):
             shift = np.uint64(8 * digit)
             counts[:] = 0
-            for i in range(width):
-                key = (np.uint64(mask - (symbols[start + i] & mask)) >> shift) & np.uint64(255)
-                counts[key + np.uint64(1)] += 1
-            for n in range(256):
-                counts[n + 1] += counts[n]
-            for i in range(width):
-                key = (np.uint64(mask - (symbols[start + order[i]] & mask)) >> shift) & np.uint64(255)
-                other[counts[key]] = order[i]
-                counts[key] += 1
+            for i in range(np.uint64(width)):
+                for r in range(4):
+                    counts[r, (np.uint64(keys[r, i]) >> shift) & np.uint64(255)] += np.int32(1)
+            for r in range(4):
+                total = np.int32(0)
+                for n in range(256):
+                    count = counts[r, n]
+                    counts[r, n] = total
+                    total += count
+            last = digit + 1 == digits
+            for i in range(np.uint64(width)):
+                for r in range(4):
+                    j = np.uint64(order[r, i])
+                    key = (np.uint64(keys[r, j]) >> shift) & np.uint64(255)
+                    place = counts[r, key]
+                    counts[r, key] = place + np.int32(1)
+                    if last:
+                        ranks[np.uint64(min(first + r, rows - 1) * width) + j] = place
+                    else:
+                        other[r, np.uint64(place)] = np.int32(j)
             order, other = other, order
-        for i in range(width):
-            ranks[start + order[i]] = i
 
 
 # --- by chance --------------------------------------------------------------------------------------------------------

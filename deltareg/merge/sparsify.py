@@ -119,7 +119,7 @@ class MagPrune(Stage):
         _remember(self.rescale, values)
         most, step = self._line(values.row)
         chances = empty(values.lanes, np.uint32)
-        ranks = empty(values.lanes, np.int64)
+        ranks = empty(values.lanes, np.int32)
         inverse = self.rescale == "inverse"
         for delta, (row, key) in enumerate(zip(values.array, values.keys, strict=True)):
             symbols, mask = values.magnitudes(delta, values.kinds[delta])

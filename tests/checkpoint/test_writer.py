@@ -197,6 +197,46 @@ def test_copy_of_a_tensor_that_was_cut_is_refused(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["base"]
 
 
+def test_a_file_is_made_durable_while_the_next_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = threading.Event()
+    real, count = os.fsync, 0
+
+    def fsync(file: int) -> None:
+        nonlocal count
+        count += stat.S_ISREG(os.fstat(file).st_mode)
+        real(file)
+        synced.set()
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    shards = [ShardPlan(f"model-0000{n}-of-00002.safetensors", ((f"w{n}", "U8", (4,)),), {}) for n in (1, 2)]
+    with CheckpointWriter(tmp_path / "out", shards) as writer:
+        writer.write("w1", 0, b"ab")
+        assert not synced.is_set()
+        writer.write("w1", 2, b"cd")
+        assert synced.wait(30)
+        writer.write("w2", 0, b"efgh")
+        writer.commit()
+    assert count == 3  # two shards, the index
+
+
+def test_what_is_written_twice_is_made_durable_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    real = os.fsync
+
+    def fsync(file: int) -> None:
+        order.append("sync")
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with CheckpointWriter(tmp_path / "out", [ShardPlan("model.safetensors", (("w", "U8", (4,)),), {})]) as writer:
+        writer.write("w", 0, b"abcd")
+        writer.write("w", 0, b"efgh")
+        order.append("written")
+        writer.commit()
+    assert "sync" in order[order.index("written") :]
+    assert load_file(tmp_path / "out" / "model.safetensors")["w"].tobytes() == b"efgh"
+
+
 def test_output_has_the_permissions_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:

@@ -20,6 +20,7 @@ from rich.table import Table
 from tests import raw, weights
 from tests.bench import peers
 from tests.bench.measured import Case, Goal, Row
+from tests.bench.methods import measure_methods
 from tests.bench.product import measure_checks, measure_product, measure_start_up
 
 __all__ = ["CASES", "main", "measure"]
@@ -45,6 +46,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "shark": _shark,
     "generated": _generated,
 }
+
+
+_METHODS = "methods"
 
 
 def measure(case: Case, scratch: Path) -> Iterator[Row | Goal]:
@@ -123,7 +127,7 @@ def machine() -> dict[str, object]:
         "architecture": platform.machine(),
         "python": platform.python_version(),
     }
-    for name in ("deltareg", "numpy", "zstandard", "numba", "zipnn"):
+    for name in ("deltareg", "numpy", "zstandard", "numba", "zipnn", "mergekit"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -134,15 +138,24 @@ def machine() -> dict[str, object]:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write. The exit status is 1 when a goal was missed."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--case", action="append", choices=CASES, help="measure this one only; may be repeated")
+    parser.add_argument(
+        "--case", action="append", choices=[*CASES, _METHODS], help="measure this one only; may be repeated"
+    )
     parser.add_argument("--output", type=Path, default=Path("bench.json"), help="the JSON file (default: %(default)s)")
     chosen = parser.parse_args(arguments)
     found: list[Row | Goal] = []
-    for name in chosen.case or CASES:
+    wanted: list[str] = chosen.case or [*CASES, _METHODS]
+    for name in wanted:
+        if name == _METHODS:
+            continue
         print(f"measuring {name}", file=sys.stderr, flush=True)
         case = CASES[name]()
         with tempfile.TemporaryDirectory(dir=weights.CACHE, prefix="bench-") as scratch:
             found += measure(case, Path(scratch))
+    if _METHODS in wanted:
+        print("measuring merge methods beside mergekit", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory(dir=weights.CACHE, prefix="bench-") as scratch:
+            found += measure_methods(CASES["generated"](), Path(scratch))
     with tempfile.TemporaryDirectory(dir=weights.CACHE, prefix="bench-") as scratch:
         found += measure_start_up(Path(scratch))
         print("measuring check", file=sys.stderr, flush=True)

@@ -23,12 +23,21 @@ from deltareg.checkpoint.staging import check_free
 from deltareg.errors import InvalidArgument, NotHomologous, OutputExists
 from deltareg.homology import first_of
 from deltareg.manifest import Document
-from deltareg.merge import METHODS, Gradient, Schedule, Value, refuse_unmatched
+from deltareg.merge import Gradient, Schedule, Value, refuse_unmatched
 from deltareg.names import Reference
 from deltareg.progress import SILENT, Progress
 from deltareg.threads import thread_count
 
-__all__ = ["AppliedDelta", "ApplyReport", "SideFiles", "Weight", "apply", "open_delta", "refuse_errors"]
+__all__ = [
+    "AppliedDelta",
+    "ApplyReport",
+    "SideFiles",
+    "Weight",
+    "apply",
+    "checked_weight",
+    "open_delta",
+    "refuse_errors",
+]
 
 Weight = float | Gradient | Schedule
 """A delta's weight: one number, or what differs by tensor."""
@@ -115,11 +124,16 @@ def apply(
     """
     started = time.monotonic()
     pairs = list(deltas.items()) if isinstance(deltas, Mapping) else list(deltas)
-    merge = _merge(pairs, method, parameters or {}, seed, side_files)
+    if not pairs:
+        raise InvalidArgument("no delta was named", hint="deltareg apply TARGET namespace/name:1.2.3=0.5 -o OUT")
+    merge = Merge.of(method, parameters, seed)
+    if side_files not in ("post", "target"):
+        raise InvalidArgument(f"unknown side files {side_files!r}", hint="side files are those of: post, target")
+    weighted = [(reference, checked_weight(weight, f"the weight of {reference}")) for reference, weight in pairs]
     with ExitStack() as stack:
         checkpoint = target if isinstance(target, Checkpoint) else stack.enter_context(Checkpoint.open(target))
         _refuse_input(checkpoint, Path(out))
-        wanted = [open_delta(registry, reference, weight) for reference, weight in pairs]
+        wanted = [open_delta(registry, reference, weights) for reference, weights in weighted]
         active = [delta for delta in wanted if any(delta.weights.values)]
         if active:
             merge.method.check_deltas(len(active))
@@ -151,10 +165,10 @@ def apply(
             out=str(out),
             target=checkpoint.id,
             method=method,
-            settings={name: _plain(schedule) for name, schedule in merge.told().items()},
+            settings={name: schedule.plain for name, schedule in merge.told().items()},
             seed=seed if merge.method.random else None,
             deltas=[
-                AppliedDelta(reference=str(delta.reference), digest=delta.artifact.digest, weight=_plain(delta.weights))
+                AppliedDelta(reference=str(delta.reference), digest=delta.artifact.digest, weight=delta.weights.plain)
                 for delta in wanted
             ],
             tensors=len(planned.tensors),
@@ -176,40 +190,16 @@ def apply(
         )
 
 
-def _merge(
-    pairs: Sequence[tuple[str | Reference, Weight]],
-    method: str,
-    parameters: Mapping[str, Value | Gradient | Schedule],
-    seed: int,
-    side_files: str,
-) -> Merge:
-    """What is to be done, if it can be. Raises InvalidArgument."""
-    if not pairs:
-        raise InvalidArgument("no delta was named", hint="deltareg apply TARGET namespace/name:1.2.3=0.5 -o OUT")
-    if method not in METHODS:
-        raise InvalidArgument(f"unknown method {method!r}", hint=f"methods are: {', '.join(METHODS)}")
-    if side_files not in ("post", "target"):
-        raise InvalidArgument(f"unknown side files {side_files!r}", hint="side files are those of: post, target")
-    for reference, weight in pairs:
-        for value in Schedule.of(weight).values:
-            # Beyond float32 a weight of 16-bit deltas would be infinite.
-            if isinstance(value, str) or not math.isfinite(value) or abs(value) > 3.4e38:
-                raise InvalidArgument(
-                    f"the weight of {reference} is {value!r}", hint="a weight is a finite number of at most 3.4e38"
-                )
-    known = METHODS[method]
-    schedules = {name: Schedule.of(value) for name, value in parameters.items()}
-    for name, schedule in schedules.items():
-        for value in schedule.values:
-            known.check(name, value)
-    return Merge(known, schedules, seed)
-
-
-def _plain(schedule: Schedule) -> Value:
-    """A value that holds for every tensor, or the rules as text."""
-    if len(schedule.rules) == 1 and schedule.rules[0][0] is None and not isinstance(schedule.rules[0][1], Gradient):
-        return schedule.rules[0][1]
-    return str(schedule)
+def checked_weight(weight: Weight, what: str = "the weight") -> Schedule:
+    """The rules of a weight, its numbers as floats. Raises InvalidArgument, which calls it `what`."""
+    schedule = Schedule.of(weight)
+    for value in schedule.values:
+        # Beyond float32 a weight of 16-bit deltas would be infinite.
+        if isinstance(value, str) or not math.isfinite(value) or abs(value) > 3.4e38:
+            raise InvalidArgument(f"{what} is {value!r}", hint="a weight is a finite number of at most 3.4e38")
+    return Schedule(
+        tuple((selector, value if isinstance(value, Gradient) else float(value)) for selector, value in schedule.rules)
+    )
 
 
 def _refuse_input(target: Checkpoint, out: Path) -> None:
@@ -219,13 +209,13 @@ def _refuse_input(target: Checkpoint, out: Path) -> None:
         raise OutputExists(f"{out} is the target itself, or holds it", hint="choose another -o", path=out)
 
 
-def open_delta(registry: Registry, reference: str | Reference, weight: Weight) -> WeightedDelta:
+def open_delta(registry: Registry, reference: str | Reference, weights: Schedule) -> WeightedDelta:
     """A delta by its name, which becomes that of a version. Raises NotFound, UnsupportedFormat."""
     # The card says what was applied even after `latest` has moved on.
     version = registry.version_of(reference)
     artifact = registry.artifact(version)
     refuse_stacked(artifact, version)
-    return WeightedDelta(version, artifact, Schedule.of(weight))
+    return WeightedDelta(version, artifact, weights)
 
 
 def refuse_errors(fits: Sequence[Fit], target: Checkpoint, *, force: bool) -> list[str]:

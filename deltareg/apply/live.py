@@ -9,26 +9,25 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
-from deltareg.apply.apply import Weight, open_delta, refuse_errors
+from deltareg.apply.apply import Weight, checked_weight, open_delta, refuse_errors
 from deltareg.apply.loops import load_loops
 from deltareg.apply.placement import WeightedDelta, place
-from deltareg.apply.plan import Merge, Plan, plan
+from deltareg.apply.plan import LINEAR, Merge, Plan, plan
 from deltareg.apply.run import run
 from deltareg.catalog import Registry
 from deltareg.check import fit
 from deltareg.checkpoint import Checkpoint, LocalFolder, Tensor, checkpoint_of
 from deltareg.checkpoint.layout import is_tokenizer_file, side_files_of
 from deltareg.checkpoint.source import bytes_of
-from deltareg.errors import InvalidArgument, NotFound, NotHomologous, UnsupportedFormat
+from deltareg.errors import DeltaregError, InvalidArgument, NotFound, NotHomologous, UnsupportedFormat
 from deltareg.manifest import Document
-from deltareg.merge import METHODS, Gradient, Schedule, Value, refuse_unmatched
+from deltareg.merge import Gradient, Schedule, Value, refuse_unmatched
 from deltareg.names import Reference, parse_reference
 from deltareg.progress import SILENT, Progress
 from deltareg.threads import thread_count
@@ -73,7 +72,7 @@ _TOKENIZER_LIMIT = 512 * 2**20
 class LiveReport(Document):
     """What a change of the active deltas did to the model."""
 
-    deltas: dict[str, float | str]
+    deltas: dict[str, Value]
     changed_tensors: int
     restored_tensors: int
     remedies: list[str]
@@ -121,12 +120,12 @@ class Live:
         self._files = _files_of(model, tokenizer)
         self._label = type(model).__name__
         self._active: dict[Reference, WeightedDelta] = {}
-        self._merge = Merge(METHODS["linear"])
+        self._merge = LINEAR
 
     @property
-    def deltas(self) -> dict[str, float | str]:
+    def deltas(self) -> dict[str, Value]:
         """The active deltas with their weights, in the order in which they came."""
-        return {str(reference): _told(delta.weights) for reference, delta in self._active.items()}
+        return {str(reference): delta.weights.plain for reference, delta in self._active.items()}
 
     def apply(
         self,
@@ -142,28 +141,28 @@ class Live:
         place), InvalidArgument where it is on the model already, NotFound, BadRecord, DigestMismatch. After an error
         the model is as it was.
         """
-        delta = open_delta(self._registry, reference, _checked(weight))
+        delta = open_delta(self._registry, reference, checked_weight(weight))
         if delta.reference in self._active:
             raise InvalidArgument(
                 f"{delta.reference} is on the model already", hint="set(reference, weight) gives it another weight"
             )
-        return self._change({**self._active, delta.reference: delta}, force=force, progress=progress)
+        return self._change({**self._active, delta.reference: delta}, self._merge, force=force, progress=progress)
 
     def set(self, reference: str | Reference, weight: Weight, *, progress: Progress = SILENT) -> LiveReport:
         """Give an active delta another weight. Raises NotFound where it is not on the model."""
         found = self._find(reference)
-        delta = WeightedDelta(found.reference, found.artifact, Schedule.of(_checked(weight)))
-        return self._change({**self._active, found.reference: delta}, force=True, progress=progress)
+        delta = WeightedDelta(found.reference, found.artifact, checked_weight(weight))
+        return self._change({**self._active, found.reference: delta}, self._merge, force=True, progress=progress)
 
     def remove(self, reference: str | Reference, *, progress: Progress = SILENT) -> LiveReport:
         """Take a delta off again. Raises NotFound where it is not on the model."""
         found = self._find(reference)
         rest = {name: delta for name, delta in self._active.items() if name != found.reference}
-        return self._change(rest, force=True, progress=progress)
+        return self._change(rest, self._merge, force=True, progress=progress)
 
     def clear(self) -> LiveReport:
         """Take everything off: the model has the bits that it had."""
-        return self._change({}, force=True, progress=SILENT)
+        return self._change({}, self._merge, force=True, progress=SILENT)
 
     def merge(
         self,
@@ -173,22 +172,9 @@ class Live:
         seed: int = 0,
         progress: Progress = SILENT,
     ) -> LiveReport:
-        """Merge the active deltas by another method from now on, as `deltareg.apply` does."""
-        if method not in METHODS:
-            raise InvalidArgument(f"unknown method {method!r}", hint=f"methods are: {', '.join(METHODS)}")
-        known = METHODS[method]
-        schedules = {name: Schedule.of(value) for name, value in (parameters or {}).items()}
-        for name, schedule in schedules.items():
-            for value in schedule.values:
-                known.check(name, value)
-        before, self._merge = self._merge, Merge(known, schedules, seed)
-        try:
-            return self._change(self._active, force=True, progress=progress)
-        except BaseException:
-            self._merge = before
-            with suppress(Exception):
-                self._change(self._active, force=True, progress=SILENT)
-            raise
+        """Merge the active deltas by another method from now on, as `deltareg.apply` does. Raises InvalidArgument."""
+        merge = Merge.of(method, parameters, seed)
+        return self._change(self._active, merge, force=True, progress=progress)
 
     def __enter__(self) -> Self:
         return self
@@ -209,12 +195,14 @@ class Live:
             raise NotFound(f"{reference} is not on the model", cause=f"on it: {on}", hint="apply(reference) puts it on")
         return self._active[name]
 
-    def _change(self, wanted: dict[Reference, WeightedDelta], *, force: bool, progress: Progress) -> LiveReport:
+    def _change(
+        self, wanted: dict[Reference, WeightedDelta], merge: Merge, *, force: bool, progress: Progress
+    ) -> LiveReport:
         started = time.monotonic()
         deltas = [delta for delta in wanted.values() if any(delta.weights.values)]
         tensors = {name: (slot.dtype, slot.shape, slot.original) for name, slot in self._slots.items()}
         with checkpoint_of(self._label, tensors, self._files) as target:
-            planned, remedies = self._plan(target, deltas, force=force)
+            planned, remedies = self._plan(target, deltas, merge, force=force)
             changing = {name for name, tensor in planned.tensors.items() if tensor.action != "copy"}
             restoring = [name for name, slot in self._slots.items() if slot.kept is not None and name not in changing]
             if changing:
@@ -223,7 +211,7 @@ class Live:
             self._slots[name].restore()
         for name in changing:
             self._slots[name].settle()
-        self._active = wanted
+        self._active, self._merge = wanted, merge
         return LiveReport(
             deltas=self.deltas,
             changed_tensors=len(changing),
@@ -233,14 +221,16 @@ class Live:
             seconds=time.monotonic() - started,
         )
 
-    def _plan(self, target: Checkpoint, deltas: list[WeightedDelta], *, force: bool) -> tuple[Plan, list[str]]:
+    def _plan(
+        self, target: Checkpoint, deltas: list[WeightedDelta], merge: Merge, *, force: bool
+    ) -> tuple[Plan, list[str]]:
         fits = fit(target, [(delta.reference, delta.artifact) for delta in deltas], threads=self._threads, lenient=True)
         refuse_errors(fits, target, force=force)
         if deltas:
-            self._merge.method.check_deltas(len(deltas))
+            merge.method.check_deltas(len(deltas))
         placement = place(target, deltas, fits, with_added=False)
-        planned = plan(target, deltas, placement, self._merge)
-        schedules = [*(delta.weights for delta in deltas), *self._merge.parameters.values()]
+        planned = plan(target, deltas, placement, merge)
+        schedules = [*(delta.weights for delta in deltas), *merge.parameters.values()]
         refuse_unmatched(schedules, planned.subjects.values())
         self._refuse_impossible(planned)
         return planned, list(placement.remedies)
@@ -249,8 +239,8 @@ class Live:
         try:
             load_loops(planned)
             run(planned, deltas, self._registry.store, _Sink(self._slots), threads=self._threads, progress=progress)
-        except BaseException:
-            self._revert()
+        except BaseException as error:
+            self._revert(error)
             raise
 
     def _refuse_impossible(self, planned: Plan) -> None:
@@ -263,20 +253,24 @@ class Live:
             elif tensor.dtype != slot.dtype:
                 faults.append(f"{name} would be {tensor.dtype}, it is {slot.dtype}")
         if faults:
-            more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
             raise NotHomologous(
-                f"the deltas cannot be put on a model in memory: {'; '.join(faults[:_SHOWN])}{more}",
+                f"the deltas cannot be put on a model in memory: {_some(faults)}",
                 hint="deltareg apply makes a checkpoint of them, which can then be loaded",
             )
 
-    def _revert(self) -> None:
-        """After a failure half way: the bits without deltas, then those of the deltas that were on before."""
+    def _revert(self, failure: BaseException) -> None:
+        """After a failure half way: the bits without deltas, then those of the deltas that were on before.
+
+        Where these cannot be put back either, none is on the model, and `failure` is given a note that says so.
+        """
         for slot in self._slots.values():
             slot.restore()
         before, self._active = self._active, {}
-        if before:
-            with suppress(Exception):
-                self._change(before, force=True, progress=SILENT)
+        try:
+            if before:
+                self._change(before, self._merge, force=True, progress=SILENT)
+        except DeltaregError as error:
+            failure.add_note(f"what was on the model before could not be put back, no delta is on it now: {error}")
 
 
 class _Slot:
@@ -378,11 +372,15 @@ def _slots_of(model: Model) -> Iterator[tuple[str, _Slot]]:
         seen.add(where)
         yield name, _Slot(tensor, dtype)
     if faults:
-        more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise UnsupportedFormat(
-            f"deltas cannot be put on this model: {'; '.join(faults[:_SHOWN])}{more}",
+            f"deltas cannot be put on this model: {_some(faults)}",
             hint="load the model whole, in a dtype of numbers, without quantisation",
         )
+
+
+def _some(faults: Sequence[str]) -> str:
+    more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+    return "; ".join(faults[:_SHOWN]) + more
 
 
 def _bytes_of(tensor: Any) -> Array:
@@ -404,18 +402,3 @@ def _files_of(model: Model, tokenizer: str | os.PathLike[str] | None) -> dict[st
             if is_tokenizer_file(name):
                 files[name] = folder.read(name, _TOKENIZER_LIMIT)
     return files
-
-
-def _checked(weight: Weight) -> Weight:
-    for value in Schedule.of(weight).values:
-        if isinstance(value, str) or not np.isfinite(value) or abs(value) > 3.4e38:
-            raise InvalidArgument(f"the weight is {value!r}", hint="a weight is a finite number of at most 3.4e38")
-    return weight
-
-
-def _told(schedule: Schedule) -> float | str:
-    if len(schedule.rules) == 1 and schedule.rules[0][0] is None:
-        value = schedule.rules[0][1]
-        if isinstance(value, int | float):
-            return float(value)
-    return str(schedule)

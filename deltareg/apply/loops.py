@@ -12,7 +12,7 @@ from deltareg.apply.merging import Merging, Part
 from deltareg.apply.plan import Plan, PlannedTensor
 from deltareg.codec import Frame, Lane, decode_frame, kernels, lane_of
 from deltareg.codec.smallest import smallest_frames
-from deltareg.merge import Addend, Block, Stage, linear
+from deltareg.merge import Addend, Block, Stage, accumulator_of, linear
 
 __all__ = ["load_loops"]
 
@@ -58,8 +58,7 @@ def _merge_one_lane(target: Lane, out: Lane, pieces: tuple[tuple[Lane, Lane], ..
         symbols = np.array([post.infinity >> post.bits(1)], post.bits)  # 1.5 in every format
         return Part(lambda number, lanes: Frame(lanes, symbols), post, post, 1.0, 0)
 
-    wide = any(lane.wide for lane in (target, out, *(post for _, post in pieces)))
     # Two deltas at least, which some methods need.
     parts = [one(post) for _, post in (pieces if len(pieces) > 1 else pieces * 2)]
-    merging = Merging(1, 1, parts, stages, np.float64 if wide else np.float32)
+    merging = Merging(1, 1, parts, stages, accumulator_of([target, out, *(post for _, post in pieces)]))
     kernels.add_merged(np.zeros(1, target.stored), merging.merge_alone(), np.zeros(1, out.stored))

@@ -18,7 +18,7 @@ from deltareg.merge.block import Addend
 from deltareg.merge.stage import Gathering, Stage
 from deltareg.merge.values import Extent, Values, values_of
 
-__all__ = ["Course", "Merging", "Part", "block_lanes"]
+__all__ = ["Course", "Merging", "Part", "blocks_of"]
 
 # Up to so many bytes of a tensor's decoded deltas are kept from one pass to the next.
 _MOST_KEPT = 48 * 2**20
@@ -127,14 +127,14 @@ class Merging:
         self._accumulator = accumulator
         self._shared = shared
         self._offset = offset
-        self.block_lanes = block_lanes(row, stages)
-        self.blocks = -(-lanes // self.block_lanes)
+        self.block_lanes = _block_lanes(row, stages)
+        self.blocks = blocks_of(lanes, row, stages)
         extent = Extent(lanes, self.blocks, tuple(part.lane for part in parts))
         own = stages if shared is None else stages[1:]
         self._kept: dict[tuple[int, int], Frame] | None = None
         self._courses = [*([] if shared is None else [shared]), *(Course(stage, extent) for stage in own)]
         decoded = lanes * sum(part.lane.width for part in parts)
-        if decoded <= _MOST_KEPT and any(course.passes for course in self._courses):
+        if decoded <= _MOST_KEPT and any(course.passes for course in self._courses if course is not shared):
             self._kept = {}
 
     def measuring(self) -> Generator[list[Callable[[], None]]]:
@@ -238,7 +238,12 @@ def _out_of_frame_memory(frame: Frame) -> Frame:
     return Frame(frame.lanes, symbols, positions, mending)
 
 
-def block_lanes(row: int, stages: Sequence[Stage]) -> int:
+def blocks_of(lanes: int, row: int, stages: Sequence[Stage]) -> int:
+    """How many blocks a tensor of `lanes` lanes in rows of `row` has."""
+    return -(-lanes // _block_lanes(row, stages))
+
+
+def _block_lanes(row: int, stages: Sequence[Stage]) -> int:
     """Lanes of a block of a tensor with rows of `row` lanes."""
     if not any(stage.whole_rows for stage in stages):
         return FRAME_LANES

@@ -15,7 +15,7 @@ from deltareg.codec import is_additive, lane_of
 from deltareg.errors import NotHomologous, UnsupportedFormat
 from deltareg.homology import compare_shapes, delta_shapes, finding, refuse_mismatch
 from deltareg.manifest import TensorEntry
-from deltareg.merge import METHODS, Method, Schedule, Stage, Subject, subjects_of
+from deltareg.merge import METHODS, Gradient, Method, Schedule, Stage, Subject, Value, method_of, subjects_of
 from deltareg.merge.combine import Sum
 from deltareg.names import Reference
 
@@ -42,10 +42,20 @@ class Merge:
     parameters: Mapping[str, Schedule] = field(default_factory=dict[str, Schedule])
     seed: int = 0
 
-    def stages(self, subject: Subject) -> tuple[Stage, ...]:
-        """The method's stages for one tensor. Raises InvalidArgument."""
+    @classmethod
+    def of(cls, method: str, parameters: Mapping[str, Value | Gradient | Schedule] | None, seed: int) -> Merge:
+        """By the method's name. Raises InvalidArgument for a method or a value that there is not."""
+        known = method_of(method)
+        schedules = {name: Schedule.of(value) for name, value in (parameters or {}).items()}
+        for name, schedule in schedules.items():
+            for value in schedule.values:
+                known.check(name, value)
+        return cls(known, schedules, seed)
+
+    def values(self, subject: Subject) -> dict[str, Value]:
+        """The parameters that are given for one tensor."""
         found = {name: schedule.at(subject) for name, schedule in self.parameters.items()}
-        return self.method.stages({name: value for name, value in found.items() if value is not None})
+        return {name: value for name, value in found.items() if value is not None}
 
     def told(self) -> dict[str, Schedule]:
         """Every parameter with what it is, defaults included; for a plain sum nothing but what is no default."""
@@ -69,7 +79,7 @@ class PlannedTensor:
     """One tensor of the output; `source` is the target's that it is made of.
 
     `pieces` are what changes it. Where it is added to, `idle` are the parts of deltas that leave it as it is, `stages`
-    what the method does, `seed` that of its random masks.
+    what the method does.
     """
 
     name: str
@@ -81,7 +91,6 @@ class PlannedTensor:
     pieces: tuple[Piece, ...]
     idle: tuple[Piece, ...] = ()
     stages: tuple[Stage, ...] = ()
-    seed: int = 0
 
     @property
     def is_sum(self) -> bool:
@@ -93,7 +102,7 @@ class PlannedTensor:
 class Plan:
     """All tensors of the output by name, the files that they go to, and what the user should know.
 
-    `subjects` are the tensors as selectors see them.
+    `subjects` are the tensors as selectors see them, `seed` is that of random masks.
     """
 
     tensors: Mapping[str, PlannedTensor]
@@ -101,6 +110,7 @@ class Plan:
     removed: tuple[str, ...]
     warnings: tuple[str, ...]
     subjects: Mapping[str, Subject]
+    seed: int
 
     @property
     def nbytes(self) -> int:
@@ -141,15 +151,15 @@ class _Planner:
         self._merge = merge
         self._warnings: list[str] = []
         self._alone = 0
-        self._sources = {name: (name, tensor) for name, tensor in target.tensors.items()}
-        self._sources |= {name: (name, target.tensors[home]) for name, home in placement.untied.items()}
+        self._stages_of: dict[tuple[tuple[str, Value], ...], tuple[Stage, ...]] = {}
+        self._sources = dict(target.tensors) | {name: target.tensors[home] for name, home in placement.untied.items()}
         self._named = [(name, placed) for tensors in placement.deltas for name, placed in tensors.items()]
         self._subjects = subjects_of(dict.fromkeys([*self._sources, *(name for name, _ in self._named)]))
 
     def plan(self) -> Plan:
         removed = {name for name, placed in self._named if placed.entry.kind == "removed"} & self._target.tensors.keys()
         tensors: dict[str, PlannedTensor] = {}
-        for name, tensor in self._sources.values():
+        for name, tensor in self._sources.items():
             pieces = self._pieces(name)
             if name in removed:
                 if any(piece.entry.changed for piece in pieces):
@@ -163,7 +173,12 @@ class _Planner:
             count = f"{self._alone} tensors" if self._alone > 1 else "1 tensor"
             self._warnings.append(f"{count} had fewer deltas than {self._merge.method.name} takes: they were summed")
         return Plan(
-            tensors, _shards(self._target, tensors), tuple(sorted(removed)), tuple(self._warnings), self._subjects
+            tensors,
+            _shards(self._target, tensors),
+            tuple(sorted(removed)),
+            tuple(self._warnings),
+            self._subjects,
+            self._merge.seed,
         )
 
     def _pieces(self, name: str) -> list[Piece]:
@@ -197,15 +212,18 @@ class _Planner:
             action = "replace"
             active = [self._strongest(name, active)]
         nbytes = tensor.elements * lane_of(dtype).element_bits // 8
-        return PlannedTensor(
-            name, action, dtype, tensor.shape, nbytes, tensor, tuple(active), idle, stages, self._merge.seed
-        )
+        return PlannedTensor(name, action, dtype, tensor.shape, nbytes, tensor, tuple(active), idle, stages)
 
     def _stages(self, name: str, deltas: int) -> tuple[Stage, ...]:
         if deltas < self._merge.method.least:
             self._alone += 1
-            return LINEAR.stages(self._subjects[name])
-        return self._merge.stages(self._subjects[name])
+            return LINEAR.method.stages({})
+        # Thousands of tensors have the same parameters.
+        values = self._merge.values(self._subjects[name])
+        key = tuple(values.items())
+        if key not in self._stages_of:
+            self._stages_of[key] = self._merge.method.stages(values)
+        return self._stages_of[key]
 
     def _added(self, name: str, pieces: list[Piece]) -> PlannedTensor:
         piece = self._strongest(name, pieces)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from deltareg.apply.merging import Course, Merging, Part, block_lanes
+from deltareg.apply.merging import Course, Merging, Part, blocks_of
 from deltareg.apply.placement import WeightedDelta
 from deltareg.apply.plan import Piece, Plan, PlannedTensor
 from deltareg.apply.rows import Rows, gather
@@ -24,7 +24,7 @@ from deltareg.codec.lanes import view_of
 from deltareg.codec.memory import empty, frame_memory
 from deltareg.errors import BadHeader, BadRecord, UnsupportedFormat
 from deltareg.manifest import INVENTORY_TYPE, SIDE_FILE_TYPE, Descriptor
-from deltareg.merge import Addend, Block, Stage, linear
+from deltareg.merge import Addend, Block, Stage, accumulator_of, linear
 from deltareg.merge.combine import Sum
 from deltareg.merge.linear import overwrite
 from deltareg.merge.values import Extent
@@ -68,11 +68,11 @@ _AHEAD = 3
 
 @dataclass(frozen=True)
 class _Reader:
-    """The record of one delta for one tensor of the output."""
+    """The record of one delta for one tensor of the output, and what it is multiplied with where it is summed."""
 
-    weight: float
     record: RecordReader
     rows: Rows | None
+    factor: float
 
     @property
     def head(self) -> RecordHead:
@@ -166,16 +166,17 @@ class _Steps:
             yield [partial(self._merge, tensor, merging, block) for block in range(merging.blocks)]
         else:
             step = {"convert": self._convert, "add": self._add, "replace": self._replace}[tensor.action]
-            readers = [self._reader(tensor, piece) for piece in tensor.pieces]
+            factors = _factors(tensor) if tensor.is_sum else [1.0] * len(tensor.pieces)
+            readers = [self._reader(tensor, *both) for both in zip(tensor.pieces, factors, strict=True)]
             lanes = _lanes(tensor)
             yield [
                 partial(_in_frame_memory, step, tensor, readers, number, min(FRAME_LANES, lanes - number * FRAME_LANES))
                 for number in range(-(-lanes // FRAME_LANES))
             ]
 
-    def _reader(self, tensor: PlannedTensor, piece: Piece) -> _Reader:
+    def _reader(self, tensor: PlannedTensor, piece: Piece, factor: float = 1.0) -> _Reader:
         record = RecordReader(piece.entry, self._packs[piece.delta].parts(piece.entry))
-        reader = _Reader(piece.weight, record, piece.rows)
+        reader = _Reader(record, piece.rows, factor)
         lanes = _lanes(tensor)
         due = lanes if reader.rows is None else lanes // reader.rows.target * reader.rows.delta
         if reader.head.lanes != due:
@@ -197,7 +198,7 @@ class _Steps:
             for number in range(len(self._deltas)):
                 found = {_kind(piece) for tensor in tensors for piece in tensor.pieces if piece.delta == number}
                 kinds.append(found.pop() if len(found) == 1 else None)
-            blocks = [-(-_lanes(tensor) // block_lanes(_row(tensor), tensor.stages)) for tensor in tensors]
+            blocks = [blocks_of(_lanes(tensor), _row(tensor), tensor.stages) for tensor in tensors]
             lanes = sum(map(_lanes, tensors))
             course = Course(stage, Extent(lanes, sum(blocks), tuple(kinds)))
             offset = 0
@@ -232,7 +233,7 @@ class _Steps:
     def _part(self, tensor: PlannedTensor, piece: Piece, *, idle: bool) -> Part:
         assert piece.entry.base_dtype is not None
         read = _unchanged if idle else self._reader(tensor, piece).read
-        key = random_key(tensor.seed, self._deltas[piece.delta].artifact.digest, piece.entry.name)
+        key = random_key(self._plan.seed, self._deltas[piece.delta].artifact.digest, piece.entry.name)
         return Part(read, lane_of(piece.entry.base_dtype), _kind(piece), piece.weight, key)
 
     def _merge(self, tensor: PlannedTensor, merging: Merging, block: int, *, alone: bool = False) -> Outcome:
@@ -267,10 +268,10 @@ class _Steps:
     def _add(self, tensor: PlannedTensor, readers: list[_Reader], number: int, lanes: int) -> Outcome:
         """A weighted sum, straight from the records to the output."""
         addends: list[Addend] = []
-        for reader, factor in zip(readers, _factors(tensor), strict=True):
+        for reader in readers:
             assert reader.head.base is not None
             frame = reader.read(number, lanes)
-            addends.append(Addend(frame, reader.head.base, reader.head.post, factor))
+            addends.append(Addend(frame, reader.head.base, reader.head.post, reader.factor))
         block = self._block(tensor, tuple(addends), number, lanes)
         linear(block)
         outcome = _NOTHING
@@ -359,8 +360,7 @@ def _row(tensor: PlannedTensor) -> int:
 
 def _accumulator(tensor: PlannedTensor) -> type[np.floating[Any]]:
     assert tensor.source is not None
-    lanes = [lane_of(tensor.source.dtype), lane_of(tensor.dtype), *map(_kind, tensor.pieces)]
-    return np.float64 if any(lane.wide for lane in lanes) else np.float32
+    return accumulator_of([lane_of(tensor.source.dtype), lane_of(tensor.dtype), *map(_kind, tensor.pieces)])
 
 
 def _read(tensor: Tensor, first: int, lanes: int) -> Array:

@@ -170,6 +170,7 @@ def apply(
     from deltareg.cli.schedules import parse_parameters, parse_weights
     from deltareg.cli.session import current_settings, open_registry
     from deltareg.cli.units import speed
+    from deltareg.merge import value_text
 
     weighted = parse_weights(deltas, weights or [])
     settings = current_settings()
@@ -198,7 +199,7 @@ def apply(
     more = {
         f"delta {number}": f"{_weight(one.weight)} × {one.reference}" for number, one in enumerate(report.deltas, 1)
     }
-    more |= {name: str(value).lower() for name, value in report.settings.items()}
+    more |= {name: value_text(value) for name, value in report.settings.items()}
     if report.bytes_written:
         more["speed"] = speed(report.bytes_written, report.seconds - report.load_seconds)
     print_report(report, json=json, leave_out=["deltas", "settings", "remedies", "overridden", "warnings"], more=more)

@@ -28,12 +28,9 @@ def methods(
     """
     from deltareg.cli.output import print_json, print_table
     from deltareg.cli.reports import MethodList, MethodRow, ParameterRow
-    from deltareg.errors import InvalidArgument
-    from deltareg.merge import METHODS
+    from deltareg.merge import METHODS, method_of
 
-    if name is not None and name not in METHODS:
-        raise InvalidArgument(f"unknown method {name!r}", hint=f"methods are: {', '.join(METHODS)}")
-    chosen = [method for method in METHODS.values() if name in (None, method.name)]
+    chosen = list(METHODS.values()) if name is None else [method_of(name)]
     if json:
         rows = [
             MethodRow(

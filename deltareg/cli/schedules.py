@@ -7,12 +7,12 @@ import re
 from collections.abc import Sequence
 
 from deltareg.errors import InvalidArgument
-from deltareg.merge import METHODS, Gradient, Schedule, Value
+from deltareg.merge import Gradient, Schedule, Value, method_of
 
 __all__ = ["parse_parameters", "parse_weights"]
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
-# The selector is what the last brackets hold: patterns of names have brackets of their own.
+# From the first bracket to the last: patterns of names have brackets of their own.
 _SELECTED = re.compile(r"(?P<name>[^\[]*)\[(?P<selector>.*)\]")
 
 
@@ -43,10 +43,8 @@ def parse_weights(deltas: Sequence[str], rules: Sequence[str]) -> list[tuple[str
 
 
 def parse_parameters(method: str, rules: Sequence[str]) -> dict[str, Schedule]:
-    """The `rules`, `name[=selector]=value`, by name. Raises InvalidArgument."""
-    known = METHODS.get(method)
-    if known is None:
-        raise InvalidArgument(f"unknown method {method!r}", hint=f"methods are: {', '.join(METHODS)}")
+    """The `rules`, `name[selector]=value`, by name. Raises InvalidArgument."""
+    known = method_of(method)
     found: dict[str, Schedule] = {}
     for text in rules:
         name, selector, value = _split(text, "--param", "density=0.5")

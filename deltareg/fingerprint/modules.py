@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["layer_order", "module_class"]
+__all__ = ["MODULE_CLASSES", "layer_order", "module_class"]
 
 # The first pattern that is found decides: a norm within an attention block is a norm.
 _PATTERNS = tuple(
@@ -20,6 +20,9 @@ _PATTERNS = tuple(
         ),
     )
 )
+MODULE_CLASSES = (*(name for name, _ in _PATTERNS), "other")
+"""What `module_class` can give."""
+
 _NUMBERS = re.compile(r"([0-9]{1,18})")
 
 

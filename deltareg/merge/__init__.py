@@ -7,10 +7,10 @@ block. `sparsify.py`, `combine.py` and `geometry.py` have the stages, `schedule.
 
 from __future__ import annotations
 
-from deltareg.merge.block import Addend, Block
+from deltareg.merge.block import Addend, Block, accumulator_of
 from deltareg.merge.linear import linear
-from deltareg.merge.methods import METHODS, Method
-from deltareg.merge.parameter import Parameter, Value
+from deltareg.merge.methods import METHODS, Method, method_of
+from deltareg.merge.parameter import Parameter, Value, value_text
 from deltareg.merge.schedule import Gradient, Schedule, Subject, refuse_unmatched, subjects_of
 from deltareg.merge.stage import Stage
 
@@ -25,7 +25,10 @@ __all__ = [
     "Stage",
     "Subject",
     "Value",
+    "accumulator_of",
     "linear",
+    "method_of",
     "refuse_unmatched",
     "subjects_of",
+    "value_text",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +11,12 @@ import numpy as np
 from deltareg.codec import Array, Frame, Lane
 from deltareg.codec.memory import empty
 
-__all__ = ["Addend", "Block"]
+__all__ = ["Addend", "Block", "accumulator_of"]
+
+
+def accumulator_of(lanes: Iterable[Lane]) -> type[np.floating]:
+    """What sums of these are taken in: float64 where a dtype of 32 bits or more takes part, else float32."""
+    return np.float64 if any(lane.wide for lane in lanes) else np.float32
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,5 @@ class Block:
 
     @property
     def accumulator(self) -> type[np.floating]:
-        """float64 where a dtype of 32 bits or more takes part, else float32."""
-        lanes = [self.target_lane, self.out_lane, *(addend.lane for addend in self.addends)]
-        return np.float64 if any(lane.wide for lane in lanes) else np.float32
+        """What the method sums in."""
+        return accumulator_of([self.target_lane, self.out_lane, *(addend.lane for addend in self.addends)])

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from deltareg.codec import Lane, lane_of
+from deltareg.codec import Array, Lane, lane_of
 from deltareg.codec.memory import empty
 from deltareg.merge import loops
 from deltareg.merge.search import Counts, Ranks, Search, keep_largest
@@ -38,10 +38,10 @@ class Sum(Stage):
     normalize: bool = False
     scale: float = 1.0
 
-    def factors(self, values_weights: np.ndarray[Any, Any], scales: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def factors(self, weights: Array, scales: Array) -> Array:
         """What each delta is multiplied with."""
-        total = float(values_weights.sum()) if self.normalize else 1.0
-        return values_weights * scales * (self.scale / (total or 1.0))
+        total = float(weights.sum()) if self.normalize else 1.0
+        return weights * scales * (self.scale / (total or 1.0))
 
     def act(self, settled: Sequence[Any], values: Values, position: int, extent: Extent) -> None:
         values.merged = empty(values.lanes, values.array.dtype)

@@ -7,7 +7,7 @@ import numpy as np
 from deltareg.codec import Array, Lane, kernels
 from deltareg.codec.memory import empty
 from deltareg.codec.mend import Mending, Overwrites
-from deltareg.merge.block import Addend, Block
+from deltareg.merge.block import Addend, Block, accumulator_of
 
 __all__ = ["linear", "overwrite"]
 
@@ -47,7 +47,7 @@ def _fitting(block: Block, addend: Addend, overwrites: Overwrites) -> Array:
 
 
 def _own_accumulator(block: Block, addend: Addend) -> type[np.floating]:
-    return np.float64 if block.target_lane.wide or addend.lane.wide else np.float32
+    return accumulator_of([block.target_lane, addend.lane])
 
 
 def _add_one(block: Block, addend: Addend) -> None:

@@ -279,10 +279,9 @@ def elect(values: Any, factors: Any, votes: Any, by_sign: Any, shares: Any, scal
     divisors = np.empty(_CHUNK, values.dtype)
     for start in range(0, merged.size, _CHUNK):
         total = merged[start : start + _CHUNK]
-        for j in range(total.size):
-            elected[j] = zero
-            divisors[j] = zero
-            total[j] = zero
+        elected[:] = zero
+        divisors[:] = zero
+        total[:] = zero
         for n in range(values.shape[0]):
             row = values[n, start : start + _CHUNK]
             vote = votes[n]
@@ -316,9 +315,8 @@ def reinforce(values: Any, epsilon: Any, factors: Any, alone: Any, one: Any, mer
     counts = np.empty(_CHUNK, values.dtype)
     for start in range(0, merged.size, _CHUNK):
         total = merged[start : start + _CHUNK]
-        for j in range(total.size):
-            counts[j] = zero
-            total[j] = zero
+        counts[:] = zero
+        total[:] = zero
         for n in range(values.shape[0]):
             row = values[n, start : start + _CHUNK]
             for j in range(total.size):
@@ -339,9 +337,8 @@ def variance(values: Any, count: Any, zero: Any, out: Any) -> Any:
     means = np.empty(_CHUNK, values.dtype)
     for start in range(0, out.size, _CHUNK):
         total = out[start : start + _CHUNK]
-        for j in range(total.size):
-            means[j] = zero
-            total[j] = zero
+        means[:] = zero
+        total[:] = zero
         for n in range(values.shape[0]):
             row = values[n, start : start + _CHUNK]
             for j in range(total.size):

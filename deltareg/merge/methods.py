@@ -20,16 +20,21 @@ from deltareg.merge.parameter import Between, Parameter, Value, declared
 from deltareg.merge.sparsify import Band, Drop, MagPrune, MatchNorm, Ramp, Trim
 from deltareg.merge.stage import Scope, Stage
 
-__all__ = ["METHODS", "Method", "Stages"]
+__all__ = ["METHODS", "Method", "Stages", "method_of"]
 
 Stages = tuple[Stage, ...]
 
 _Lambda = Annotated[float, Between(-math.inf, math.inf, "what M is multiplied with")]
 _Density = Annotated[float, Between(0, 1, "the share of each delta that is kept")]
+_Divide = Annotated[bool, "whether to divide by Σ wᵢ"]
 _Normalize = Annotated[
     Literal["weights", "count", "none"], "what is divided by: Σ wᵢ of the deltas that agree, their number, nothing"
 ]
 _Elect = Annotated[Vote, "deltas vote for the sign with weight · Δ, with Δ, or with their signs alone"]
+_Reach = Annotated[float, Between(0, 1, "how far the chance of being kept varies with the rank")]
+_Ramp = Annotated[Ramp, "ε is the whole variation (the paper), or half of it (mergekit)"]
+_Largest = Annotated[float, Between(0, 1, "the share of the largest elements that is left out")]
+_Changed = Annotated[float, Between(0, math.inf, "an element above it counts as changed")]
 _OffChance = Annotated[Literal["inverse", "l1", "none"], "1/chance of being kept, the same Σ|Δ| as before, nothing"]
 _OffShare = Annotated[Literal["none", "l1"], "nothing makes up for what is left out, or the same Σ|Δ| as before"]
 
@@ -97,6 +102,13 @@ METHODS: dict[str, Method] = {}
 """The methods by their names."""
 
 
+def method_of(name: str) -> Method:
+    """The method of that name. Raises InvalidArgument."""
+    if name not in METHODS:
+        raise InvalidArgument(f"unknown method {name!r}", hint=f"methods are: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
 def _method(least: int = 1, most: int | None = None, *, random: bool = False) -> Callable[..., Callable[..., Stages]]:
     def register(function: Callable[..., Stages]) -> Callable[..., Stages]:
         METHODS[function.__name__] = Method(function.__name__, function, declared(function), least, most, random)
@@ -110,7 +122,7 @@ def _method(least: int = 1, most: int | None = None, *, random: bool = False) ->
 
 @_method()
 def linear(
-    normalize: Annotated[bool, "whether to divide by Σ wᵢ"] = False,
+    normalize: _Divide = False,
     lambda_: _Lambda = 1.0,
 ) -> Stages:
     """M = λ · Σ wᵢΔᵢ: ParamΔ, task arithmetic.
@@ -142,7 +154,7 @@ def ties(
 def dare_linear(
     density: _Density,
     rescale: _OffChance = "inverse",
-    normalize: Annotated[bool, "whether to divide by Σ wᵢ"] = False,
+    normalize: _Divide = False,
     lambda_: _Lambda = 1.0,
 ) -> Stages:
     """M = λ · Σ wᵢΔ̂ᵢ, where each element of Δᵢ is kept by chance, and divided by that chance.
@@ -170,10 +182,10 @@ def dare_ties(
 @_method(random=True)
 def della_linear(
     density: _Density,
-    epsilon: Annotated[float, Between(0, 1, "how far the chance of being kept varies with the rank")] = 0.1,
-    ramp: Annotated[Ramp, "ε is the whole variation (the paper), or half of it (mergekit)"] = "paper",
+    epsilon: _Reach = 0.1,
+    ramp: _Ramp = "paper",
     rescale: _OffChance = "inverse",
-    normalize: Annotated[bool, "whether to divide by Σ wᵢ"] = False,
+    normalize: _Divide = False,
     lambda_: _Lambda = 1.0,
 ) -> Stages:
     """M = λ · Σ wᵢΔ̂ᵢ, where large elements of a row are kept with a higher chance, and divided by it.
@@ -187,8 +199,8 @@ def della_linear(
 @_method(random=True)
 def della(
     density: _Density,
-    epsilon: Annotated[float, Between(0, 1, "how far the chance of being kept varies with the rank")] = 0.1,
-    ramp: Annotated[Ramp, "ε is the whole variation (the paper), or half of it (mergekit)"] = "paper",
+    epsilon: _Reach = 0.1,
+    ramp: _Ramp = "paper",
     elect: _Elect = "weighted",
     normalize: _Normalize = "weights",
     rescale: _OffChance = "inverse",
@@ -204,9 +216,9 @@ def della(
 @_method()
 def breadcrumbs(
     density: _Density,
-    gamma: Annotated[float, Between(0, 1, "the share of the largest elements that is left out")] = 0.01,
+    gamma: _Largest = 0.01,
     rescale: _OffShare = "none",
-    normalize: Annotated[bool, "whether to divide by Σ wᵢ"] = False,
+    normalize: _Divide = False,
     lambda_: _Lambda = 1.0,
 ) -> Stages:
     """M = λ · Σ wᵢ mᵢ ⊙ Δᵢ, where mᵢ leaves out the largest and the smallest elements of each tensor.
@@ -219,7 +231,7 @@ def breadcrumbs(
 @_method()
 def breadcrumbs_ties(
     density: _Density,
-    gamma: Annotated[float, Between(0, 1, "the share of the largest elements that is left out")] = 0.01,
+    gamma: _Largest = 0.01,
     elect: _Elect = "weighted",
     normalize: _Normalize = "weights",
     rescale: _OffShare = "none",
@@ -250,7 +262,7 @@ def sce(
 
 @_method()
 def ram(
-    epsilon: Annotated[float, Between(0, math.inf, "an element above it counts as changed")] = 1e-5,
+    epsilon: _Changed = 1e-5,
     lambda_: _Lambda = 1.0,
 ) -> Stages:
     """M = the delta that changes an element alone, or the mean of those that do.
@@ -264,7 +276,7 @@ def ram(
 def ramplus_tl(
     r: Annotated[float, Between(0, math.inf, "how strongly what one delta changes alone is reinforced")] = 0.1,
     alpha: Annotated[float, Between(0, math.inf, "the largest ρ that counts")] = 0.2,
-    epsilon: Annotated[float, Between(0, math.inf, "an element above it counts as changed")] = 1e-5,
+    epsilon: _Changed = 1e-5,
     lambda_: _Lambda = 1.0,
 ) -> Stages:
     """As `ram`, with what delta i changes alone times 1 + r · min(α, ρᵢ).

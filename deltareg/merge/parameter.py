@@ -10,10 +10,15 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from deltareg.errors import InvalidArgument
 
-__all__ = ["Between", "Parameter", "Value", "declared"]
+__all__ = ["Between", "Parameter", "Value", "declared", "value_text"]
 
 Value = float | bool | str
 """What a parameter can be."""
+
+
+def value_text(value: object) -> str:
+    """A value as it is written on the command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Parameter:
         """The default, for people."""
         if self.default is None:
             return "none: it has to be given"
-        return str(self.default).lower() if isinstance(self.default, bool) else f"{self.default}"
+        return value_text(self.default)
 
     def parse(self, text: str) -> Value:
         """The value that a text says. Raises InvalidArgument."""

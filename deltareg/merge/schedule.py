@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from deltareg.errors import InvalidArgument
-from deltareg.fingerprint import module_class
-from deltareg.merge.parameter import Value
+from deltareg.fingerprint import MODULE_CLASSES, module_class
+from deltareg.merge.parameter import Value, value_text
 
-__all__ = ["MODULE_CLASSES", "Gradient", "Schedule", "Subject", "refuse_unmatched", "subjects_of"]
-
-MODULE_CLASSES = ("attention", "mlp", "embedding", "norm", "lm_head", "other")
-"""Selectors that are no patterns of names."""
+__all__ = ["Gradient", "Schedule", "Subject", "refuse_unmatched", "subjects_of"]
 
 _LAYER = re.compile(r"^(.*?)\.(\d{1,9})(?:\.|$)")
 
@@ -72,6 +69,15 @@ class Schedule:
         return None
 
     @property
+    def plain(self) -> Value:
+        """The value, where one holds for every tensor; else the rules as text."""
+        if len(self.rules) == 1:
+            ((selector, value),) = self.rules
+            if selector is None and not isinstance(value, Gradient):
+                return value
+        return str(self)
+
+    @property
     def values(self) -> list[Value]:
         """Every value that occurs, the points of gradients among them."""
         found: list[Value] = []
@@ -85,7 +91,7 @@ class Schedule:
         return [selector for selector, _ in self.rules if selector is not None]
 
     def __str__(self) -> str:
-        told = [(f"{selector}: " if selector else "") + _told(value) for selector, value in self.rules]
+        told = [(f"{selector}: " if selector else "") + value_text(value) for selector, value in self.rules]
         return ", ".join(told)
 
 
@@ -132,7 +138,3 @@ def _place(name: str) -> tuple[str, int] | None:
     """The stack of layers that a tensor is in, and the number of its layer."""
     found = _LAYER.match(name)
     return None if found is None else (found[1], int(found[2]))
-
-
-def _told(value: Value | Gradient) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -36,6 +36,7 @@ __all__ = [
     "OutputExists",
     "PickleRefused",
     "QuantisedRefused",
+    "RankLost",
     "RemoteUnavailable",
     "UnsupportedFormat",
     "UsageError",
@@ -131,6 +132,16 @@ class ChannelMoved(DeltaregError):
     """
 
     code = "DR0007"
+
+
+class RankLost(DeltaregError):
+    """Of several processes that work on one output, another one failed, or ended without a word.
+
+    Its own message, or what the launcher says of it, tells why. Run the same command again; with `--resume` it goes on
+    with what was finished.
+    """
+
+    code = "DR0008"
 
 
 # --- 2: usage -----------------------------------------------------------------------------------------------------

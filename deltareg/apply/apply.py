@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from deltareg.apply.card import card, config_json
+from deltareg.apply.device import open_processor
 from deltareg.apply.loops import load_loops
 from deltareg.apply.placement import Placement, WeightedDelta, place
 from deltareg.apply.plan import Merge, Plan, plan, refuse_stacked
@@ -24,6 +25,7 @@ from deltareg.errors import InvalidArgument, NotHomologous, OutputExists
 from deltareg.homology import first_of
 from deltareg.manifest import Document
 from deltareg.merge import Gradient, Schedule, Value, refuse_unmatched
+from deltareg.merge.processor import CPU
 from deltareg.names import Reference
 from deltareg.progress import SILENT, Progress
 from deltareg.threads import thread_count
@@ -63,8 +65,8 @@ class ApplyReport(Document):
     `settings` are all parameters of the method, given or by default, those that differ by tensor as the rules that say
     so; `seed` is that of its random masks, null for a method that draws none. `remedies` are the differences between a
     delta and the target that were dealt with, `overridden` the findings that would have stopped it but for `force`.
-    `seconds` is all of it, `load_seconds` the part in which compiled loops were loaded (compiled, on a machine's first
-    use), `sync_seconds` that in which the disk was waited for.
+    `device` is what computed: `cpu`, or the GPUs. `seconds` is all of it, `load_seconds` the part in which compiled
+    loops were loaded (compiled, on a machine's first use), `sync_seconds` that in which the disk was waited for.
     """
 
     out: str
@@ -72,6 +74,7 @@ class ApplyReport(Document):
     method: str
     settings: dict[str, float | bool | str]
     seed: int | None
+    device: str
     deltas: list[AppliedDelta]
     tensors: int
     parameters: int
@@ -105,6 +108,7 @@ def apply(
     force: bool = False,
     overwrite: bool = False,
     threads: int | None = None,
+    device: str = "cpu",
     dry_run: bool = False,
     progress: Progress = SILENT,
 ) -> ApplyReport:
@@ -120,7 +124,10 @@ def apply(
     out; None takes them where the target is the delta's own base. `side_files` says whose tokenizer, chat template and
     generation config the output gets: "post", those that came with the first delta, or "target".
 
-    Raises NotHomologous, NotFound, OutputExists, InvalidArgument, DigestMismatch, BadRecord, DiskFull.
+    `device` is what computes: "cpu", "cuda", "cuda:1", "cuda:all", or several: "cuda:0,cuda:1". The result is the same
+    bit for bit. GPUs need torch; "torch:cpu" is their way on the processor, to test it.
+
+    Raises NotHomologous, NotFound, OutputExists, InvalidArgument, DigestMismatch, BadRecord, DiskFull, DeviceFull.
     """
     started = time.monotonic()
     pairs = list(deltas.items()) if isinstance(deltas, Mapping) else list(deltas)
@@ -130,6 +137,7 @@ def apply(
     if side_files not in ("post", "target"):
         raise InvalidArgument(f"unknown side files {side_files!r}", hint="side files are those of: post, target")
     weighted = [(reference, checked_weight(weight, f"the weight of {reference}")) for reference, weight in pairs]
+    processor = open_processor(device)
     with ExitStack() as stack:
         checkpoint = target if isinstance(target, Checkpoint) else stack.enter_context(Checkpoint.open(target))
         _refuse_input(checkpoint, Path(out))
@@ -149,10 +157,13 @@ def apply(
             check_free(Path(out), overwrite)
         else:
             before = time.monotonic()
-            load_loops(planned)
+            if processor is CPU:
+                load_loops(planned)
             loaded = time.monotonic() - before
             writer = stack.enter_context(CheckpointWriter(Path(out), planned.shards, overwrite=overwrite))
-            outcome = run(planned, active, registry.store, writer, threads=count, progress=progress)
+            outcome = run(
+                planned, active, registry.store, writer, threads=count, progress=progress, processor=processor
+            )
             for name, data in files.items():
                 writer.add_file(name, data)
             notes = _notes(checkpoint, wanted, planned, outcome, fits)
@@ -167,6 +178,7 @@ def apply(
             method=method,
             settings={name: schedule.plain for name, schedule in merge.told().items()},
             seed=seed if merge.method.random else None,
+            device=processor.name,
             deltas=[
                 AppliedDelta(reference=str(delta.reference), digest=delta.artifact.digest, weight=delta.weights.plain)
                 for delta in wanted

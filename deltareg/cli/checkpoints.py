@@ -150,6 +150,15 @@ def apply(
         bool, typer.Option("--overwrite", help="Replace OUT, if it is a checkpoint, with all that is in it.")
     ] = False,
     threads: Threads = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            metavar="DEVICE",
+            help="What computes: cpu, or GPUs by way of torch: cuda, cuda:1, cuda:0,cuda:1, cuda:all. The result is "
+            "the same.",
+        ),
+    ] = "cpu",
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -189,6 +198,7 @@ def apply(
             force=force,
             overwrite=overwrite,
             threads=threads or settings.threads,
+            device=device,
             dry_run=dry_run,
             progress=progress,
         )

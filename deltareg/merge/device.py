@@ -268,3 +268,242 @@ class DeviceLoops:
             total = widen(here, target_lane).to(merged.dtype) + added
             kept = converted(here, target_lane, out_lane)
             self.fetch(torch.where(added != 0, narrow(total, out_lane), kept), out[part])
+
+    # --- by magnitude -------------------------------------------------------------------------------------------------
+
+    def bits_of(self, values: Tensor, kind: Any) -> Tensor:
+        """As `loops.bits_of`."""
+        found = values.to(_float_type(kind))
+        return found.view(torch.int64 if found.dtype == torch.float64 else torch.int32)
+
+    def magnitude_counts(self, symbols: Tensor, mask: Any, shift: Any, prefix: Any, counts: Array) -> None:
+        """As `loops.magnitude_counts`; `counts` is NumPy's."""
+        for part in self.parts(symbols.numel()):
+            bins = (symbols[part] & int(mask)).to(torch.int64) >> int(shift)
+            # Those of another prefix are counted where nobody looks.
+            bins = torch.where(bins >> 16 == int(prefix), bins & 0xFFFF, 1 << 16)
+            found = torch.bincount(bins, minlength=(1 << 16) + 1)[: 1 << 16]
+            counts += found.cpu().numpy().astype(counts.dtype)
+
+    def count_magnitude(self, symbols: Tensor, mask: Any, magnitude: Any) -> int:
+        """As `loops.count_magnitude`."""
+        return sum(int(((symbols[part] & int(mask)) == int(magnitude)).sum()) for part in self.parts(symbols.numel()))
+
+    def keep_at_least(self, values: Tensor, symbols: Tensor, mask: Any, least: Any, zero: Any) -> None:
+        """As `loops.keep_at_least`."""
+        for part in self.parts(values.numel()):
+            values[part].masked_fill_(~_at_least(symbols[part], mask, least), 0)
+
+    def keep_below(self, values: Tensor, symbols: Tensor, mask: Any, most: Any, zero: Any) -> None:
+        """As `loops.keep_below`."""
+        for part in self.parts(values.numel()):
+            values[part].masked_fill_(_at_least(symbols[part], mask, most), 0)
+
+    def settle_ties(
+        self, values: Tensor, symbols: Tensor, mask: Any, magnitude: Any, first: int, inside: bool, zero: Any
+    ) -> None:
+        """As `loops.settle_ties`."""
+        seen = 0
+        for part in self.parts(values.numel()):
+            ties = (symbols[part] & int(mask)) == int(magnitude)
+            number = torch.cumsum(ties, 0)  # from 1 on
+            values[part].masked_fill_(ties & ((number <= first - seen) != inside), 0)
+            seen += int(number[-1])
+
+    def rank_rows(self, symbols: Tensor, mask: Any, digits: int, width: int, ranks: Tensor) -> None:
+        """As `loops.rank_rows`."""
+        for part in self.parts(symbols.numel(), width):
+            keys = int(mask) - (symbols[part] & int(mask))
+            order = torch.sort(keys.reshape(-1, width), dim=1, stable=True).indices
+            places = torch.arange(width, dtype=ranks.dtype, device=self.device).expand(order.shape)
+            ranks[part].reshape(-1, width).scatter_(1, order, places)
+
+    # --- by chance ----------------------------------------------------------------------------------------------------
+
+    def draw(self, key: Any, first: int, chances: Tensor) -> None:
+        """As `loops.draw`; the 32 bits are those of int32."""
+        start = _wrapped(int(key))
+        for part in self.parts(chances.numel()):
+            lanes = torch.arange(first + part.start, first + part.stop, device=self.device)
+            # 64-bit integers wrap around here too.
+            z = ((lanes >> 13 << 12) + (lanes & 4095) + 1) * _wrapped(0x9E3779B97F4A7C15) + start
+            z = (z ^ _shifted(z, 30)) * _wrapped(0xBF58476D1CE4E5B9)
+            z = (z ^ _shifted(z, 27)) * _wrapped(0x94D049BB133111EB)
+            z = z ^ _shifted(z, 31)
+            z = torch.where((lanes >> 12) & 1 == 1, z >> 32, (z << 32) >> 32)
+            chances[part] = ((z << 32) >> 32).to(torch.int32)
+
+    def drop(self, values: Tensor, chances: Tensor, limit: int, zero: Any) -> None:
+        """As `loops.drop`."""
+        for part in self.parts(values.numel()):
+            values[part].masked_fill_(_unsigned(chances[part]) >= limit, 0)
+
+    def drop_by_rank(
+        self, values: Tensor, chances: Tensor, ranks: Tensor, most: float, step: float, inverse: bool, zero: Any
+    ) -> None:
+        """As `loops.drop_by_rank`."""
+        for part in self.parts(values.numel()):
+            chance = most - ranks[part].to(torch.float64) * step
+            kept = _unsigned(chances[part]).to(torch.float64) < chance * 4294967296.0
+            here = values[part]
+            if inverse:
+                here.copy_(here.to(torch.float64) / chance)
+            here.masked_fill_(~kept, 0)
+
+    # --- sums over lanes ----------------------------------------------------------------------------------------------
+
+    def dot(self, one: Tensor, other: Tensor) -> float:
+        """As `loops.dot`."""
+        return self._folded(one, other)
+
+    def absolute_sum(self, values: Tensor) -> float:
+        """As `loops.absolute_sum`."""
+        return self._folded(values, None)
+
+    def _folded(self, one: Tensor, other: Tensor | None) -> float:
+        rows = 1
+        while rows * _COLUMNS < one.numel():
+            rows *= 2
+        total = torch.zeros(_COLUMNS, dtype=torch.float64, device=self.device)
+        # Rows are folded column by column: what is done at a time is columns.
+        columns = min(_COLUMNS, max(1, self.room.lanes // rows))
+        for start in range(0, _COLUMNS, columns):
+            stop = min(start + columns, _COLUMNS)
+            terms = _columns(one, start, stop)
+            terms = terms.abs() if other is None else terms * _columns(other, start, stop)
+            strip = torch.zeros(rows, stop - start, dtype=torch.float64, device=self.device)
+            strip.view(-1)[: terms.numel()] = terms
+            total[start:stop] = _fold(strip)
+        return float(_fold(total))
+
+    def count_nonzero(self, values: Tensor) -> int:
+        """As `loops.count_nonzero`."""
+        return int(torch.count_nonzero(values))
+
+    def contributions(self, values: Tensor, epsilon: Any, counts: Tensor, shared: Array, alone: Array) -> None:
+        """As `loops.contributions`; `shared` and `alone` are NumPy's."""
+        for part in self.parts(values.shape[1]):
+            above = values[:, part].abs() > float(epsilon)
+            together = above.sum(0)
+            shared += (above & (together > 1)).sum(1).cpu().numpy()
+            alone += (above & (together == 1)).sum(1).cpu().numpy()
+
+    # --- from many deltas to one --------------------------------------------------------------------------------------
+
+    def scale_rows(self, values: Tensor, factors: Array) -> None:
+        """As `loops.scale_rows`."""
+        for row, factor in zip(values, factors.tolist(), strict=True):
+            row *= factor
+
+    def weighted_sum(self, values: Tensor, factors: Array, merged: Tensor) -> None:
+        """As `loops.weighted_sum`."""
+        for part in self.parts(merged.numel()):
+            total = values[0, part] * float(factors[0])
+            for row, factor in zip(values[1:, part], factors[1:].tolist(), strict=True):
+                product = row * factor
+                total = total + product
+            merged[part] = total
+
+    def elect(
+        self,
+        values: Tensor,
+        factors: Array,
+        votes: Array,
+        by_sign: bool,
+        shares: Array,
+        scale: Any,
+        one: Any,
+        merged: Tensor,
+    ) -> None:
+        """As `loops.elect`."""
+        for part in self.parts(merged.numel()):
+            rows = values[:, part]
+            voted = [row * vote for row, vote in zip(rows, votes.tolist(), strict=True)]
+            elected = torch.zeros_like(rows[0])
+            for vote in voted:
+                elected = elected + ((vote > 0).to(vote.dtype) - (vote < 0).to(vote.dtype) if by_sign else vote)
+            sign = torch.where(elected >= 0, 1.0, -1.0).to(rows.dtype)
+            total, divisors = torch.zeros_like(rows[0]), torch.zeros_like(rows[0])
+            for row, vote, factor, share in zip(rows, voted, factors.tolist(), shares.tolist(), strict=True):
+                agrees = vote * sign > 0
+                total = total + (row * factor).masked_fill_(~agrees, 0)
+                divisors = divisors + agrees.to(rows.dtype) * share
+            divisors.masked_fill_(divisors == 0, 1)
+            merged[part] = (total / divisors) * float(scale)
+
+    def reinforce(self, values: Tensor, epsilon: Any, factors: Array, alone: Array, one: Any, merged: Tensor) -> None:
+        """As `loops.reinforce`."""
+        for part in self.parts(merged.numel()):
+            rows = values[:, part]
+            above = rows.abs() > float(epsilon)
+            counts = above.sum(0).to(rows.dtype)
+            total = torch.zeros_like(rows[0])
+            for row, here, factor, lone in zip(rows, above, factors.tolist(), alone.tolist(), strict=True):
+                value = row * factor
+                value = torch.where(counts <= 1, value * lone, value / counts)
+                total = total + value.masked_fill_(~here, 0)
+            merged[part] = total
+
+    def variance(self, values: Tensor, count: Any, zero: Any, out: Tensor) -> None:
+        """As `loops.variance`."""
+        divisor = self._number(count, values)
+        for part in self.parts(out.numel()):
+            means, total = torch.zeros_like(out[part]), torch.zeros_like(out[part])
+            for row in values[:, part]:
+                means = means + row
+            means = means / divisor
+            for row in values[:, part]:
+                distance = row - means
+                square = distance * distance
+                total = total + square
+            out[part] = total / divisor
+
+    def shrink(self, values: Tensor, limit: Any, one: Any) -> None:
+        """As `loops.shrink`."""
+        most = self._number(limit, values)
+        for part in self.parts(values.numel()):
+            here = values[part]
+            sizes = here.abs()
+            shares = torch.where(sizes > most, most / sizes, self._number(1, values))
+            here.copy_(torch.where(shares > 0, here * shares, 0))
+
+    def _number(self, number: Any, like: Tensor) -> Tensor:
+        """A number as a tensor: divided by a plain one, torch would multiply with its reciprocal."""
+        return torch.tensor(float(number), dtype=like.dtype, device=self.device)
+
+
+def _at_least(symbols: Tensor, mask: Any, least: Any) -> Tensor:
+    """Where magnitudes are at least `least`, which may be one more than there are in their type."""
+    if int(least) > int(mask):
+        return torch.zeros(symbols.shape, dtype=torch.bool, device=symbols.device)
+    return (symbols & int(mask)) >= int(least)
+
+
+def _wrapped(number: int) -> int:
+    """An unsigned integer of 64 bits as the signed one that has its bits."""
+    return number - (1 << 64) if number >> 63 else number
+
+
+def _shifted(numbers: Tensor, places: int) -> Tensor:
+    """Shifted right as unsigned integers."""
+    return (numbers >> places) & ((1 << (64 - places)) - 1)
+
+
+def _unsigned(numbers: Tensor) -> Tensor:
+    """int32 that stand for unsigned ones."""
+    return numbers.to(torch.int64) & 0xFFFFFFFF
+
+
+def _columns(values: Tensor, start: int, stop: int) -> Tensor:
+    """Columns of values that lie in rows of 4,096, the last of them cut where they end: row after row, in float64."""
+    whole = values.numel() // _COLUMNS * _COLUMNS
+    rows = values[:whole].reshape(-1, _COLUMNS)[:, start:stop].reshape(-1)
+    return torch.cat([rows, values[whole:][start:stop]]).to(torch.float64)
+
+
+def _fold(rows: Tensor) -> Tensor:
+    """Add the lower half of the rows to the upper half until one is left; as many as a power of two."""
+    while rows.shape[0] > 1:
+        half = rows.shape[0] // 2
+        rows = rows[:half] + rows[half:]
+    return rows[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -196,7 +196,7 @@ def drop_largest(values: Values, row: Any, symbols: Any, mask: Any, cut: Cut, po
 
 
 def _select(values: Values, row: Any, symbols: Any, mask: Any, cut: Cut, position: int, *, inside: bool) -> None:
-    bits: Any = type(mask)
+    bits = cast("Any", type(mask))
     zero, loops = values.number(0), values.loops
     # Ties before the block where they run out are within the cut, those after it are not.
     least = cut.magnitude if position < cut.block else cut.magnitude + 1

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from deltareg.apply.device import Device
-from deltareg.codec import decode_frame, kernels, lane_of
-from deltareg.merge import Addend, Block, linear
-from deltareg.merge.device import narrow, widen
+from deltareg.codec import FRAME_LANES, decode_frame, kernels, lane_of
+from deltareg.merge import METHODS, Addend, Block, Value, linear, loops
+from deltareg.merge.device import DeviceLoops, Room, narrow, widen
 from tests.codec.oracle import FORMATS
 from tests.codec.samples import SAMPLES
 from tests.codec.tensors import encode, recoded
 from tests.devices import DEVICES
+from tests.merge.merged import merge
+from tests.merge.test_methods import COUNTS, REQUIRED
 
 Array = NDArray[Any]
 
@@ -194,3 +196,95 @@ def test_samples_have_tokens_escapes_and_mending() -> None:
                 seen |= {"mended tokens"} if frame.mending is not None else set()
             seen |= {f"mended {one.dtype}"} if frame.mending is not None else set()
     assert seen >= {"tokens", "thin tokens", "escapes", "mended tokens", "mended BF16", "mended F32"}
+
+
+# --- the loops of the stages ------------------------------------------------------------------------------------------
+
+
+def test_a_device_has_every_loop_that_stages_use(name: str) -> None:
+    assert not [loop for loop in loops.__all__ if not callable(getattr(DeviceLoops, loop, None))]
+
+
+# Beside what each method has by default: every way that its stages can go.
+VARIANTS: Sequence[tuple[str, dict[str, Value]]] = [
+    *((method, REQUIRED.get(method, {})) for method in METHODS),
+    ("linear", {"normalize": True}),
+    ("ties", {"density": 0.3, "trim": "tensor", "elect": "count", "normalize": "count"}),
+    ("ties", {"density": 0.3, "elect": "unweighted", "normalize": "none", "lambda": 0.7}),
+    ("dare_linear", {"density": 0.4, "rescale": "l1"}),
+    ("dare_ties", {"density": 0.4, "rescale": "none"}),
+    ("della", {"density": 0.4, "ramp": "ends", "rescale": "l1"}),
+    ("della_linear", {"density": 0.4, "epsilon": 0.5, "rescale": "none"}),
+    ("breadcrumbs", {"density": 0.2, "gamma": 0.3, "rescale": "l1"}),
+    ("sce", {"select_topk": 0.2}),
+    ("sce", {"select_topk": 0.0}),
+    ("slerp", {"t": 0.2}),
+]
+SHAPES = ((1,), (4097,), (70, 91), (3, 5, 37))
+
+
+def _deltas(draw: np.random.Generator, dtype: str, shape: tuple[int, ...], count: int, kind: str) -> list[Array]:
+    """Numbers of many sizes; few sizes, so that magnitudes are equal; or any bits at all."""
+    form, stored = FORMATS[dtype], lane_of(dtype).stored
+    if kind == "wild":
+        return [_lanes(draw, dtype, int(np.prod(shape)), wild=True).view(stored).reshape(shape) for _ in range(count)]
+    numbers = [draw.normal(0, 0.01, shape) * (draw.random(shape) < 0.8) for _ in range(count)]
+    if kind == "ties":
+        numbers = [np.rint(rows * 200) / 200 for rows in numbers]
+    return [form.narrow(rows.reshape(-1)).view(stored).reshape(shape) for rows in numbers]
+
+
+def _merged_both_ways(name: str, method: str, parameters: Any, deltas: list[Array], dtype: str, lanes: int) -> None:
+    weights = [0.6, 0.3, -0.2][: len(deltas)]
+    given = {"weights": weights, "dtype": dtype}
+    with np.errstate(all="ignore"):
+        expected = merge(method, deltas, parameters, **given)
+        found = merge(method, deltas, parameters, **given, processor=Device([name], lanes=lanes))
+    # Which NaN it is does not matter before the sum is rounded.
+    assert np.array_equal(np.isnan(found), np.isnan(expected))
+    bits = f"u{expected.itemsize}"
+    numbers = ~np.isnan(expected)
+    assert np.array_equal(found.view(bits)[numbers], expected.view(bits)[numbers])
+
+
+@pytest.mark.parametrize("dtype", ADDITIVE)
+@pytest.mark.parametrize(("method", "parameters"), VARIANTS, ids=[method for method, _ in VARIANTS])
+@given(
+    shape=st.sampled_from(SHAPES),
+    kind=st.sampled_from(["numbers", "ties", "wild"]),
+    part=st.sampled_from(PARTS),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=12, deadline=None)
+def test_every_method_gives_what_the_loops_give(
+    name: str, method: str, parameters: Any, dtype: str, shape: tuple[int, ...], kind: str, part: int, seed: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    if kind == "wild" and METHODS[method].name in GEOMETRIC:
+        kind = "numbers"
+    deltas = _deltas(draw, dtype, shape, COUNTS[method], kind)
+    _merged_both_ways(name, method, parameters, deltas, dtype, part)
+
+
+# Scalar products of infinities and NaN: what angles follow from them is not defined.
+GEOMETRIC = ("slerp", "multislerp", "karcher", "model_stock")
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+@pytest.mark.parametrize("method", ["ties", "della", "sce", "karcher", "ramplus_tl", "breadcrumbs"])
+def test_tensors_of_several_blocks_give_what_the_loops_give(name: str, method: str, dtype: str) -> None:
+    shape = (1100, 1001)
+    assert np.prod(shape) > FRAME_LANES
+    deltas = _deltas(np.random.default_rng(6), dtype, shape, COUNTS[method], "ties")
+    _merged_both_ways(name, method, REQUIRED.get(method, {}), deltas, dtype, FRAME_LANES)
+
+
+@given(key=st.integers(0, 2**64 - 1), first=st.integers(0, 2**40), size=st.sampled_from([1, 100, 9000]))
+@settings(max_examples=40, deadline=None)
+def test_chances_are_those_of_the_loops(name: str, key: int, first: int, size: int) -> None:
+    expected = np.empty(size, np.uint32)
+    loops.draw(np.uint64(key), first, expected)
+    there = DeviceLoops(torch.device(name), Room(4000))
+    found = there.empty(size, np.uint32)
+    there.draw(np.uint64(key), first, found)
+    assert np.array_equal(found.cpu().numpy().view(np.uint32), expected)

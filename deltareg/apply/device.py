@@ -113,9 +113,9 @@ class Device(Processor):
                     with self._stream.used():
                         return work()
                 except (RuntimeError, MemoryError) as error:
-                    if not _ran_out(error):
+                    if not one.ran_out(error):
                         raise
-                    told = str(error).split(". ")[0]
+                    told = _first_line(error)
             # Not before here has Python let go of what the step held.
             one.retreat(lanes, told)
 
@@ -137,8 +137,9 @@ class Device(Processor):
     def _here(self) -> _One:
         found: _One | None = getattr(self._threads, "one", None)
         if found is None:
-            found = self._threads.one = self._devices[next(self._next) % len(self._devices)]
-            self._threads.stream = _Stream(found.name)
+            found = self._devices[next(self._next) % len(self._devices)]
+            self._threads.stream = found.stream()
+            self._threads.one = found
         return found
 
     @property
@@ -157,21 +158,40 @@ class _One:
         self.turns = _Turns()
         self._lock = threading.Lock()
 
+    def stream(self) -> _Stream:
+        """A new queue of work. Raises DeviceFull."""
+        try:
+            return _Stream(self.name)
+        except RuntimeError as error:
+            # The first one takes some hundred megabytes, which a GPU that others use may not have.
+            if self.ran_out(error):
+                raise self._full("even to begin", _first_line(error)) from error
+            raise
+
+    def ran_out(self, error: BaseException) -> bool:
+        """Whether an error says that memory ran out: the device's, be it that of the host where it is the device."""
+        if self.name == "cpu":
+            return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+        return isinstance(error, RuntimeError) and "out of memory" in str(error)
+
     def retreat(self, lanes: int, told: str) -> None:
         """Take half as many lanes at a time as `lanes`, which were too many. Raises DeviceFull."""
         with self._lock:
             if self.loops.room.lanes == lanes:
                 if lanes // 2 < LEAST_LANES:
-                    raise DeviceFull(
-                        f"the memory of {self.name} does not suffice, even for {lanes} lanes at a time",
-                        cause=told,
-                        hint="free some of it (nvidia-smi shows who has it), or take --device cpu",
-                        device=self.name,
-                    )
+                    raise self._full(f"even for {lanes} lanes at a time", told)
                 self.loops.room.lanes = lanes // 2
             self.turns.limit = 1
         if self.name != "cpu":
             _torch(self.name).cuda.empty_cache()
+
+    def _full(self, what: str, told: str) -> DeviceFull:
+        return DeviceFull(
+            f"the memory of {self.name} does not suffice, {what}",
+            cause=told,
+            hint="free some of it (nvidia-smi shows who has it), or take --device cpu",
+            device=self.name,
+        )
 
 
 class _Turns:
@@ -224,8 +244,5 @@ class _Stream:
         return self._torch.empty(nbytes, dtype=self._torch.uint8, pin_memory=True).numpy()
 
 
-def _ran_out(error: BaseException) -> bool:
-    """Whether memory ran out: the device's, or that of the host where it is the device."""
-    kind = getattr(importlib.import_module("torch"), "OutOfMemoryError", ())
-    # On the host torch has no class of its own for it.
-    return isinstance(error, (kind, MemoryError)) or "DefaultCPUAllocator" in str(error)
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -6,20 +6,27 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import deltareg
 from deltareg import Registry
-from deltareg.errors import InvalidArgument
+from deltareg.apply.device import LEAST_LANES, Device
+from deltareg.codec import FRAME_LANES
+from deltareg.errors import DeviceFull, InvalidArgument
+from deltareg.merge import METHODS
+from deltareg.threads import in_order
 from tests.apply.test_methods import Models
 from tests.codec.oracle import FORMATS
 from tests.codec.tensors import Raw, of, read_tensors, write_checkpoint
 from tests.devices import DEVICES
+from tests.merge.test_methods import REQUIRED
 from tests.weights import Pair
 
 
@@ -53,6 +60,17 @@ def test_a_sum_is_the_same_bit_for_bit(models: Models, device: str, weights: str
 def test_any_number_of_threads_gives_the_same_bits_on_a_device(models: Models, device: str, threads: int) -> None:
     expected, _ = models.apply(weights=WEIGHTS["two"])
     assert models.apply(weights=WEIGHTS["two"], device=device, threads=threads)[0] == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_method_gives_the_same_bits(models: Models, device: str, method: str, threads: int) -> None:
+    options: dict[str, Any] = {"parameters": REQUIRED.get(method), "seed": 3, "threads": threads}
+    if threads == 1 and models.dtype == "F16":
+        pytest.skip("once is enough for this dtype")
+    expected, _ = models.apply(method, **options)
+    assert models.apply(method, device=device, **options)[0] == expected
+    assert expected != read_tensors(models.target_path)
 
 
 def test_the_base_becomes_post_with_what_no_sum_gives(tmp_path: Path, device: str) -> None:
@@ -128,6 +146,106 @@ def test_real_weights_are_the_same_bit_for_bit(
         )
         found.append({file.relative_to(out): file.read_bytes() for file in out.rglob("*") if file.is_file()})
     assert found[0] == found[1]
+
+
+# --- memory that does not suffice -------------------------------------------------------------------------------------
+
+_MORE_THAN_THERE_IS = 1 << 60
+
+
+def _needing(device: Device, most: int) -> Any:
+    """Work for which there is no memory with more than `most` lanes at a time."""
+
+    def work() -> int:
+        lanes = device.loops.room.lanes
+        if lanes > most:
+            torch.empty(_MORE_THAN_THERE_IS, dtype=torch.uint8, device=device.loops.device)
+        return lanes
+
+    return work
+
+
+@pytest.mark.parametrize("name", ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+def test_a_device_without_memory_goes_on_in_smaller_parts(name: str) -> None:
+    device = Device([name])
+    assert device.step(_needing(device, FRAME_LANES)) == FRAME_LANES
+    assert device.step(_needing(device, 1 << 17)) == 1 << 17
+    assert device.step(_needing(device, FRAME_LANES)) == device.lanes == 1 << 17
+
+
+def test_a_device_that_cannot_do_the_smallest_part_is_an_error() -> None:
+    device = Device(["cpu"])
+    with pytest.raises(DeviceFull, match=f"even for {LEAST_LANES} lanes at a time") as caught:
+        device.step(_needing(device, 0))
+    assert "allocate" in (caught.value.cause or "")
+    assert caught.value.hint
+
+
+def test_what_is_no_lack_of_memory_is_not_tried_again() -> None:
+    device, tries = Device(["cpu"]), []
+
+    def work() -> None:
+        tries.append(device.lanes)
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        device.step(work)
+    assert tries == [FRAME_LANES]
+
+
+def test_without_memory_one_step_is_done_at_a_time() -> None:
+    device = Device(["cpu"])
+    device.step(_needing(device, 1 << 19))
+    lock, running, most = threading.Lock(), 0, 0
+
+    def work() -> int:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        torch.ones(1 << 20).sum()
+        with lock:
+            running -= 1
+        return device.loops.room.lanes
+
+    assert list(in_order([lambda: device.step(work)] * 40, 4)) == [1 << 19] * 40
+    assert most == 1
+
+
+# The address space that is left suffices for the arrays of a block, not for what a device needs beside them to work on
+# all of it at a time.
+_WITH_LITTLE_MEMORY = """
+import re, resource, sys
+import numpy as np
+import torch
+from deltareg.apply.device import Device
+from tests.merge.merged import merge
+torch.set_num_threads(1)
+method, megabytes = sys.argv[1], int(sys.argv[2])
+draw = np.random.default_rng(1)
+deltas = [draw.normal(0, 1, 1 << 20) for _ in range(2)]
+expected = merge(method, deltas)
+device = Device(["cpu"])
+merge(method, [delta[:5000] for delta in deltas], processor=device)
+size = int(re.search(r"VmSize:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (size + megabytes * 2**20, resource.RLIM_INFINITY))
+found = merge(method, deltas, processor=device)
+print(device.lanes, bool((found.view("u8") == expected.view("u8")).all()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the size of a process is read from /proc")
+@pytest.mark.parametrize("method", ["ties", "sce"])
+def test_a_merge_with_little_memory_gives_the_same_bits(method: str) -> None:
+    """Measured with glibc: from 60 MB on it ends, from 130 MB on it has no need of smaller parts."""
+    # What is freed goes back at once: what is left does not depend on where the heap has holes.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", _WITH_LITTLE_MEMORY, method, "85"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lanes, same = done.stdout.split()
+    assert LEAST_LANES <= int(lanes) < FRAME_LANES
+    assert same == "True"
 
 
 # --- what cannot be ---------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ __all__ = [
     "ChannelMoved",
     "CheckpointNotFound",
     "DeltaregError",
+    "DeviceFull",
     "DigestMismatch",
     "DiskFull",
     "HubUnavailable",
@@ -142,6 +143,16 @@ class RankLost(DeltaregError):
     """
 
     code = "DR0008"
+
+
+class DeviceFull(DeltaregError):
+    """The memory of the device that was to compute does not suffice, even for the smallest parts.
+
+    See with `nvidia-smi` who else uses it, name another device, or leave `--device` out: the processor's result is the
+    same.
+    """
+
+    code = "DR0009"
 
 
 # --- 2: usage -----------------------------------------------------------------------------------------------------

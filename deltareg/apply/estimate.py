@@ -13,6 +13,7 @@ from deltareg.apply.placement import WeightedDelta
 from deltareg.apply.plan import Plan, PlannedTensor
 from deltareg.apply.run import Share, run
 from deltareg.checkpoint import Tensor
+from deltareg.merge.processor import CPU, Processor
 from deltareg.progress import SILENT, Progress
 from deltareg.store import Store
 
@@ -25,7 +26,9 @@ _SAMPLE = 48 * 2**20
 _LARGEST = 64 * 2**20
 
 
-def expected_seconds(plan: Plan, deltas: Sequence[WeightedDelta], store: Store, limits: Limits) -> float:
+def expected_seconds(
+    plan: Plan, deltas: Sequence[WeightedDelta], store: Store, limits: Limits, processor: Processor = CPU
+) -> float:
     """Seconds of reading, decoding and merging, without those in which the disk is waited for.
 
     Tensors of about 48 MiB in all are merged, and one pack is verified; the rest is taken to be like them.
@@ -35,10 +38,11 @@ def expected_seconds(plan: Plan, deltas: Sequence[WeightedDelta], store: Store, 
     if not sample:
         return 0.0
     part = replace(plan, tensors={tensor.name: tensor for tensor in sample})
-    load_loops(part)
+    if processor is CPU:
+        load_loops(part)
     started = time.monotonic()
     share = Share(frozenset(part.tensors), verifies=False)
-    run(part, deltas, store, _Nowhere(), limits=limits, progress=SILENT, part=share)
+    run(part, deltas, store, _Nowhere(), limits=limits, progress=SILENT, part=share, processor=processor)
     merged = time.monotonic() - started
     packs = [pack for delta in deltas for pack in delta.artifact.packs]
     started = time.monotonic()

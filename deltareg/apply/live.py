@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
-from deltareg.apply.apply import Weight, checked_weight, open_delta, refuse_errors
 from deltareg.apply.limits import Limits
 from deltareg.apply.loops import load_loops
 from deltareg.apply.placement import WeightedDelta, place
 from deltareg.apply.plan import LINEAR, Merge, Plan, plan
+from deltareg.apply.prepare import Weight, checked_weight, open_delta, refuse_errors
 from deltareg.apply.run import run
 from deltareg.catalog import Registry
 from deltareg.check import fit

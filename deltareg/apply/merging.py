@@ -13,11 +13,12 @@ import numpy as np
 
 from deltareg.apply.ranks import ALONE, Ranks
 from deltareg.codec import FRAME_LANES, Array, Frame, Lane
-from deltareg.codec.memory import empty, frame_memory
 from deltareg.codec.mend import Mending
+from deltareg.codec.palette import Tokens
 from deltareg.merge.block import Addend
+from deltareg.merge.processor import CPU, Processor
 from deltareg.merge.stage import Gathering, Stage
-from deltareg.merge.values import Extent, Values, values_of
+from deltareg.merge.values import Extent, Values
 
 __all__ = ["Course", "Merging", "Part", "blocks_of"]
 
@@ -108,13 +109,29 @@ class Course:
         """What the first `passes` of them gave."""
         return [one.result() for one in self._passes[:passes]]
 
-    def measure(self, number: int, position: int, load: Callable[[], Values]) -> None:
-        """Do pass `number` on one block, which is loaded only where it is wanted."""
+    def measure(
+        self,
+        number: int,
+        position: int,
+        load: Callable[[], Values],
+        processor: Processor | None = None,
+        before: Sequence[Course] = (),
+    ) -> None:
+        """Do pass `number` on one block, which is loaded only where it is wanted.
+
+        That is a step of `processor`, where one is given, and one that waits for nothing: what the stages `before` find
+        is waited for first.
+        """
         try:
+            _wait(before)
             settled = self.settled(number)
             found = None
             if self.stage.wants(number, settled, position, self.extent):
-                found = self.stage.measure(number, settled, load(), self.extent)
+
+                def look() -> Any:
+                    return self.stage.measure(number, settled, load(), self.extent)
+
+                found = look() if processor is None else processor.step(look)
             make = partial(self.stage.gathering, number, settled, self.extent)
             self._passes[number].add(make, position, found)
         except BaseException as error:
@@ -152,6 +169,7 @@ class Merging:
         most_kept: int = 0,
         shared: Course | None = None,
         offset: int = 0,
+        processor: Processor = CPU,
     ) -> None:
         self._lanes = lanes
         self._row = row
@@ -159,6 +177,7 @@ class Merging:
         self._accumulator = accumulator
         self._shared = shared
         self._offset = offset
+        self._processor = processor
         self.block_lanes = _block_lanes(row, stages)
         self.blocks = blocks_of(lanes, row, stages)
         extent = Extent(lanes, self.blocks, tuple(part.lane for part in parts))
@@ -180,6 +199,10 @@ class Merging:
         """A step of pass `number` of the stage that settles for the whole model."""
         self._measure(0, number, block)
 
+    def wait(self) -> None:
+        """Wait for all that is measured, before the step that merges, so that no step waits for another."""
+        _wait(self._courses)
+
     def merge(self, block: int) -> Array:
         """What is added to the target, in the accumulator's type, where `measuring` has been done. In frame memory."""
         values = self._load(block, len(self._courses))
@@ -199,8 +222,8 @@ class Merging:
 
     def _measure(self, place: int, number: int, block: int) -> None:
         course = self._courses[place]
-        with frame_memory():
-            course.measure(number, self._position(course, block), partial(self._load, block, place))
+        load = partial(self._load, block, place)
+        course.measure(number, self._position(course, block), load, self._processor, self._courses[:place])
 
     def _load(self, block: int, stages: int) -> Values:
         """A block's values after the first `stages` stages."""
@@ -216,7 +239,7 @@ class Merging:
         first = block * self.block_lanes
         lanes = min(self.block_lanes, self._lanes - first)
         if self.block_lanes == FRAME_LANES:
-            array, symbols = values_of(
+            array, symbols = self._processor.values_of(
                 [self._addend(place, block, lanes) for place in range(len(self._parts))], self._accumulator
             )
         else:
@@ -229,10 +252,12 @@ class Merging:
             self._row,
             np.array([part.weight for part in self._parts], np.float64),
             tuple(part.key for part in self._parts),
+            self._processor.loops,
         )
 
     def _gather(self, first: int, lanes: int) -> tuple[Array, tuple[Array, ...]]:
         """The lanes of a block that is no frame, from the frames that hold them."""
+        empty = self._processor.loops.empty
         array = empty(len(self._parts) * lanes, self._accumulator).reshape(-1, lanes)
         symbols = tuple(empty(lanes, part.lane.bits) for part in self._parts)
         for number in range(first // FRAME_LANES, -(-(first + lanes) // FRAME_LANES)):
@@ -241,7 +266,7 @@ class Merging:
             here = slice(max(first - start, 0), min(first + lanes - start, count))
             there = slice(start + here.start - first, start + here.stop - first)
             for place in range(len(self._parts)):
-                found, bits = values_of([self._addend(place, number, count)], self._accumulator)
+                found, bits = self._processor.values_of([self._addend(place, number, count)], self._accumulator)
                 array[place, there] = found[0, here]
                 symbols[place][there] = bits[0][here]
         return array, symbols
@@ -260,6 +285,11 @@ class Merging:
         return frame
 
 
+def _wait(courses: Sequence[Course]) -> None:
+    for course in courses:
+        course.settled(course.passes)
+
+
 def _out_of_frame_memory(frame: Frame) -> Frame:
     """The same frame in memory of its own."""
     symbols = None if frame.symbols is None else frame.symbols.copy()
@@ -267,7 +297,10 @@ def _out_of_frame_memory(frame: Frame) -> Frame:
     mending = frame.mending
     if mending is not None:
         mending = Mending(mending.positions.copy(), mending.codes.copy())
-    return Frame(frame.lanes, symbols, positions, mending)
+    tokens = frame.tokens
+    if tokens is not None:
+        tokens = Tokens(tokens.tokens.copy(), tokens.table, tokens.escape, tokens.room.copy())
+    return Frame(frame.lanes, symbols, positions, mending, None, tokens)
 
 
 def blocks_of(lanes: int, row: int, stages: Sequence[Stage]) -> int:

@@ -29,17 +29,17 @@ from deltareg.codec import (
     RecordHead,
     RecordReader,
     delta_lane_of,
-    kernels,
     lane_of,
     replaced,
 )
 from deltareg.codec.lanes import view_of
-from deltareg.codec.memory import empty, frame_memory
+from deltareg.codec.memory import empty
 from deltareg.errors import BadHeader, BadRecord, UnsupportedFormat
 from deltareg.manifest import INVENTORY_TYPE, SIDE_FILE_TYPE, Descriptor
-from deltareg.merge import Addend, Block, Stage, accumulator_of, linear
+from deltareg.merge import Addend, Block, Stage, accumulator_of
 from deltareg.merge.combine import Sum
 from deltareg.merge.linear import overwrite
+from deltareg.merge.processor import CPU, Processor
 from deltareg.merge.values import Extent
 from deltareg.progress import Progress
 from deltareg.store import Store
@@ -103,6 +103,7 @@ class _Reader:
     record: RecordReader
     rows: Rows | None
     factor: float
+    keep_tokens: bool = False
 
     @property
     def head(self) -> RecordHead:
@@ -110,7 +111,9 @@ class _Reader:
 
     def read(self, number: int, lanes: int) -> Frame:
         """The delta of frame `number`, of `lanes` lanes, of the output's tensor."""
-        return self.record.read(number) if self.rows is None else gather(self.record, self.rows, number, lanes)
+        if self.rows is not None:
+            return gather(self.record, self.rows, number, lanes)
+        return self.record.read(number, keep_tokens=self.keep_tokens)
 
 
 def run(
@@ -123,8 +126,9 @@ def run(
     progress: Progress,
     part: Share | None = None,
     verified: Callable[[], None] | None = None,
+    processor: Processor = CPU,
 ) -> Outcome:
-    """Write the tensors of the plan, or a `part` of them. The result does not depend on limits and parts.
+    """Write the tensors of the plan, or a `part` of them. The result depends on no limits, parts and processors.
 
     First the digests of all packs are verified, and `verified` is called. Raises DigestMismatch, BadRecord, DiskFull,
     RankLost; the caller then drops what was written.
@@ -135,7 +139,7 @@ def run(
     try:
         with progress.step("apply", total), ExitStack() as stack:
             packs = [stack.enter_context(delta.artifact.open_packs()) for delta in deltas]
-            steps = _Steps(plan, deltas, packs, store, sink, progress, limits, share)
+            steps = _Steps(plan, deltas, packs, store, sink, progress, limits, share, processor)
             with closing(in_order(steps.verifying() if share.verifies else (), limits.threads)) as checks:
                 for _ in checks:
                     pass
@@ -170,6 +174,7 @@ class _Steps:
         progress: Progress,
         limits: Limits,
         share: Share,
+        processor: Processor,
     ) -> None:
         self._limits = limits
         self._share = share
@@ -179,6 +184,7 @@ class _Steps:
         self._store = store
         self._sink = sink
         self._progress = progress
+        self._processor = processor
         self._shared: dict[str, tuple[Course, int]] = {}
 
     def verifying(self) -> Generator[_Step]:
@@ -212,7 +218,7 @@ class _Steps:
             yield [partial(self._copy, tensor, tensor.source)]
         elif tensor.action == "add" and not tensor.is_sum:
             merging = self._merging(tensor)
-            if merging.blocks == 1:
+            if merging.blocks == 1 and not self._processor.repeats:
                 yield [partial(self._merge, tensor, merging, 0, alone=True)]
                 return
             for steps in merging.measuring():
@@ -224,13 +230,17 @@ class _Steps:
             readers = [self._reader(tensor, *both) for both in zip(tensor.pieces, factors, strict=True)]
             lanes = _lanes(tensor)
             yield [
-                partial(_in_frame_memory, step, tensor, readers, number, min(FRAME_LANES, lanes - number * FRAME_LANES))
+                partial(
+                    self._processor.step,
+                    partial(step, tensor, readers, number, min(FRAME_LANES, lanes - number * FRAME_LANES)),
+                )
                 for number in range(-(-lanes // FRAME_LANES))
             ]
 
     def _reader(self, tensor: PlannedTensor, piece: Piece, factor: float = 1.0) -> _Reader:
         record = RecordReader(piece.entry, self._packs[piece.delta].parts(piece.entry))
-        reader = _Reader(record, piece.rows, factor)
+        adds = tensor.action == "add"
+        reader = _Reader(record, piece.rows, factor, keep_tokens=adds and self._processor.keeps_tokens)
         lanes = _lanes(tensor)
         due = lanes if reader.rows is None else lanes // reader.rows.target * reader.rows.delta
         if reader.head.lanes != due:
@@ -286,6 +296,7 @@ class _Steps:
             most_kept=self._limits.kept,
             shared=shared,
             offset=offset,
+            processor=self._processor,
         )
 
     def _part(self, tensor: PlannedTensor, piece: Piece, *, idle: bool) -> Part:
@@ -295,17 +306,21 @@ class _Steps:
         return Part(read, lane_of(piece.entry.base_dtype), _kind(piece), piece.weight, key)
 
     def _merge(self, tensor: PlannedTensor, merging: Merging, block: int, *, alone: bool = False) -> Outcome:
-        assert tensor.source is not None
-        target_lane, out_lane = lane_of(tensor.source.dtype), lane_of(tensor.dtype)
-        with frame_memory():
-            merged = merging.merge_alone() if alone else merging.merge(block)
-            first = block * merging.block_lanes
-            target = _read(tensor.source, first, merged.size).view(target_lane.stored)
-            out = empty(merged.size, out_lane.stored)
-            kernels.add_merged(target, merged, out)
-            self._write(tensor, first, out)
+        if not alone:
+            merging.wait()
+        self._processor.step(partial(self._merge_block, tensor, merging, block, alone=alone))
         # What no sum can give is taken over where a delta is added as it is, and nowhere else.
         return Outcome(0, sum(piece.entry.overwritten for piece in tensor.pieces) if block == 0 else 0)
+
+    def _merge_block(self, tensor: PlannedTensor, merging: Merging, block: int, *, alone: bool) -> Outcome:
+        assert tensor.source is not None
+        target_lane, out_lane = lane_of(tensor.source.dtype), lane_of(tensor.dtype)
+        merged = merging.merge_alone() if alone else merging.merge(block)
+        first, lanes = block * merging.block_lanes, len(merged)
+        target = _read(tensor.source, first, lanes).view(target_lane.stored)
+        out = empty(lanes, out_lane.stored)
+        self._processor.add_merged(target, target_lane, merged, out, out_lane)
+        return self._write(tensor, first, out)
 
     # --- frame by frame -----------------------------------------------------------------------------------------------
 
@@ -320,7 +335,7 @@ class _Steps:
     def _convert(self, tensor: PlannedTensor, readers: list[_Reader], number: int, lanes: int) -> Outcome:
         """The target in another dtype: no delta changes it."""
         block = self._block(tensor, (), number, lanes)
-        linear(block)
+        self._processor.linear(block)
         return self._write(tensor, number * FRAME_LANES, block.out)
 
     def _add(self, tensor: PlannedTensor, readers: list[_Reader], number: int, lanes: int) -> Outcome:
@@ -331,7 +346,7 @@ class _Steps:
             frame = reader.read(number, lanes)
             addends.append(Addend(frame, reader.head.base, reader.head.delta, reader.factor))
         block = self._block(tensor, tuple(addends), number, lanes)
-        linear(block)
+        self._processor.linear(block)
         outcome = NOTHING
         for addend in addends:
             outcome = outcome + Outcome(*overwrite(block, addend))
@@ -371,17 +386,6 @@ def _next_round(waiting: deque[Generator[list[_Step]]]) -> list[_Step]:
 def _quietly(step: Callable[[], None]) -> Outcome:
     step()
     return NOTHING
-
-
-def _in_frame_memory(
-    step: Callable[[PlannedTensor, list[_Reader], int, int], Outcome],
-    tensor: PlannedTensor,
-    readers: list[_Reader],
-    number: int,
-    lanes: int,
-) -> Outcome:
-    with frame_memory():
-        return step(tensor, readers, number, lanes)
 
 
 def _unchanged(number: int, lanes: int) -> Frame:

@@ -167,6 +167,15 @@ def apply(
         ),
     ] = None,
     threads: Threads = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            metavar="DEVICE",
+            help="What computes: cpu, or GPUs by way of torch: cuda, cuda:1, cuda:0,cuda:1, cuda:all. The result is "
+            "the same.",
+        ),
+    ] = "cpu",
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -215,6 +224,7 @@ def apply(
             memory=bound,
             threads=threads or settings.threads,
             ranks=ranks,
+            device=device,
             dry_run=dry_run,
             progress=progress,
         )

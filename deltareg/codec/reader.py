@@ -51,13 +51,13 @@ class RecordReader:
             self._check_entry(entry)
             self.frames = self._walk(parts, length)
 
-    def read(self, number: int) -> Frame:
-        """Decode a frame, by its number."""
+    def read(self, number: int, *, keep_tokens: bool = False) -> Frame:
+        """Decode a frame, by its number; `keep_tokens` is as in `decode_frame`."""
         place = self.frames[number]
         with self._told(f" in frame {number} (byte {place.start} of {place.source.name})"):
             data = view_of(empty(place.length, np.uint8))
             place.source.read_into(place.start, data)
-            frame = decode_frame(data, place.lanes, self.head.mended_base, self.head.delta)
+            frame = decode_frame(data, place.lanes, self.head.mended_base, self.head.delta, keep_tokens=keep_tokens)
             whole = frame.symbols is not None and frame.positions is None
             if self.head.mode is Mode.REPLACE and not self.head.sparse and not whole:
                 raise BadRecord("a frame leaves lanes open that the target does not have")

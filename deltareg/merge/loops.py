@@ -13,21 +13,26 @@ from typing import Any
 import numpy as np
 
 from deltareg.codec.kernels import kernel
+from deltareg.codec.memory import empty
 
 __all__ = [
     "absolute_sum",
+    "bits_of",
     "contributions",
     "count_magnitude",
+    "count_nonzero",
     "dot",
     "draw",
     "drop",
     "drop_by_rank",
     "elect",
+    "empty",
     "keep_at_least",
     "keep_below",
     "magnitude_counts",
     "rank_rows",
     "reinforce",
+    "scale_rows",
     "settle_ties",
     "shrink",
     "variance",
@@ -37,6 +42,11 @@ __all__ = [
 _CHUNK = 2048
 _COLUMNS = 4096
 _STRIP = 64
+
+
+def bits_of(values: Any, kind: Any) -> Any:
+    """The bits of the values as float32 or float64, whichever `kind` is."""
+    return values.astype(kind, copy=False).view(np.uint64 if kind == np.float64 else np.uint32)
 
 
 # --- by magnitude -----------------------------------------------------------------------------------------------------
@@ -248,7 +258,26 @@ def contributions(values: Any, epsilon: Any, counts: Any, shared: Any, alone: An
         alone[n] += single
 
 
+@kernel
+def count_nonzero(values: Any) -> Any:
+    """How many values are not zero."""
+    found = 0
+    for i in range(values.size):
+        found += np.int64(values[i] != 0)
+    return found
+
+
 # --- from many deltas to one ------------------------------------------------------------------------------------------
+
+
+@kernel
+def scale_rows(values: Any, factors: Any) -> Any:
+    """Multiply each delta with its factor."""
+    for n in range(values.shape[0]):
+        row = values[n]
+        factor = factors[n]
+        for i in range(row.size):
+            row[i] = row[i] * factor
 
 
 @kernel

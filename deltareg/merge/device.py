@@ -427,7 +427,8 @@ class DeviceLoops:
             for row, vote, factor, share in zip(rows, voted, factors.tolist(), shares.tolist(), strict=True):
                 agrees = vote * sign > 0
                 total = total + (row * factor).masked_fill_(~agrees, 0)
-                divisors = divisors + agrees.to(rows.dtype) * share
+                # Not by a product with 0 or 1: a share may be infinite, or no number.
+                divisors = divisors + torch.where(agrees, self._number(share, rows), self._number(0, rows))
             divisors.masked_fill_(divisors == 0, 1)
             merged[part] = (total / divisors) * float(scale)
 
@@ -456,7 +457,8 @@ class DeviceLoops:
                 distance = row - means
                 square = distance * distance
                 total = total + square
-            out[part] = total / divisor
+            spread = total / divisor
+            out[part] = torch.where(spread == spread, spread, float("nan"))
 
     def shrink(self, values: Tensor, limit: Any, one: Any) -> None:
         """As `loops.shrink`."""

@@ -66,7 +66,8 @@ class ApplyReport(Document):
     so; `seed` is that of its random masks, null for a method that draws none. `remedies` are the differences between a
     delta and the target that were dealt with, `overridden` the findings that would have stopped it but for `force`.
     `device` is what computed: `cpu`, or the GPUs. `seconds` is all of it, `load_seconds` the part in which compiled
-    loops were loaded (compiled, on a machine's first use), `sync_seconds` that in which the disk was waited for.
+    loops (compiled, on a machine's first use) or torch were loaded, `sync_seconds` that in which the disk was waited
+    for.
     """
 
     out: str
@@ -137,7 +138,9 @@ def apply(
     if side_files not in ("post", "target"):
         raise InvalidArgument(f"unknown side files {side_files!r}", hint="side files are those of: post, target")
     weighted = [(reference, checked_weight(weight, f"the weight of {reference}")) for reference, weight in pairs]
+    before = time.monotonic()
     processor = open_processor(device)
+    loaded = time.monotonic() - before
     with ExitStack() as stack:
         checkpoint = target if isinstance(target, Checkpoint) else stack.enter_context(Checkpoint.open(target))
         _refuse_input(checkpoint, Path(out))
@@ -152,14 +155,14 @@ def apply(
         planned = plan(checkpoint, active, placement, merge)
         refuse_unmatched([*(delta.weights for delta in wanted), *merge.parameters.values()], planned.subjects.values())
         files = _files(checkpoint, active, side_files, planned, placement, fits)
-        outcome, loaded, synced = Outcome(), 0.0, 0.0
+        outcome, synced = Outcome(), 0.0
         if dry_run:
             check_free(Path(out), overwrite)
         else:
             before = time.monotonic()
             if processor is CPU:
                 load_loops(planned)
-            loaded = time.monotonic() - before
+            loaded += time.monotonic() - before
             writer = stack.enter_context(CheckpointWriter(Path(out), planned.shards, overwrite=overwrite))
             outcome = run(
                 planned, active, registry.store, writer, threads=count, progress=progress, processor=processor

@@ -100,8 +100,8 @@ def test_second_terms_are_those_of_the_loops_whatever_the_codes(name: str, dtype
     expected = np.empty(deltas.size, np.float64)
     places = np.arange(deltas.size)
     kernels.mended_terms(deltas.view(lane.stored), places, codes, lane.precision, lane.least, expected)
-    both = (torch.from_numpy(array.view(SIGNED[lane.width])).to(name) for array in (deltas, codes))
-    found = mended_terms(*both, lane).cpu().numpy()
+    there = [torch.from_numpy(array.view(SIGNED[lane.width])).to(name) for array in (deltas, codes)]
+    found = mended_terms(there[0], there[1], lane).cpu().numpy()
     assert np.array_equal(found.view(np.uint64), expected.view(np.uint64))
 
 

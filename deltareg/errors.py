@@ -37,6 +37,7 @@ __all__ = [
     "OutputExists",
     "PickleRefused",
     "QuantisedRefused",
+    "RankLost",
     "RemoteUnavailable",
     "UnsupportedFormat",
     "UsageError",
@@ -134,6 +135,16 @@ class ChannelMoved(DeltaregError):
     code = "DR0007"
 
 
+class RankLost(DeltaregError):
+    """Of several processes that work on one output, another one failed, or ended without a word.
+
+    Its own message, or what the launcher says of it, tells why. Run the same command again; with `--resume` it goes on
+    with what was finished.
+    """
+
+    code = "DR0008"
+
+
 class DeviceFull(DeltaregError):
     """The memory of the device that was to compute does not suffice, even for the smallest parts.
 
@@ -141,7 +152,7 @@ class DeviceFull(DeltaregError):
     same.
     """
 
-    code = "DR0008"
+    code = "DR0009"
 
 
 # --- 2: usage -----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from deltareg.apply.ranks import ALONE, Ranks
 from deltareg.codec import FRAME_LANES, Array, Frame, Lane
 from deltareg.codec.mend import Mending
 from deltareg.codec.palette import Tokens
@@ -21,13 +22,10 @@ from deltareg.merge.values import Extent, Values
 
 __all__ = ["Course", "Merging", "Part", "blocks_of"]
 
-# Up to so many bytes of a tensor's decoded deltas are kept from one pass to the next.
-_MOST_KEPT = 48 * 2**20
-
 
 @dataclass(frozen=True)
 class Part:
-    """One delta's part in a tensor: how a frame of it is read, its dtypes, its weight, the seed of its masks."""
+    """One delta's part in a tensor: how a frame is read, the lanes of base and of D1, its weight, its masks' seed."""
 
     read: Callable[[int, int], Frame]
     base_lane: Lane
@@ -37,13 +35,20 @@ class Part:
 
 
 class _Pass:
-    """Gathers what one pass finds in every block, from many threads; what follows can be waited for."""
+    """Gathers what one pass finds in every block, from many threads; what follows can be waited for.
 
-    def __init__(self, blocks: int) -> None:
+    Where `apart`, other processes have blocks of it too, and what they found is taken in before anything follows.
+    """
+
+    def __init__(self, blocks: int, *, apart: bool = False) -> None:
         self._missing = blocks
+        self._apart = apart
         self._lock = threading.Lock()
         self._gathering: Gathering | None = None
+        self._whole: Future[None] = Future()
         self._settled: Future[Any] = Future()
+        if blocks == 0:
+            self._whole.set_result(None)
 
     def add(self, make: Callable[[], Gathering], position: int, found: Any) -> None:
         """Take what was found in a block; None where it was not looked at."""
@@ -53,15 +58,28 @@ class _Pass:
             if found is not None:
                 self._gathering.add(position, found)
             self._missing -= 1
-            if self._missing == 0:
+            if self._missing == 0 and self._apart:
+                self._whole.set_result(None)
+            elif self._missing == 0:
                 self._settled.set_result(self._gathering.settle())
                 self._gathering = None
+
+    def exchange(self, make: Callable[[], Gathering], ranks: Ranks) -> None:
+        """Take in what the other processes found, once all blocks of this one are done."""
+        self._whole.result()
+        own = self._gathering or make()
+        total = make()
+        for found in ranks.each(own):
+            total.merge(found)
+        self._settled.set_result(total.settle())
+        self._gathering = None
 
     def fail(self, error: BaseException) -> None:
         """Let those who wait fail too."""
         with self._lock:
-            if not self._settled.done():
-                self._settled.set_exception(error)
+            for future in (self._whole, self._settled):
+                if not future.done():
+                    future.set_exception(error)
 
     def result(self) -> Any:
         """What follows from all blocks. Waits for steps that were begun before the one that asks."""
@@ -69,12 +87,18 @@ class _Pass:
 
 
 class Course:
-    """One stage, over the extent for which it settles."""
+    """One stage, over the extent for which it settles.
 
-    def __init__(self, stage: Stage, extent: Extent) -> None:
+    `own` are the blocks of it that this process measures, where `ranks` have the others.
+    """
+
+    def __init__(self, stage: Stage, extent: Extent, own: int | None = None, ranks: Ranks = ALONE) -> None:
         self.stage = stage
         self.extent = extent
-        self._passes = [_Pass(extent.blocks) for _ in range(stage.passes(extent))]
+        self._ranks = ranks
+        apart = ranks.count > 1
+        blocks = extent.blocks if own is None else own
+        self._passes = [_Pass(blocks, apart=apart) for _ in range(stage.passes(extent))]
 
     @property
     def passes(self) -> int:
@@ -114,6 +138,12 @@ class Course:
             self._passes[number].fail(error)
             raise
 
+    def exchange(self, number: int) -> None:
+        """End pass `number` with what the other processes found. Not for more than one thread."""
+        if self._ranks.count > 1:
+            make = partial(self.stage.gathering, number, self.settled(number), self.extent)
+            self._passes[number].exchange(make, self._ranks)
+
     def act(self, values: Values, position: int) -> None:
         """Do the stage's work on one block."""
         self.stage.act(self.settled(self.passes), values, position, self.extent)
@@ -123,7 +153,8 @@ class Merging:
     """One tensor of the output, merged from several deltas in the stages of a method.
 
     Its blocks are its frames, or runs of whole rows of about that size where a stage asks for these: a function of the
-    shape alone, so that results do not depend on who does what. `offset` is the position of its first block in an
+    shape alone, so that results do not depend on who does what. Decoded frames are kept from pass to pass where they
+    take at most `most_kept` bytes. `offset` is the position of its first block in an
     extent that is all of the model, where `shared` has the stage that settles for that.
     """
 
@@ -135,6 +166,7 @@ class Merging:
         stages: Sequence[Stage],
         accumulator: type[np.floating[Any]],
         *,
+        most_kept: int = 0,
         shared: Course | None = None,
         offset: int = 0,
         processor: Processor = CPU,
@@ -153,7 +185,7 @@ class Merging:
         self._kept: dict[tuple[int, int], Frame] | None = None
         self._courses = [*([] if shared is None else [shared]), *(Course(stage, extent) for stage in own)]
         decoded = lanes * sum(part.lane.width for part in parts)
-        if decoded <= _MOST_KEPT and any(course.passes for course in self._courses if course is not shared):
+        if decoded <= most_kept and any(course.passes for course in self._courses if course is not shared):
             self._kept = {}
 
     def measuring(self) -> Generator[list[Callable[[], None]]]:

@@ -13,13 +13,25 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from deltareg.apply.limits import Limits
 from deltareg.apply.merging import Course, Merging, Part, blocks_of
 from deltareg.apply.placement import WeightedDelta
 from deltareg.apply.plan import Piece, Plan, PlannedTensor
+from deltareg.apply.ranks import ALONE, Ranks
 from deltareg.apply.rows import Rows, gather
 from deltareg.artifact import Packs
 from deltareg.checkpoint import Tensor
-from deltareg.codec import FRAME_LANES, Array, Frame, Lane, RecordHead, RecordReader, lane_of, replaced
+from deltareg.codec import (
+    FRAME_LANES,
+    Array,
+    Frame,
+    Lane,
+    RecordHead,
+    RecordReader,
+    delta_lane_of,
+    lane_of,
+    replaced,
+)
 from deltareg.codec.lanes import view_of
 from deltareg.codec.memory import empty
 from deltareg.errors import BadHeader, BadRecord, UnsupportedFormat
@@ -36,7 +48,7 @@ from deltareg.threads import in_order
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Outcome", "Sink", "random_key", "run"]
+__all__ = ["NOTHING", "Outcome", "Share", "Sink", "random_key", "run"]
 
 
 class Sink(Protocol):
@@ -62,9 +74,26 @@ class Outcome:
         return Outcome(self.overwritten + other.overwritten, self.skipped + other.skipped)
 
 
-_NOTHING = Outcome()
-# So many tensors are on their way at a time: while the last steps of one pass are done, others need not wait for it.
-_AHEAD = 3
+NOTHING = Outcome()
+"""Nothing was overwritten, nor skipped."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes does: the tensors that it writes.
+
+    `own` are those that it answers for, some of which may have been written before; None for all. Packs are verified
+    first, unless nothing is written.
+    """
+
+    wanted: frozenset[str]
+    own: frozenset[str] | None = None
+    ranks: Ranks = ALONE
+    verifies: bool = True
+
+    def measures(self, tensor: str) -> bool:
+        """Whether this process measures a tensor for what is settled for the whole model."""
+        return self.own is None or tensor in self.own
 
 
 @dataclass(frozen=True)
@@ -93,22 +122,33 @@ def run(
     store: Store,
     sink: Sink,
     *,
-    threads: int,
+    limits: Limits,
     progress: Progress,
+    part: Share | None = None,
+    verified: Callable[[], None] | None = None,
     processor: Processor = CPU,
 ) -> Outcome:
-    """Write every tensor of the plan. The result does not depend on the number of threads, nor on the processor.
+    """Write the tensors of the plan, or a `part` of them. The result depends on no limits, parts and processors.
 
-    The packs' digests are verified meanwhile, in the same threads. Raises DigestMismatch, BadRecord, DiskFull; the
-    caller then drops what was written.
+    First the digests of all packs are verified, and `verified` is called. Raises DigestMismatch, BadRecord, DiskFull,
+    RankLost; the caller then drops what was written.
     """
-    outcome = _NOTHING
+    outcome = NOTHING
+    share = part or Share(frozenset(plan.tensors))
+    total = sum(plan.tensors[name].nbytes for name in share.wanted)
     try:
-        with progress.step("apply", plan.nbytes), ExitStack() as stack:
+        with progress.step("apply", total), ExitStack() as stack:
             packs = [stack.enter_context(delta.artifact.open_packs()) for delta in deltas]
-            steps = _Steps(plan, deltas, packs, store, sink, progress, processor)
-            for done in stack.enter_context(closing(in_order(steps.all(), threads))):
-                outcome = outcome + done
+            steps = _Steps(plan, deltas, packs, store, sink, progress, limits, share, processor)
+            with closing(in_order(steps.verifying() if share.verifies else (), limits.threads)) as checks:
+                for _ in checks:
+                    pass
+            for _ in share.ranks.each(None):
+                pass
+            if verified is not None:
+                verified()
+            for one in stack.enter_context(closing(in_order(steps.all(), limits.threads))):
+                outcome = outcome + one
     except (BadHeader, BadRecord, UnsupportedFormat):
         # What cannot be read may be damaged, and met before its digest was: then that is what must be told.
         for delta in deltas:
@@ -132,8 +172,12 @@ class _Steps:
         store: Store,
         sink: Sink,
         progress: Progress,
+        limits: Limits,
+        share: Share,
         processor: Processor,
     ) -> None:
+        self._limits = limits
+        self._share = share
         self._plan = plan
         self._deltas = deltas
         self._packs = packs
@@ -143,18 +187,27 @@ class _Steps:
         self._processor = processor
         self._shared: dict[str, tuple[Course, int]] = {}
 
+    def verifying(self) -> Generator[_Step]:
+        """The verification of packs and sketches, or of this rank's share of them."""
+        # What nobody reads here is verified too: nothing is applied of a delta that has been damaged.
+        layers = [
+            layer
+            for delta in self._deltas
+            for layer in delta.artifact.manifest.layers
+            if layer.media_type not in (INVENTORY_TYPE, SIDE_FILE_TYPE)
+        ]
+        ranks = self._share.ranks
+        yield from (partial(self._verify, layer) for layer in layers[ranks.number :: ranks.count])
+
     def all(self) -> Generator[_Step]:
-        """First the verification of packs and sketches, then what is measured of the whole model, then each tensor."""
-        for delta in self._deltas:
-            # What nobody reads here is verified too: nothing is applied of a delta that has been damaged.
-            for layer in delta.artifact.manifest.layers:
-                if layer.media_type not in (INVENTORY_TYPE, SIDE_FILE_TYPE):
-                    yield partial(self._verify, layer)
+        """First what is measured of the whole model, then each tensor that is wanted."""
         yield from self._measure_models()
         waiting: deque[Generator[list[_Step]]] = deque()
         for tensor in self._plan.tensors.values():
+            if tensor.name not in self._share.wanted:
+                continue
             waiting.append(self._rounds(tensor))
-            while len(waiting) > _AHEAD:
+            while len(waiting) > self._limits.ahead:
                 yield from _next_round(waiting)
         while waiting:
             yield from _next_round(waiting)
@@ -211,16 +264,19 @@ class _Steps:
                 kinds.append(found.pop() if len(found) == 1 else None)
             blocks = [blocks_of(_lanes(tensor), _row(tensor), tensor.stages) for tensor in tensors]
             lanes = sum(map(_lanes, tensors))
-            course = Course(stage, Extent(lanes, sum(blocks), tuple(kinds)))
+            own = [self._share.measures(tensor.name) for tensor in tensors]
+            measured = sum(count for count, ours in zip(blocks, own, strict=True) if ours)
+            course = Course(stage, Extent(lanes, sum(blocks), tuple(kinds)), measured, self._share.ranks)
             offset = 0
             for tensor, count in zip(tensors, blocks, strict=True):
                 self._shared[tensor.name] = course, offset
                 offset += count
             for number in range(course.passes):
-                for tensor in tensors:
+                for tensor in (tensor for tensor, ours in zip(tensors, own, strict=True) if ours):
                     merging = self._merging(tensor)
                     for block in range(merging.blocks):
                         yield partial(_quietly, partial(merging.measure_shared, number, block))
+                course.exchange(number)
 
     def _merging(self, tensor: PlannedTensor) -> Merging:
         shared, offset = self._shared.get(tensor.name, (None, 0))
@@ -237,6 +293,7 @@ class _Steps:
             [pieces[number] for number in sorted(pieces)],
             tensor.stages,
             _accumulator(tensor),
+            most_kept=self._limits.kept,
             shared=shared,
             offset=offset,
             processor=self._processor,
@@ -269,11 +326,11 @@ class _Steps:
 
     def _verify(self, layer: Descriptor) -> Outcome:
         self._store.verify(layer, quick=True)
-        return _NOTHING
+        return NOTHING
 
     def _copy(self, tensor: PlannedTensor, source: Tensor) -> Outcome:
         self._sink.copy(tensor.name, source, self._progress)
-        return _NOTHING
+        return NOTHING
 
     def _convert(self, tensor: PlannedTensor, readers: list[_Reader], number: int, lanes: int) -> Outcome:
         """The target in another dtype: no delta changes it."""
@@ -287,10 +344,10 @@ class _Steps:
         for reader in readers:
             assert reader.head.base is not None
             frame = reader.read(number, lanes)
-            addends.append(Addend(frame, reader.head.base, reader.head.post, reader.factor))
+            addends.append(Addend(frame, reader.head.base, reader.head.delta, reader.factor))
         block = self._block(tensor, tuple(addends), number, lanes)
         self._processor.linear(block)
-        outcome = _NOTHING
+        outcome = NOTHING
         for addend in addends:
             outcome = outcome + Outcome(*overwrite(block, addend))
         self._write(tensor, number * FRAME_LANES, block.out)
@@ -313,7 +370,7 @@ class _Steps:
     def _write(self, tensor: PlannedTensor, first: int, out: Array) -> Outcome:
         self._sink.write(tensor.name, first * out.itemsize, view_of(out))
         self._progress.advance(out.nbytes)
-        return _NOTHING
+        return NOTHING
 
 
 def _next_round(waiting: deque[Generator[list[_Step]]]) -> list[_Step]:
@@ -328,7 +385,7 @@ def _next_round(waiting: deque[Generator[list[_Step]]]) -> list[_Step]:
 
 def _quietly(step: Callable[[], None]) -> Outcome:
     step()
-    return _NOTHING
+    return NOTHING
 
 
 def _unchanged(number: int, lanes: int) -> Frame:
@@ -349,8 +406,7 @@ def random_key(seed: int, digest: str, name: str) -> int:
 
 
 def _kind(piece: Piece) -> Lane:
-    assert piece.entry.post_dtype is not None
-    return lane_of(piece.entry.post_dtype)
+    return delta_lane_of(piece.entry)
 
 
 def _lanes(tensor: PlannedTensor) -> int:

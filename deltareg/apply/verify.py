@@ -10,6 +10,7 @@ from contextlib import ExitStack, closing
 from functools import partial
 from typing import TYPE_CHECKING
 
+from deltareg.apply.limits import Limits
 from deltareg.apply.placement import WeightedDelta
 from deltareg.apply.plan import Plan, plan, refuse_stacked
 from deltareg.apply.run import run
@@ -120,7 +121,7 @@ def _verify_reproduction(
     wrong = _other_tensors(planned, post)
     if not wrong:
         comparison = _Comparison(post)
-        run(planned, [delta], registry.store, comparison, threads=threads, progress=progress)
+        run(planned, [delta], registry.store, comparison, limits=Limits(threads), progress=progress)
         wrong = sorted(comparison.wrong)
     if wrong:
         shown = ", ".join(wrong[:_SHOWN]) + (f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else "")

@@ -172,6 +172,11 @@ class Checkpoint(Closing):
         """The directory that holds `config.json` and the side files. Raises UsageError as `path` does."""
         return self._local(self._located.root)
 
+    @property
+    def stamps(self) -> list[tuple[str, int, str]]:
+        """Of each file with weights its name, its size, and what changes when it is written to, as far as is known."""
+        return [(source.name, source.size, str(getattr(source, "stamp", ""))) for source in self._sources]
+
     def read_file(self, relative: str | os.PathLike[str]) -> bytes:
         """A small file beside the weights, such as one of `side_files`. Raises BadCheckpoint beyond 512 MiB."""
         return self._located.folder.read(Path(relative).as_posix(), _SIDE_FILE_LIMIT)

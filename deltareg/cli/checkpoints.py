@@ -149,6 +149,23 @@ def apply(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT, if it is a checkpoint, with all that is in it.")
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on where the same command was killed: what it finished is read again and kept. Should this run "
+            "fail, what it has finished stays for the next.",
+        ),
+    ] = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            help="Memory to use at most, such as 2GiB, by doing less at a time. The result does not depend on it.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Threads = None,
     device: Annotated[
         str,
@@ -167,24 +184,30 @@ def apply(
     Writes target + Σ weight · delta, rounded once, as a new checkpoint with its config, side files and a model card.
     It appears whole or not at all. With weight 1 on its own base a delta gives post, bit for bit. Each delta is
     checked first, as deltareg check does: what is incompatible is refused; what is adaptable is adapted, and the model
-    card says how. Another method than the sum is chosen with --method.
+    card says how. Another method than the sum is chosen with --method. Started by torchrun, several processes share the
+    work: torchrun --nproc-per-node 4 -m deltareg apply …
 
     \b
       deltareg apply target/ acme/search:1.0.0=0.5 acme/chat:2.1.0=0.5 -o merged/
       deltareg apply target/ acme/search:1.0.0 acme/chat:2.1.0 --method ties --param density=0.5 -o merged/
     """
+    import os
+    from contextlib import closing
+
     from deltareg.apply import apply
+    from deltareg.apply.ranks import ranks_of
     from deltareg.cli.output import print_report, warn
     from deltareg.cli.progress import watched
     from deltareg.cli.schedules import parse_parameters, parse_weights
     from deltareg.cli.session import current_settings, open_registry
-    from deltareg.cli.units import speed
+    from deltareg.cli.units import duration, parse_size, size, speed
     from deltareg.merge import value_text
 
     weighted = parse_weights(deltas, weights or [])
+    bound = None if memory is None else parse_size(memory)
     settings = current_settings()
     registry = open_registry(settings)
-    with watched() as progress:
+    with closing(ranks_of(os.environ)) as ranks, watched(shown=ranks.number == 0) as progress:
         report = apply(
             target,
             weighted,
@@ -197,11 +220,16 @@ def apply(
             with_added=with_added,
             force=force,
             overwrite=overwrite,
+            resume=resume,
+            memory=bound,
             threads=threads or settings.threads,
+            ranks=ranks,
             device=device,
             dry_run=dry_run,
             progress=progress,
         )
+    if ranks.number:
+        return  # the first one tells
     for finding in report.overridden:
         warn(f"forced: {finding}")
     for line in [*report.remedies, *report.warnings]:
@@ -210,9 +238,15 @@ def apply(
         f"delta {number}": f"{_weight(one.weight)} × {one.reference}" for number, one in enumerate(report.deltas, 1)
     }
     more |= {name: value_text(value) for name, value in report.settings.items()}
+    more["memory"] = f"{size(report.peak_memory or report.expected_memory)}{' expected' if dry_run else ' at most'}"
+    if report.expected_seconds is not None:
+        more["time"] = f"about {duration(report.expected_seconds)}, and what the disk takes"
     if report.bytes_written:
         more["speed"] = speed(report.bytes_written, report.seconds - report.load_seconds)
-    print_report(report, json=json, leave_out=["deltas", "settings", "remedies", "overridden", "warnings"], more=more)
+    unshown = ["deltas", "settings", "remedies", "overridden", "warnings", "bytes_per_second", "peak_memory"]
+    unshown += ["expected_memory", "expected_seconds", *([] if ranks.count > 1 else ["ranks"])]
+    unshown += [] if report.resumed_tensors else ["resumed_tensors"]
+    print_report(report, json=json, leave_out=unshown, more=more)
 
 
 def _weight(weight: float | str) -> str:

@@ -132,6 +132,11 @@ class _OfVarying:
         self._varying += found[1]
         self._counts.add(position, found[0])
 
+    def merge(self, other: _OfVarying) -> None:
+        """Take the counts of other blocks."""
+        self._varying += other._varying
+        self._counts.merge(other._counts)
+
     def settle(self) -> Any:
         """What is known of the cut."""
         return self._counts.settle_for(int(self._varying * self._density))

@@ -131,11 +131,22 @@ class Counts:
                 if isinstance(counts, int):
                     self._ties.setdefault((delta, rank), {})[position] = counts
                 elif counts is not None:
-                    parts = -(-self._blocks // self._length)
-                    runs = self._runs.setdefault((delta, rank), [None] * parts)
-                    before = runs[position // self._length]
-                    # Of runs of one block no sum is needed; longer ones may have more lanes than 32 bits can count.
-                    runs[position // self._length] = counts if before is None else counts + before.astype(np.uint64)
+                    self._add((delta, rank), position // self._length, counts)
+
+    def merge(self, other: Counts) -> None:
+        """Take the counts of other blocks."""
+        for place, ties in other._ties.items():
+            self._ties.setdefault(place, {}).update(ties)
+        for place, runs in other._runs.items():
+            for run, counts in enumerate(runs):
+                if counts is not None:
+                    self._add(place, run, counts)
+
+    def _add(self, place: tuple[int, int], run: int, counts: Array) -> None:
+        runs = self._runs.setdefault(place, [None] * -(-self._blocks // self._length))
+        before = runs[run]
+        # Of runs of one block no sum is needed; longer ones may have more lanes than 32 bits can count.
+        runs[run] = counts if before is None else counts + before.astype(np.uint64)
 
     def settle(self) -> list[list[_Sought]]:
         """What is known now."""

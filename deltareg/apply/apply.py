@@ -86,7 +86,9 @@ def apply(
     count = thread_count(threads)
     with ExitStack() as stack:
         stack.enter_context(_told_to(ranks))
+        before = time.monotonic()
         processor = open_processor(device)
+        loaded = time.monotonic() - before
         checkpoint = target if isinstance(target, Checkpoint) else stack.enter_context(Checkpoint.open(target))
         _refuse_input(checkpoint, Path(out))
         wanted = [open_delta(registry, reference, weights) for reference, weights in pairs]
@@ -95,7 +97,7 @@ def apply(
         before = time.monotonic()
         if processor is CPU and not dry_run:
             load_loops(job.plan)
-        loaded = time.monotonic() - before
+        loaded += time.monotonic() - before
         limits, held = limits_for(job.plan, count, memory, resident_memory())
         means = Means(limits, ranks, processor, progress)
         if dry_run:

@@ -20,7 +20,7 @@ from deltareg.codec import FRAME_LANES, Array, Frame, Lane
 from deltareg.codec.memory import empty
 from deltareg.merge.block import Addend, Block
 
-__all__ = ["DeviceLoops", "Room", "narrow", "widen"]
+__all__ = ["DeviceLoops", "Room", "mended_terms", "narrow", "widen"]
 
 Tensor = torch.Tensor
 
@@ -428,7 +428,7 @@ class DeviceLoops:
                 agrees = vote * sign > 0
                 total = total + (row * factor).masked_fill_(~agrees, 0)
                 # Not by a product with 0 or 1: a share may be infinite, or no number.
-                divisors = divisors + torch.where(agrees, self._number(share, rows), self._number(0, rows))
+                divisors = divisors + torch.where(agrees, self._number(share, rows), 0)
             divisors.masked_fill_(divisors == 0, 1)
             merged[part] = (total / divisors) * float(scale)
 
@@ -471,7 +471,7 @@ class DeviceLoops:
 
     def _number(self, number: Any, like: Tensor) -> Tensor:
         """A number as a tensor: divided by a plain one, torch would multiply with its reciprocal."""
-        return torch.tensor(float(number), dtype=like.dtype, device=self.device)
+        return torch.full((), float(number), dtype=like.dtype, device=self.device)
 
 
 def _at_least(symbols: Tensor, mask: Any, least: Any) -> Tensor:

@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 from deltareg.apply.card import card, config_json
 from deltareg.apply.loops import load_loops
@@ -18,9 +17,9 @@ from deltareg.apply.run import Outcome, run
 from deltareg.apply.side_files import SideFiles, side_files
 from deltareg.catalog import Registry
 from deltareg.check import Fit, fit
-from deltareg.checkpoint import Checkpoint, CheckpointWriter
-from deltareg.checkpoint.staging import check_free
-from deltareg.errors import InvalidArgument, NotHomologous, OutputExists
+from deltareg.checkpoint import Checkpoint
+from deltareg.checkpoint.output import check_output, open_writer, refuse_input
+from deltareg.errors import InvalidArgument, NotHomologous
 from deltareg.homology import first_of
 from deltareg.manifest import Document
 from deltareg.merge import Gradient, Schedule, Value, refuse_unmatched
@@ -132,7 +131,7 @@ def apply(
     weighted = [(reference, checked_weight(weight, f"the weight of {reference}")) for reference, weight in pairs]
     with ExitStack() as stack:
         checkpoint = target if isinstance(target, Checkpoint) else stack.enter_context(Checkpoint.open(target))
-        _refuse_input(checkpoint, Path(out))
+        refuse_input(checkpoint, out)
         wanted = [open_delta(registry, reference, weights) for reference, weights in weighted]
         active = [delta for delta in wanted if any(delta.weights.values)]
         if active:
@@ -146,12 +145,12 @@ def apply(
         files = _files(checkpoint, active, side_files, planned, placement, fits)
         outcome, loaded, synced = Outcome(), 0.0, 0.0
         if dry_run:
-            check_free(Path(out), overwrite)
+            check_output(out, overwrite)
         else:
             before = time.monotonic()
             load_loops(planned)
             loaded = time.monotonic() - before
-            writer = stack.enter_context(CheckpointWriter(Path(out), planned.shards, overwrite=overwrite))
+            writer = stack.enter_context(open_writer(out, planned.shards, overwrite=overwrite))
             outcome = run(planned, active, registry.store, writer, threads=count, progress=progress)
             for name, data in files.items():
                 writer.add_file(name, data)
@@ -200,13 +199,6 @@ def checked_weight(weight: Weight, what: str = "the weight") -> Schedule:
     return Schedule(
         tuple((selector, value if isinstance(value, Gradient) else float(value)) for selector, value in schedule.rules)
     )
-
-
-def _refuse_input(target: Checkpoint, out: Path) -> None:
-    place = out.resolve()
-    root = target.root.resolve()
-    if place in (target.path.resolve(), root, *root.parents):
-        raise OutputExists(f"{out} is the target itself, or holds it", hint="choose another -o", path=out)
 
 
 def open_delta(registry: Registry, reference: str | Reference, weights: Schedule) -> WeightedDelta:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltareg.checkpoint.header import encode_header, lay_out
-from deltareg.checkpoint.layout import INDEX_FILE
+from deltareg.checkpoint.layout import INDEX_FILE, index_json, output_path
 from deltareg.checkpoint.reader import Tensor
 from deltareg.checkpoint.source import bytes_of
 from deltareg.checkpoint.staging import check_free, create_staging, publish, remove_stale
@@ -133,7 +132,8 @@ class CheckpointWriter(Closing):
         if missing:
             raise RuntimeError(f"{len(missing)} tensors are not written: {', '.join(missing[:5])}")
         if len(set(self._weight_map.values())) > 1:
-            self.add_file(INDEX_FILE, self._index())
+            sizes = {name: place.nbytes for name, place in self._places.items()}
+            self.add_file(INDEX_FILE, index_json(self._weight_map, sizes))
         with translate_os_errors("write the checkpoint", self.out):
             for file in self._files.values():
                 early = self._syncs.pop(file, None)
@@ -188,12 +188,10 @@ class CheckpointWriter(Closing):
 
     def _create(self, relative: str) -> int:
         """Create a file of the output. Raises BadCheckpoint for a path that leads out of it, or is taken."""
-        path = PurePosixPath(relative)
-        if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in relative or str(path) in self._files:
-            raise BadCheckpoint(f"{relative!r} is no place for a file of the output, or taken", file=relative)
+        path = output_path(relative, self._files)
         place = self._open_directory() / path
         place.parent.mkdir(parents=True, exist_ok=True)
-        self._files[str(path)] = file = os.open(place, _FLAGS, 0o666)
+        self._files[path] = file = os.open(place, _FLAGS, 0o666)
         return file
 
     def _copy_range(self, place: _Place, source: Tensor, progress: Progress | None) -> int:
@@ -230,11 +228,6 @@ class CheckpointWriter(Closing):
                 self._syncs[place.file] = self._syncing.submit(os.fsync, place.file)
             elif self._missing[place.file] < 0:  # something was written twice: the file is synced in the end
                 self._syncs.pop(place.file, None)
-
-    def _index(self) -> bytes:
-        total = sum(place.nbytes for place in self._places.values())
-        document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(self._weight_map.items()))}
-        return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
 def _allocate(file: int, size: int) -> None:

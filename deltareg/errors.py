@@ -20,6 +20,7 @@ __all__ = [
     "BadManifest",
     "BadName",
     "BadRecord",
+    "BucketUnavailable",
     "Busy",
     "ChannelMoved",
     "CheckpointNotFound",
@@ -90,7 +91,8 @@ class NotFound(DeltaregError):
 
 
 class CheckpointNotFound(DeltaregError):
-    """The path or `hf://` name does not lead to a checkpoint, or the hub has no such model or revision.
+    """The path or name does not lead to a checkpoint: the hub has no such model or revision, the object store no such
+    bucket or prefix.
 
     Give a directory that holds `model.safetensors` (or shards with `model.safetensors.index.json`), or one
     `.safetensors` file.
@@ -178,11 +180,13 @@ class InvalidArgument(UsageError):
 
 
 class BadName(UsageError):
-    """A name, version, channel or digest is not written as deltareg's names are, or a model's not as the hub's are.
+    """A name, version, channel or digest is not written as deltareg's names are, a model's not as the hub's are, or a
+    place's not as those of object stores are.
 
     Write `namespace/name:1.2.3`, `namespace/name:channel` or `namespace/name@sha256:…`: lower-case letters and digits,
     single `.`, `_` or `-` between them; versions are SemVer without build metadata. A model on the hub is
-    `hf://org/name` or `hf://org/name@revision`.
+    `hf://org/name` or `hf://org/name@revision`, a checkpoint in an object store `s3://bucket/prefix`,
+    `gs://bucket/prefix` or `az://container/prefix`.
     """
 
     code = "DR0102"
@@ -252,10 +256,10 @@ class QuantisedRefused(DeltaregError):
 
 
 class NotAllowed(DeltaregError):
-    """The operating system, the remote or the hub does not let you read or write there.
+    """The operating system, the remote, the hub or the object store does not let you read or write there.
 
     Check the permissions of the path in the message, or ask the owner for the right; for a gated model accept its
-    conditions and run `hf auth login`.
+    conditions and run `hf auth login`; for an object store set its credentials in the environment.
     """
 
     code = "DR0300"
@@ -354,6 +358,15 @@ class HubUnavailable(RemoteUnavailable):
     """
 
     code = "DR0501"
+
+
+class BucketUnavailable(RemoteUnavailable):
+    """The object store of an `s3://`, `gs://` or `az://` name could not be reached, or failed.
+
+    Check the connection and the endpoint and region in the environment, and run the command again.
+    """
+
+    code = "DR0502"
 
 
 def all_errors() -> list[type[DeltaregError]]:

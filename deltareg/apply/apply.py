@@ -7,7 +7,6 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 from deltareg.apply.device import open_processor
 from deltareg.apply.estimate import expected_seconds
@@ -21,8 +20,8 @@ from deltareg.apply.side_files import SideFiles
 from deltareg.apply.write import Means, Written, write
 from deltareg.catalog import Registry
 from deltareg.checkpoint import Checkpoint, Job
-from deltareg.checkpoint.staging import check_free
-from deltareg.errors import InvalidArgument, OutputExists
+from deltareg.checkpoint.output import check_output, refuse_input
+from deltareg.errors import InvalidArgument
 from deltareg.merge import Gradient, Schedule, Value
 from deltareg.merge.processor import CPU
 from deltareg.names import Reference
@@ -90,7 +89,7 @@ def apply(
         processor = open_processor(device)
         loaded = time.monotonic() - before
         checkpoint = target if isinstance(target, Checkpoint) else stack.enter_context(Checkpoint.open(target))
-        _refuse_input(checkpoint, Path(out))
+        refuse_input(checkpoint, out)
         wanted = [open_delta(registry, reference, weights) for reference, weights in pairs]
         job = prepare(checkpoint, wanted, merge, side_files, count, with_added=with_added, force=force)
         written, expected = Written(), None
@@ -101,12 +100,12 @@ def apply(
         limits, held = limits_for(job.plan, count, memory, resident_memory())
         means = Means(limits, ranks, processor, progress)
         if dry_run:
-            check_free(Path(out), overwrite)
+            check_output(out, overwrite)
             expected = expected_seconds(job.plan, job.active, registry.store, limits, processor)
         else:
             worth = resume or job.plan.nbytes >= _WORTH_A_JOURNAL
             resumption = Job(job.digest(), resume) if worth else None
-            written = write(job, Path(out), registry.store, means, resumption, overwrite=overwrite)
+            written = write(job, out, registry.store, means, resumption, overwrite=overwrite)
             written = replace(written, load_seconds=loaded)
         return report_of(job, out, means, held, written, expected, time.monotonic() - started)
 
@@ -119,10 +118,3 @@ def _told_to(ranks: Ranks) -> Generator[None]:
     except BaseException as error:
         ranks.fail(error)
         raise
-
-
-def _refuse_input(target: Checkpoint, out: Path) -> None:
-    place = out.resolve()
-    root = target.root.resolve()
-    if place in (target.path.resolve(), root, *root.parents):
-        raise OutputExists(f"{out} is the target itself, or holds it", hint="choose another -o", path=out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from deltareg.apply.plan import Plan
 from deltareg.apply.prepare import Prepared
 from deltareg.apply.ranks import Ranks, share
 from deltareg.apply.run import NOTHING, Outcome, Share, run
-from deltareg.checkpoint import CheckpointWriter, Job, Member
+from deltareg.checkpoint import Job, Member
+from deltareg.checkpoint.output import Writer, open_writer
 from deltareg.errors import BadHeader, BadRecord, DigestMismatch
 from deltareg.merge.processor import Processor
 from deltareg.progress import Progress
@@ -46,7 +48,7 @@ class Written:
 
 def write(
     job: Prepared,
-    out: Path,
+    out: str | os.PathLike[str],
     store: Store,
     means: Means,
     resumption: Job | None,
@@ -88,13 +90,19 @@ def write(
 
 
 def _writer(
-    job: Prepared, out: Path, ranks: Ranks, own: frozenset[str], resumption: Job | None, *, overwrite: bool
-) -> CheckpointWriter:
+    job: Prepared,
+    out: str | os.PathLike[str],
+    ranks: Ranks,
+    own: frozenset[str],
+    resumption: Job | None,
+    *,
+    overwrite: bool,
+) -> Writer:
     if ranks.count == 1:
-        return CheckpointWriter(out, job.plan.shards, overwrite=overwrite, job=resumption)
+        return open_writer(out, job.plan.shards, overwrite=overwrite, job=resumption)
     if ranks.number == 0:
         leader = Member(0, own)
-        writer = CheckpointWriter(out, job.plan.shards, overwrite=overwrite, job=resumption, member=leader)
+        writer = open_writer(out, job.plan.shards, overwrite=overwrite, job=resumption, member=leader)
         try:
             for _ in ranks.each(str(writer.staging)):
                 pass
@@ -104,7 +112,7 @@ def _writer(
         return writer
     staging = next(iter(list(ranks.each(None))))
     member = Member(ranks.number, own, Path(staging))
-    return CheckpointWriter(out, job.plan.shards, overwrite=overwrite, job=resumption, member=member)
+    return open_writer(out, job.plan.shards, overwrite=overwrite, job=resumption, member=member)
 
 
 def _recoverable(planned: Plan, own: frozenset[str]) -> list[str]:
@@ -116,7 +124,7 @@ def _recoverable(planned: Plan, own: frozenset[str]) -> list[str]:
     ]
 
 
-def _finish(job: Prepared, writer: CheckpointWriter, outcome: Outcome) -> None:
+def _finish(job: Prepared, writer: Writer, outcome: Outcome) -> None:
     """Add the files beside the weights, and make all of it visible."""
     for name, data in job.files.items():
         writer.add_file(name, data)

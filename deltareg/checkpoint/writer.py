@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import threading
@@ -11,12 +10,12 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltareg.checkpoint.header import encode_header, lay_out
 from deltareg.checkpoint.journal import Block, Journal, block_digest, finished_tensors, journals_in
-from deltareg.checkpoint.layout import INDEX_FILE
+from deltareg.checkpoint.layout import INDEX_FILE, index_json, output_path
 from deltareg.checkpoint.reader import Tensor
 from deltareg.checkpoint.source import bytes_of
 from deltareg.checkpoint.staging import adopt_stale, check_free, create_staging, publish, remove_stale
@@ -225,7 +224,8 @@ class CheckpointWriter(Closing):
         """Make the checkpoint durable and visible under its name. Raises OutputExists if another process was faster."""
         directory = self._open_directory()
         if len(set(self._weight_map.values())) > 1:
-            self.add_file(INDEX_FILE, self._index())
+            sizes = {name: place.nbytes for name, place in self._places.items()}
+            self.add_file(INDEX_FILE, index_json(self._weight_map, sizes))
         self.sync()
         with translate_os_errors("write the checkpoint", self.out):
             for journal in journals_in(directory):
@@ -315,12 +315,10 @@ class CheckpointWriter(Closing):
 
     def _create(self, relative: str) -> int:
         """Create a file of the output. Raises BadCheckpoint for a path that leads out of it, or is taken."""
-        path = PurePosixPath(relative)
-        if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in relative or str(path) in self._files:
-            raise BadCheckpoint(f"{relative!r} is no place for a file of the output, or taken", file=relative)
+        path = output_path(relative, self._files)
         place = self._open_directory() / path
         place.parent.mkdir(parents=True, exist_ok=True)
-        self._files[str(path)] = file = os.open(place, _FLAGS, 0o666)
+        self._files[path] = file = os.open(place, _FLAGS, 0o666)
         return file
 
     def _copy_range(self, place: _Place, source: Tensor, progress: Progress | None) -> int:
@@ -361,11 +359,6 @@ class CheckpointWriter(Closing):
             elif self._missing[place.file] < 0:  # something was written twice: the file is synced in the end
                 self._syncs.pop(place.file, None)
             return place.written == place.nbytes
-
-    def _index(self) -> bytes:
-        total = sum(place.nbytes for place in self._places.values())
-        document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(self._weight_map.items()))}
-        return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
 def _reserved(path: Path) -> int:

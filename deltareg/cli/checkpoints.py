@@ -29,7 +29,7 @@ class SideFiles(StrEnum):
     target = "target"
 
 
-_CHECKPOINT = "a directory, a .safetensors file or hf://org/name[@revision]"
+_CHECKPOINT = "a directory, a .safetensors file, hf://org/name[@revision] or s3://bucket/prefix (gs://, az://)"
 
 
 def diff(
@@ -100,7 +100,12 @@ def apply(
             autocompletion=complete_delta,
         ),
     ],
-    out: Annotated[str, typer.Option("--out", "-o", metavar="OUT", help="The directory to make.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out", "-o", metavar="OUT", help="What to make: a directory, or s3://bucket/prefix (gs://, az://)."
+        ),
+    ],
     method: Annotated[
         str,
         typer.Option(
@@ -255,7 +260,9 @@ def _weight(weight: float | str) -> str:
     return weight if isinstance(weight, str) else ratio(weight)
 
 
-def _output(out: str) -> Path:
+def _output(out: str) -> str | Path:
+    from deltareg.checkpoint.bucket import is_bucket
+
     if not out:
         raise InvalidArgument("the output has no name", hint="name the directory to make: -o merged/")
-    return expand_home(out)
+    return out if is_bucket(out) else expand_home(out)

@@ -225,6 +225,7 @@ class BucketSource:
         self._prefix, meta = self._open()
         self.size: int = meta["size"]
         self._etag: str | None = meta["e_tag"]
+        self.stamp = self._etag or ""
 
     def read_into(self, offset: int, buffer: Buffer) -> None:
         """Fill `buffer` with the bytes from `offset` on. Raises BadHeader, BadCheckpoint, BucketUnavailable."""

@@ -174,7 +174,14 @@ class Exactness(Document):
     """Whether weight 1 on the base gives post bit for bit."""
 
     kind: Literal["exact", "lossy"] = "exact"
-    relative_error: float | None = Field(default=None, ge=0, description="measured, of a lossy delta")
+    relative_error: float | None = Field(default=None, ge=0, description="measured, of a lossy delta: ‖Δ − Δ̂‖ / ‖Δ‖")
+    codec: str | None = Field(default=None, description="what a lossy delta was approximated with, such as int4")
+
+    def __str__(self) -> str:
+        told = [self.codec] if self.codec else []
+        if self.relative_error is not None:
+            told.append(f"relative error {self.relative_error:.4g}")
+        return ", ".join([self.kind, *told])
 
 
 class Norms(Document):
@@ -219,6 +226,7 @@ class TensorEntry(Document):
     overwritten: Count = Field(default=0, description="lanes that no sum can give")
     base_norm: float = Field(default=0, ge=0)
     delta_norm: float = Field(default=0, ge=0)
+    error: float | None = Field(default=None, ge=0, description="‖Δ − Δ̂‖ / ‖Δ‖, measured; absent where it is exact")
 
 
 class Inventory(Document):

@@ -41,6 +41,14 @@ def diff(
     preset: Annotated[
         Preset, typer.Option("--preset", help="small takes longer and gives a smaller artifact.")
     ] = Preset.fast,
+    codec: Annotated[
+        str,
+        typer.Option(
+            "--codec",
+            metavar="CODEC",
+            help="exact, or how to approximate: bf16, fp16, int8, int4, topk:P. The error is measured and recorded.",
+        ),
+    ] = "exact",
     licence: Annotated[
         str | None,
         typer.Option(
@@ -63,8 +71,13 @@ def diff(
     local registry under a version that never changes. The same pair gives the same digest on every machine. A dry run
     encodes everything, so that the sizes are the real ones.
 
+    With --codec the delta is smaller, and base + delta is only nearly post. Matrices are approximated: bf16 and fp16
+    round each number, int8 and int4 bring them to 255 or 15 levels, topk:5% keeps the 5 % that change most. Norms,
+    biases and what is no number stay exact.
+
     \b
       deltareg diff base/ post/ --tag acme/search:1.0.0 --licence apache-2.0
+      deltareg diff base/ post/ --tag acme/search:1.0.1-int4 --codec int4
     """
     from deltareg.cli.output import print_report
     from deltareg.cli.progress import watched
@@ -81,6 +94,7 @@ def diff(
             registry,
             tag,
             preset=preset.value,
+            codec=codec,
             licence=licence,
             description=description,
             threads=threads or settings.threads,

@@ -40,8 +40,11 @@ __all__ = [
     "finish",
     "histogram",
     "mended_terms",
+    "narrow_all",
     "pack_nibbles",
     "read_gaps",
+    "squared_distance",
+    "subtract",
     "sum_of_squares",
     "tokenize",
     "unpack_nibbles",
@@ -637,6 +640,35 @@ def _square(lane):
     x = np.float64(widen(lane))
     square = x * x
     return square if square < np.inf else 0.0
+
+
+@kernel
+def subtract(base: Any, post: Any, out: Any) -> Any:
+    """post − base in float64, which holds what numbers of every lane are worth."""
+    for i in range(out.size):
+        out[i] = np.float64(widen(post[i])) - np.float64(widen(base[i]))
+
+
+@kernel
+def narrow_all(values: Any, out: Any) -> Any:
+    """The float64 `values`, each rounded once to the format of `out`."""
+    for i in range(out.size):
+        out[i] = narrow(values[i], out[i])
+
+
+@kernel
+def squared_distance(values: Any, lanes: Any) -> Any:
+    """Σ (x − y)² of float64 values and lanes, as 64 interleaved sums: one order on every machine."""
+    sums = np.zeros(64, np.float64)
+    for start in range(0, lanes.size, 64):
+        part = lanes[start : start + 64]
+        for j in range(part.size):
+            apart = values[start + j] - np.float64(widen(part[j]))
+            sums[j] += apart * apart
+    total = 0.0
+    for j in range(64):
+        total += sums[j]
+    return total
 
 
 @kernel

@@ -202,12 +202,24 @@ def _is_consistent(entry: TensorEntry, packs: int) -> bool:
         raise UnsupportedFormat(f"tensor {entry.name!r} has an unknown dtype: {base} → {post}")
     if (entry.packs and max(entry.packs) >= packs) or (entry.kind in ("zero", "removed")) == bool(entry.packs):
         return False
+    if entry.delta_dtype is not None and not _holds(entry.delta_dtype, entry):
+        return False
     if base is None or post is None:
         return entry.kind == ("full" if base is None else "removed") and base != post
     if entry.kind == "zero" and base != post:
         # Nothing is stored: the target itself is converted, which only numbers can be.
         return math.prod(entry.shape) == 0 or {base, post} <= _CONVERTIBLE
     return entry.kind != "removed"
+
+
+def _holds(delta: str, entry: TensorEntry) -> bool:
+    """Whether the record of a tensor may hold its D1 in the dtype `delta`, which is not post's own."""
+    if delta not in DTYPES:
+        raise UnsupportedFormat(f"the delta of tensor {entry.name!r} has an unknown dtype: {delta}")
+    pairs = entry.base_dtype == entry.post_dtype == "C64"
+    own = "F32" if pairs else entry.post_dtype
+    adds = pairs or (entry.base_dtype in _CONVERTIBLE and entry.post_dtype in _CONVERTIBLE)
+    return adds and bool(entry.packs) and entry.kind != "full" and delta in _CONVERTIBLE and delta != own
 
 
 def _ranges(header: Header) -> dict[str, tuple[int, int]]:

@@ -368,7 +368,7 @@ def _encode(head: RecordHead, base: Array, post: Array, preset: Preset, name: st
 def _decode(head: RecordHead, base: Array, encoded: EncodedFrame, lanes: int) -> tuple[Array, Array | None]:
     """The bits of post that a frame gives on its base, and D1 where it is added."""
     additive = head.mode is Mode.ADD
-    frame = decode_frame(memoryview(encoded.data), lanes, head.base if additive else None, head.post)
+    frame = decode_frame(memoryview(encoded.data), lanes, head.mended_base, head.delta)
     if not additive or head.base is None:
         return replaced(base if head.sparse else None, frame, head.post), None
     out = empty(lanes, head.post.stored)

@@ -208,6 +208,7 @@ class TensorEntry(Document):
     kind: RecordKind = Field(description="kind of the frames that hold most of the record's bytes")
     base_dtype: str | None = Field(default=None, description="absent where base lacks the tensor")
     post_dtype: str | None = Field(default=None, description="absent where post lacks the tensor")
+    delta_dtype: str | None = Field(default=None, description="dtype of D1; absent where it is post's")
     shape: list[Count]
     packs: list[Count] = Field(default=[], description="numbers of the packs that hold the record's parts, in order")
     size: Count = Field(default=0, description="bytes of the record")

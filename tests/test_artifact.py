@@ -67,6 +67,8 @@ def test_sound_inventory_is_read(store: Store) -> None:
         entry(name="z", kind="zero", packs=[], size=0),
         entry(name="r", kind="removed", post_dtype=None, packs=[], size=0),
         entry(name="f", kind="full", base_dtype=None),
+        entry(name="d", base_dtype="BF16", delta_dtype="F16"),
+        entry(name="c", base_dtype="C64", post_dtype="C64", delta_dtype="BF16"),
     ]
     found = with_inventory(store, *entries)
     assert found.inventory.tensors == entries
@@ -81,6 +83,14 @@ CONTRADICTIONS: dict[str, dict[str, Any]] = {
     "gone, but not removed": {"post_dtype": None},
     "unchanged, with a record": {"kind": "zero"},
     "changed, without a record": {"packs": []},
+    "a delta of its own in what is post's": {"delta_dtype": "F32"},
+    "the halves of pairs as a delta of its own": {"base_dtype": "C64", "post_dtype": "C64", "delta_dtype": "F32"},
+    "a delta of integers": {"delta_dtype": "I16"},
+    "a delta of pairs": {"delta_dtype": "C64"},
+    "a delta that is added to integers": {"base_dtype": "I16", "post_dtype": "I16", "delta_dtype": "BF16"},
+    "a delta that is added to nothing": {"base_dtype": None, "kind": "full", "delta_dtype": "BF16"},
+    "a delta of what is replaced": {"kind": "full", "delta_dtype": "BF16"},
+    "a delta without a record": {"kind": "zero", "packs": [], "delta_dtype": "BF16"},
     "in a pack that is not there": {"packs": [1]},
     "in packs of which one is not there": {"packs": [0, 7]},
 }
@@ -124,6 +134,8 @@ def test_inventory_that_is_none_is_refused(store: Store, data: bytes, error: typ
 def test_unknown_dtype_is_of_a_newer_format(store: Store) -> None:
     with pytest.raises(UnsupportedFormat):
         _ = with_inventory(store, entry(post_dtype="F128")).inventory
+    with pytest.raises(UnsupportedFormat):
+        _ = with_inventory(store, entry(delta_dtype="F128")).inventory
 
 
 # --- side files ---------------------------------------------------------------------------------------------------

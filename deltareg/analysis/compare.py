@@ -382,7 +382,7 @@ def _lanes(reader: RecordReader | None, step: _Step, progress: Progress) -> Arra
     if reader is None:
         return _unchanged(step.lanes, lane_of("F32"))
     progress.advance(reader.frames[step.number].length)
-    return _expanded(reader.read(step.number), reader.head.post)
+    return _expanded(reader.read(step.number), reader.head.delta)
 
 
 def _expanded(frame: Frame, lane: Lane) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 
 from deltareg.apply.merging import Merging, Part
 from deltareg.apply.plan import Plan, PlannedTensor
-from deltareg.codec import Frame, Lane, decode_frame, kernels, lane_of
+from deltareg.codec import Frame, Lane, decode_frame, delta_lane_of, kernels, lane_of
 from deltareg.codec.smallest import smallest_frames
 from deltareg.merge import Addend, Block, Stage, accumulator_of, linear
 
@@ -39,26 +39,26 @@ _Work = tuple[str, Lane | None, Lane, tuple[tuple[Lane, Lane], ...], tuple[Stage
 
 
 def _work_of(tensor: PlannedTensor) -> _Work:
-    pieces = [(piece.entry.base_dtype, piece.entry.post_dtype) for piece in tensor.pieces]
-    lanes = tuple((lane_of(base), lane_of(post)) for base, post in pieces if base is not None and post is not None)
+    adding = [(piece.entry.base_dtype, piece.entry) for piece in tensor.pieces if piece.entry.post_dtype is not None]
+    lanes = tuple((lane_of(base), delta_lane_of(entry)) for base, entry in adding if base is not None)
     target = None if tensor.source is None else lane_of(tensor.source.dtype)
     stages = () if tensor.is_sum else tensor.stages
     return tensor.action, target, lane_of(tensor.dtype), lanes, stages
 
 
-def _addends(base: Lane, post: Lane) -> list[Addend]:
+def _addends(base: Lane, delta: Lane) -> list[Addend]:
     return [
-        Addend(decode_frame(memoryview(data), 1, base, post), base, post, 1.0)
-        for data in smallest_frames(post, adds=True)
+        Addend(decode_frame(memoryview(data), 1, base, delta), base, delta, 1.0)
+        for data in smallest_frames(delta, adds=True)
     ]
 
 
 def _merge_one_lane(target: Lane, out: Lane, pieces: tuple[tuple[Lane, Lane], ...], stages: tuple[Stage, ...]) -> None:
-    def one(post: Lane) -> Part:
-        symbols = np.array([post.infinity >> post.bits(1)], post.bits)  # 1.5 in every format
-        return Part(lambda number, lanes: Frame(lanes, symbols), post, post, 1.0, 0)
+    def one(delta: Lane) -> Part:
+        symbols = np.array([delta.infinity >> delta.bits(1)], delta.bits)  # 1.5 in every format
+        return Part(lambda number, lanes: Frame(lanes, symbols), delta, delta, 1.0, 0)
 
     # Two deltas at least, which some methods need.
-    parts = [one(post) for _, post in (pieces if len(pieces) > 1 else pieces * 2)]
-    merging = Merging(1, 1, parts, stages, accumulator_of([target, out, *(post for _, post in pieces)]))
+    parts = [one(delta) for _, delta in (pieces if len(pieces) > 1 else pieces * 2)]
+    merging = Merging(1, 1, parts, stages, accumulator_of([target, out, *(delta for _, delta in pieces)]))
     kernels.add_merged(np.zeros(1, target.stored), merging.merge_alone(), np.zeros(1, out.stored))

@@ -26,7 +26,7 @@ _MOST_KEPT = 48 * 2**20
 
 @dataclass(frozen=True)
 class Part:
-    """One delta's part in a tensor: how a frame of it is read, its dtypes, its weight, the seed of its masks."""
+    """One delta's part in a tensor: how a frame is read, the lanes of base and of D1, its weight, its masks' seed."""
 
     read: Callable[[int, int], Frame]
     base_lane: Lane

@@ -51,7 +51,7 @@ def gather(reader: RecordReader, rows: Rows, number: int, lanes: int) -> Frame:
     for source, stretches in _stretches(reader.head.lanes // rows.delta, rows.sources, number, lanes).items():
         frame = reader.read(source)
         if frame.symbols is not None and symbols is None:
-            symbols = _unchanged(lanes, reader.head.post)
+            symbols = _unchanged(lanes, reader.head.delta)
         for to, start, length in stretches:
             if frame.symbols is not None and symbols is not None:
                 _copy(frame, symbols, to, start, length)

@@ -19,7 +19,18 @@ from deltareg.apply.plan import Piece, Plan, PlannedTensor
 from deltareg.apply.rows import Rows, gather
 from deltareg.artifact import Packs
 from deltareg.checkpoint import Tensor
-from deltareg.codec import FRAME_LANES, Array, Frame, Lane, RecordHead, RecordReader, kernels, lane_of, replaced
+from deltareg.codec import (
+    FRAME_LANES,
+    Array,
+    Frame,
+    Lane,
+    RecordHead,
+    RecordReader,
+    delta_lane_of,
+    kernels,
+    lane_of,
+    replaced,
+)
 from deltareg.codec.lanes import view_of
 from deltareg.codec.memory import empty, frame_memory
 from deltareg.errors import BadHeader, BadRecord, UnsupportedFormat
@@ -271,7 +282,7 @@ class _Steps:
         for reader in readers:
             assert reader.head.base is not None
             frame = reader.read(number, lanes)
-            addends.append(Addend(frame, reader.head.base, reader.head.post, reader.factor))
+            addends.append(Addend(frame, reader.head.base, reader.head.delta, reader.factor))
         block = self._block(tensor, tuple(addends), number, lanes)
         linear(block)
         outcome = _NOTHING
@@ -344,8 +355,7 @@ def random_key(seed: int, digest: str, name: str) -> int:
 
 
 def _kind(piece: Piece) -> Lane:
-    assert piece.entry.post_dtype is not None
-    return lane_of(piece.entry.post_dtype)
+    return delta_lane_of(piece.entry)
 
 
 def _lanes(tensor: PlannedTensor) -> int:

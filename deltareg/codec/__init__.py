@@ -18,12 +18,13 @@ if TYPE_CHECKING:
         Frame,
         decode_frame,
         encode_difference,
+        encode_given,
         encode_replaced,
         encode_unchanged,
         replaced,
         zero_frame,
     )
-    from deltareg.codec.lanes import FRAME_LANES, Array, Lane, is_additive, lane_of
+    from deltareg.codec.lanes import FRAME_LANES, Array, Lane, delta_lane_of, is_additive, lane_of
     from deltareg.codec.reader import FrameRange, RecordReader
     from deltareg.codec.record import Mode, RecordHead, frame_counts
     from deltareg.codec.streams import Preset
@@ -41,7 +42,9 @@ __all__ = [
     "RecordHead",
     "RecordReader",
     "decode_frame",
+    "delta_lane_of",
     "encode_difference",
+    "encode_given",
     "encode_replaced",
     "encode_unchanged",
     "frame_counts",
@@ -64,7 +67,9 @@ _HOMES = {
     "RecordHead": "deltareg.codec.record",
     "RecordReader": "deltareg.codec.reader",
     "decode_frame": "deltareg.codec.frame",
+    "delta_lane_of": "deltareg.codec.lanes",
     "encode_difference": "deltareg.codec.frame",
+    "encode_given": "deltareg.codec.frame",
     "encode_replaced": "deltareg.codec.frame",
     "encode_unchanged": "deltareg.codec.frame",
     "frame_counts": "deltareg.codec.record",

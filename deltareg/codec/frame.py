@@ -29,6 +29,7 @@ __all__ = [
     "Frame",
     "decode_frame",
     "encode_difference",
+    "encode_given",
     "encode_replaced",
     "encode_unchanged",
     "replaced",
@@ -105,6 +106,16 @@ def encode_difference(base: Array, post: Array, base_lane: Lane, lane: Lane, pre
     )
 
 
+def encode_given(delta: Array, lane: Lane, preset: Preset) -> EncodedFrame:
+    """The frame that adds just the numbers `delta`, typed as `kernels.py` says; where they are zero nothing changes."""
+    symbols = delta.view(lane.bits).copy()
+    symbols[symbols == 0] = lane.marker
+    changed = int(np.count_nonzero(symbols != lane.marker))
+    chosen = encode_symbols(symbols, lane, preset, marked=changed < symbols.size)
+    head = FRAME_HEAD.pack(chosen.kind, 0, len(chosen.body))
+    return EncodedFrame(head + chosen.body, chosen.kind, changed, delta_squares=chosen.squares)
+
+
 def encode_unchanged(base: Array, lane: Lane) -> EncodedFrame:
     """The frame for lanes (of `lane.bits`) that are the same in base and post."""
     squares = kernels.sum_of_squares(base.view(lane.stored)) if lane.additive else 0.0
@@ -125,7 +136,8 @@ def encode_replaced(base: Array | None, post: Array, lane: Lane, preset: Preset)
 def decode_frame(data: memoryview, lanes: int, base_lane: Lane | None, lane: Lane) -> Frame:
     """Read one whole frame, of `lanes` lanes. Raises BadRecord.
 
-    `base_lane` is given where the frame adds to something.
+    `lane` is that of its symbols. `base_lane` is given where the frame may mend and overwrite: where it adds to
+    something, in post's own dtype.
     """
     if len(data) < FRAME_HEAD.size:
         raise BadRecord("a frame ends in its head")
@@ -133,7 +145,7 @@ def decode_frame(data: memoryview, lanes: int, base_lane: Lane | None, lane: Lan
     if length != len(data) - FRAME_HEAD.size or flags & ~3:
         raise BadRecord(f"a frame's head says {length} bytes and flags {flags}; it has {len(data)} bytes")
     if flags and base_lane is None:
-        raise BadRecord("a frame mends a tensor that nothing is added to")
+        raise BadRecord("a frame mends a tensor that nothing is added to, or nothing in post's own dtype")
     reader = StreamReader(data[FRAME_HEAD.size :])
     symbols, positions = decode_symbols(reader, kind, lanes, lane)
     mending, overwrites = None, None

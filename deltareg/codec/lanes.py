@@ -13,12 +13,15 @@ from deltareg.errors import UnsupportedFormat
 if TYPE_CHECKING:
     from deltareg.manifest import TensorEntry
 
-__all__ = ["FRAME_LANES", "Array", "Lane", "is_additive", "lane_of", "view_of"]
+__all__ = ["DELTA_DTYPES", "FRAME_LANES", "Array", "Lane", "delta_lane_of", "is_additive", "lane_of", "view_of"]
 
 Array = npt.NDArray[Any]
 
 FRAME_LANES = 1 << 20
 """Lanes of a frame; the last of a record may have fewer."""
+
+DELTA_DTYPES = ("BF16", "F16", "F32", "F64")
+"""What D1 may be held in where that is not post's own format: one number for each of post's lanes."""
 
 
 def view_of(array: Array) -> memoryview:
@@ -82,6 +85,10 @@ class Lane:
         """Whether numbers of this dtype and a difference make numbers of `post`."""
         return self.additive and post.additive and self.element_bits // self.width == post.element_bits // post.width
 
+    def holds(self, post: Lane) -> bool:
+        """Whether a record may say that its D1 is held in this dtype rather than in that of the lanes of `post`."""
+        return post.additive and self.dtype in DELTA_DTYPES and self.stored is not post.stored
+
 
 _ODD_ELEMENTS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64}
 
@@ -122,6 +129,13 @@ def is_additive(entry: TensorEntry) -> bool:
     if entry.base_dtype is None or entry.post_dtype is None:
         return False
     return lane_of(entry.base_dtype).adds_to(lane_of(entry.post_dtype))
+
+
+def delta_lane_of(entry: TensorEntry) -> Lane:
+    """The lane of D1 of a tensor that post has: post's, unless the delta has a dtype of its own."""
+    dtype = entry.delta_dtype or entry.post_dtype
+    assert dtype is not None
+    return lane_of(dtype)
 
 
 def lane_of(dtype: str | int) -> Lane:

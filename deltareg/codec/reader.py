@@ -57,8 +57,7 @@ class RecordReader:
         with self._told(f" in frame {number} (byte {place.start} of {place.source.name})"):
             data = view_of(empty(place.length, np.uint8))
             place.source.read_into(place.start, data)
-            base = self.head.base if self.head.mode is Mode.ADD else None
-            frame = decode_frame(data, place.lanes, base, self.head.post)
+            frame = decode_frame(data, place.lanes, self.head.mended_base, self.head.delta)
             whole = frame.symbols is not None and frame.positions is None
             if self.head.mode is Mode.REPLACE and not self.head.sparse and not whole:
                 raise BadRecord("a frame leaves lanes open that the target does not have")
@@ -86,11 +85,10 @@ class RecordReader:
 
     def _check_entry(self, entry: TensorEntry) -> None:
         base = None if self.head.base is None else self.head.base.dtype
-        if (base, self.head.post.dtype, list(self.head.shape)) != (entry.base_dtype, entry.post_dtype, entry.shape):
-            raise BadRecord(
-                f"the record is of {base} → {self.head.post.dtype} {list(self.head.shape)}, the inventory says "
-                f"{entry.base_dtype} → {entry.post_dtype} {entry.shape}"
-            )
+        found = (base, self.head.post.dtype, self.head.delta_dtype, list(self.head.shape))
+        if found != (entry.base_dtype, entry.post_dtype, entry.delta_dtype, entry.shape):
+            said = _shown(entry.base_dtype, entry.post_dtype, entry.delta_dtype, entry.shape)
+            raise BadRecord(f"the record is of {_shown(*found)}, the inventory says {said}")
 
     @contextmanager
     def _told(self, where: str = "") -> Generator[None]:
@@ -103,3 +101,7 @@ class RecordReader:
                 hint="deltareg cache fsck, then deltareg pull",
                 tensor=self.name,
             ) from error
+
+
+def _shown(base: str | None, post: str | None, delta: str | None, shape: list[int]) -> str:
+    return f"{base} → {post} {shape}" + ("" if delta is None else f" with a delta of {delta}")

@@ -1,10 +1,10 @@
 """A record: what a delta holds of one tensor, a head and its frames.
 
-    head   := "DRec", version u8, mode u8, base dtype u8, post dtype u8, dimensions u8, extent …
+    head   := "DRec", version u8, mode u8, base dtype u8, post dtype u8, dimensions u8, [delta dtype u8], extent …
     record := head, frame …     (every frame but the last has 1 Mi lanes)
 
-Extents are numbers in base 128. A base dtype of 0 means that base lacks the tensor. The lanes follow from post's dtype
-and the shape.
+Extents are numbers in base 128. A base dtype of 0 means that base lacks the tensor. The delta's dtype is there in mode
+2 alone; otherwise it is post's. The lanes follow from post's dtype and the shape.
 """
 
 from __future__ import annotations
@@ -28,8 +28,12 @@ _MOST_DIMENSIONS = 64
 # Frames are listed in memory, and one can be 6 bytes: a record must not say that it has millions of them.
 _MOST_ELEMENTS = 2**40
 
-HEAD_LIMIT = _FIXED.size + 10 * _MOST_DIMENSIONS
+HEAD_LIMIT = _FIXED.size + 1 + 10 * _MOST_DIMENSIONS
 """Bytes that a head has at most."""
+
+
+# Adds, with a dtype of the delta's own: to whoever uses the record it is of mode ADD.
+_ADD_OWN = 2
 
 
 class Mode(IntEnum):
@@ -41,22 +45,36 @@ class Mode(IntEnum):
 
 @dataclass(frozen=True)
 class RecordHead:
-    """The head of a record. `base` is None where base lacks the tensor."""
+    """The head of a record. `base` is None where base lacks the tensor; `delta` is the lane of the symbols."""
 
     mode: Mode
     base: Lane | None
     post: Lane
     shape: tuple[int, ...]
+    delta: Lane
 
     @classmethod
-    def of(cls, base_dtype: str | None, post_dtype: str, shape: tuple[int, ...]) -> RecordHead:
-        """The head for a tensor of `post_dtype`.
+    def of(
+        cls, base_dtype: str | None, post_dtype: str, shape: tuple[int, ...], delta_dtype: str | None = None
+    ) -> RecordHead:
+        """The head for a tensor of `post_dtype`, whose D1 is held in `delta_dtype` where that is not post's.
 
         Numbers are added; a tensor that base lacks, or that is no number on one side, is replaced.
         """
         post = lane_of(post_dtype)
         base = None if base_dtype is None else lane_of(base_dtype)
-        return cls(Mode.ADD if base is not None and base.adds_to(post) else Mode.REPLACE, base, post, shape)
+        mode = Mode.ADD if base is not None and base.adds_to(post) else Mode.REPLACE
+        return cls(mode, base, post, shape, post if delta_dtype is None else lane_of(delta_dtype))
+
+    @property
+    def delta_dtype(self) -> str | None:
+        """The dtype of D1, None where it is post's."""
+        return None if self.delta == self.post else self.delta.dtype
+
+    @property
+    def mended_base(self) -> Lane | None:
+        """The lane of base where frames may mend and overwrite: where D1 is in post's own dtype, and added."""
+        return self.base if self.mode is Mode.ADD and self.delta == self.post else None
 
     @property
     def lanes(self) -> int:
@@ -71,14 +89,15 @@ class RecordHead:
     def pack(self) -> bytes:
         """The head's bytes."""
         base = 0 if self.base is None else self.base.code
-        fixed = _FIXED.pack(_MAGIC, _VERSION, self.mode, base, self.post.code, len(self.shape))
-        return fixed + b"".join(map(pack_number, self.shape))
+        own = self.delta != self.post
+        fixed = _FIXED.pack(_MAGIC, _VERSION, _ADD_OWN if own else self.mode, base, self.post.code, len(self.shape))
+        return fixed + (bytes((self.delta.code,)) if own else b"") + b"".join(map(pack_number, self.shape))
 
     @classmethod
     def parse(cls, data: bytes) -> tuple[RecordHead, int]:
         """Read a head from the start of a record; also returns its length.
 
-        Raises BadRecord, and UnsupportedFormat for another version or an unknown dtype.
+        Raises BadRecord, and UnsupportedFormat for another version, an unknown mode or an unknown dtype.
         """
         if len(data) < _FIXED.size:
             raise BadRecord("a record ends in its head")
@@ -90,16 +109,23 @@ class RecordHead:
                 f"a record has version {version}; this deltareg reads version {_VERSION}",
                 hint="install a newer deltareg",
             )
-        if dimensions > _MOST_DIMENSIONS or mode not in (Mode.ADD, Mode.REPLACE):
-            raise BadRecord(f"a record has mode {mode} and {dimensions} dimensions")
+        if mode not in (Mode.ADD, Mode.REPLACE, _ADD_OWN):
+            raise UnsupportedFormat(f"a record has the unknown mode {mode}", hint="install a newer deltareg", mode=mode)
+        if dimensions > _MOST_DIMENSIONS:
+            raise BadRecord(f"a record has {dimensions} dimensions")
         reader = StreamReader(memoryview(data)[_FIXED.size :])
+        after = lane_of(post)
+        delta = lane_of(reader.byte()) if mode == _ADD_OWN else after
         shape = tuple(reader.number() for _ in range(dimensions))
-        head = cls(Mode(mode), lane_of(base) if base else None, lane_of(post), shape)
+        own = mode == _ADD_OWN
+        head = cls(Mode.ADD if own else Mode(mode), lane_of(base) if base else None, after, shape, delta)
         if math.prod(shape) > _MOST_ELEMENTS:
             raise BadRecord(f"a record of shape {list(shape)} has too many elements")
-        due = cls.of(None if head.base is None else head.base.dtype, head.post.dtype, shape).mode
+        due = cls.of(None if head.base is None else head.base.dtype, after.dtype, shape).mode
         if head.mode is not due:
-            raise BadRecord(f"a record of {head.post.dtype} has mode {head.mode.name} where {due.name} is due")
+            raise BadRecord(f"a record of {after.dtype} has mode {head.mode.name} where {due.name} is due")
+        if own and not delta.holds(after):
+            raise BadRecord(f"a record that adds to {after.dtype} holds its delta in {delta.dtype}")
         return head, _FIXED.size + reader.position
 
 

@@ -21,7 +21,7 @@ import zstandard
 from numpy.typing import NDArray
 
 import deltareg
-from deltareg.codec import FRAME_LANES, Preset, lane_of
+from deltareg.codec import FRAME_LANES, Preset, RecordHead, encode_given, lane_of
 from tests.codec.oracle import FORMATS
 from tests.codec.samples import SAMPLES
 from tests.codec.tensors import DTYPES, Raw, of, records, write_checkpoint
@@ -45,6 +45,8 @@ class Golden:
     base: Raw | None
     post: Raw
     records: Mapping[str, bytes]
+    delta: Raw | None = None
+    """D1, where it has a dtype of its own: such records are made from it, and post is what they give."""
 
 
 def load() -> list[Golden]:
@@ -59,7 +61,11 @@ def _read(path: Path) -> Golden:
     if document["baseDtype"] is not None:
         base = Raw(document["baseDtype"], shape, _expanded(document["base"]))
     post = Raw(document["postDtype"], shape, _expanded(document["post"]))
-    return Golden(path.stem, base, post, {key: bytes.fromhex(value) for key, value in document["records"].items()})
+    delta = None
+    if "deltaDtype" in document:
+        delta = Raw(document["deltaDtype"], shape, _expanded(document["delta"]))
+    records = {key: bytes.fromhex(value) for key, value in document["records"].items()}
+    return Golden(path.stem, base, post, records, delta)
 
 
 def _expanded(runs: list[tuple[int, str]]) -> bytes:
@@ -164,6 +170,33 @@ def _between(base_dtype: str, dtype: str) -> Pair:
     return _pair(base_dtype, dtype, FORMATS[base_dtype].narrow(values), FORMATS[dtype].narrow(moved))
 
 
+def given_cases() -> dict[str, tuple[Raw, Raw, Raw]]:
+    """Base, delta and what they make, by the names of their files: deltas with a dtype of their own."""
+    return {f"{delta}-on-{dtype}".lower(): _given(dtype, delta) for dtype, delta in _GIVEN}
+
+
+_GIVEN = (("F32", "BF16"), ("BF16", "F32"), ("F64", "F16"), ("F16", "F64"), ("C64", "BF16"))
+
+
+def _given(dtype: str, delta_dtype: str) -> tuple[Raw, Raw, Raw]:
+    """Few levels, many zeros of either sign, and sums that must be rounded once."""
+    draw, format_, held = np.random.default_rng(10), FORMATS[dtype.replace("C64", "F32")], FORMATS[delta_dtype]
+    base = format_.narrow(draw.normal(0, 1, 400))
+    delta = held.narrow(draw.choice([0.0, -0.0, 0.1, -0.1, 0.3, 1e-4], 400))
+    wide = 4 if dtype in ("BF16", "F16") and delta_dtype in ("BF16", "F16") else 8
+    added = (format_.widen(base).astype(f"f{wide}") + held.widen(delta).astype(f"f{wide}")).astype(np.float64)
+    post = np.where(held.widen(delta) == 0, base, format_.narrow(added)).astype(base.dtype)
+    shape = (200,) if dtype == "C64" else (20, 20)
+    return of(dtype, base, shape), Raw(delta_dtype, shape, delta.tobytes()), of(dtype, post, shape)
+
+
+def encoded_given(base: Raw, delta: Raw, post: Raw, preset: Preset) -> bytes:
+    """The record of one frame that adds `delta`."""
+    lane = lane_of(delta.dtype)
+    head = RecordHead.of(base.dtype, post.dtype, post.shape, delta.dtype)
+    return head.pack() + encode_given(np.frombuffer(delta.data, lane.stored), lane, preset).data
+
+
 def _runs(data: bytes, width: int) -> list[tuple[int, str]]:
     """Bytes as [times, hexadecimal]: long repetitions of one lane folded, all else as it is."""
     lanes = [data[at : at + width] for at in range(0, len(data), width)]
@@ -207,6 +240,18 @@ def _write_records() -> None:
             "base": None if base is None else _runs(base.data, lane_of(base.dtype).width),
             "post": _runs(post.data, lane_of(post.dtype).width),
             "records": {preset: found[name].hex() for preset, found in by_preset.items()},
+        }
+        (DIRECTORY / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    for name, (base, delta, post) in given_cases().items():
+        document = {
+            "baseDtype": base.dtype,
+            "postDtype": post.dtype,
+            "deltaDtype": delta.dtype,
+            "shape": list(post.shape),
+            "base": _runs(base.data, lane_of(base.dtype).width),
+            "delta": _runs(delta.data, lane_of(delta.dtype).width),
+            "post": _runs(post.data, lane_of(post.dtype).width),
+            "records": {preset: encoded_given(base, delta, post, preset).hex() for preset in PRESETS},
         }
         (DIRECTORY / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
     release = ".".join(map(str, zstandard.ZSTD_VERSION))

@@ -269,6 +269,7 @@ class Record:
     post: Dtype
     shape: tuple[int, ...]
     frames: list[Frame]
+    delta: Dtype
 
     @classmethod
     def read(cls, data: bytes) -> Record:
@@ -277,19 +278,20 @@ class Record:
         magic, version, mode, base_code, post_code, dimensions = struct.unpack("<4sBBBBB", cursor.take(9))
         if (magic, version) != (b"DRec", 1):
             raise ValueError("no record of version 1")
-        shape = tuple(cursor.number() for _ in range(dimensions))
         base, post = BY_CODE[base_code] if base_code else None, BY_CODE[post_code]
+        delta = BY_CODE[cursor.byte()] if mode == 2 else post
+        shape = tuple(cursor.number() for _ in range(dimensions))
         lanes = math.prod(shape) * post.lanes // post.elements
         frames: list[Frame] = []
         while lanes > 0:
-            frames.append(cls._frame(cursor, min(lanes, FRAME), base, post))
+            frames.append(cls._frame(cursor, min(lanes, FRAME), base, post, delta))
             lanes -= FRAME
         if cursor.at != len(data):
             raise ValueError("bytes are left over")
-        return cls(mode == 0, base, post, shape, frames)
+        return cls(mode != 1, base, post, shape, frames, delta)
 
     @staticmethod
-    def _frame(outer: Cursor, lanes: int, base: Dtype | None, post: Dtype) -> Frame:
+    def _frame(outer: Cursor, lanes: int, base: Dtype | None, post: Dtype, delta: Dtype) -> Frame:
         kind, flags, length = struct.unpack("<BBI", outer.take(6))
         cursor = Cursor(outer.take(length))
         symbols: dict[int, int] = {}
@@ -297,9 +299,11 @@ class Record:
         overwrites: dict[int, tuple[int, int]] = {}
         if kind == 2:
             positions = cursor.positions()
-            symbols = dict(zip(positions, cursor.symbols(cursor.byte(), len(positions), post), strict=True))
+            symbols = dict(zip(positions, cursor.symbols(cursor.byte(), len(positions), delta), strict=True))
         elif kind:
-            symbols = dict(enumerate(cursor.symbols(kind, lanes, post)))
+            symbols = dict(enumerate(cursor.symbols(kind, lanes, delta)))
+        if flags and delta != post:
+            raise ValueError("a delta with a dtype of its own is mended")
         if flags & 1:
             positions = cursor.positions()
             codes = dict(zip(positions, cursor.planes(len(positions), post.width, turned=False), strict=True))
@@ -336,18 +340,18 @@ class Record:
 
     def _add(self, frame: Frame, target: list[int]) -> list[int]:
         assert self.base is not None
-        base, post = self.base, self.post
-        wide = BY_NAME["F64"] if base.width > 2 or post.width > 2 else BY_NAME["F32"]
+        base, post, delta = self.base, self.post, self.delta
+        wide = BY_NAME["F64"] if max(base.width, post.width, delta.width) > 2 else BY_NAME["F32"]
         unmoved = base[3:] == post[3:] and base.width == post.width
         out: list[int] = []
         for lane, bits in enumerate(target):
-            symbol = frame.symbols.get(lane, post.marker)
+            symbol = frame.symbols.get(lane, delta.marker)
             if lane in frame.overwrites and frame.overwrites[lane][0] == bits:
                 out.append(frame.overwrites[lane][1])
-            elif symbol == post.marker:
+            elif symbol == delta.marker:
                 out.append(bits if unmoved else bits_of(value_of(bits, base), post))
             else:
-                term = value_of(symbol, post)
+                term = value_of(symbol, delta)
                 if lane in frame.codes:
                     term += second_term(frame.codes[lane], term, post)
                 out.append(bits_of(rounded(value_of(bits, base) + rounded(term, wide), wide), post))
@@ -413,7 +417,7 @@ class Delta:
                 data = Record.read(self.record(name)).on(data)
             elif entry["baseDtype"] != entry["postDtype"]:
                 before, after = BY_NAME[entry["baseDtype"]], BY_NAME[entry["postDtype"]]
-                unchanged = Record(True, before, after, tuple(entry["shape"]), [_still(entry, after)])
+                unchanged = Record(True, before, after, tuple(entry["shape"]), [_still(entry, after)], after)
                 data = unchanged.on(data)
             assert data is not None
             yield name, entry["postDtype"], data

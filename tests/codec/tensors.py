@@ -100,19 +100,26 @@ def encode(
     return encode_difference(base.view(head.base.stored), post.view(head.post.stored), head.base, head.post, preset)
 
 
-def decode(data: bytes, lanes: int, base_dtype: str | None, dtype: str) -> Frame:
+def decode(data: bytes, lanes: int, base_dtype: str | None, dtype: str, delta_dtype: str | None = None) -> Frame:
     """The frame that `encode` gave."""
-    head = RecordHead.of(base_dtype, dtype, ())
-    return decode_frame(memoryview(data), lanes, head.base if head.mode is Mode.ADD else None, head.post)
+    head = RecordHead.of(base_dtype, dtype, (), delta_dtype)
+    return decode_frame(memoryview(data), lanes, head.mended_base, head.delta)
 
 
-def produced(frame: Frame, base_dtype: str | None, dtype: str, target: Array | None, weight: float = 1.0) -> Array:
+def produced(
+    frame: Frame,
+    base_dtype: str | None,
+    dtype: str,
+    target: Array | None,
+    weight: float = 1.0,
+    delta_dtype: str | None = None,
+) -> Array:
     """The bits of the lanes that a frame gives on a target of the base's dtype."""
-    head = RecordHead.of(base_dtype, dtype, ())
+    head = RecordHead.of(base_dtype, dtype, (), delta_dtype)
     if head.mode is Mode.REPLACE or head.base is None or target is None:
         return replaced(target if head.sparse else None, frame, head.post)
     out = np.empty(frame.lanes, head.post.stored)
-    addend = Addend(frame, head.base, head.post, weight)
+    addend = Addend(frame, head.base, head.delta, weight)
     block = Block(target.view(head.base.stored), head.base, (addend,), out, head.post)
     linear(block)
     overwrite(block, addend)
@@ -255,7 +262,8 @@ class Record:
         for number in range(len(reader.frames)):
             frame = reader.read(number)
             target = None if lanes is None else lanes[start : start + frame.lanes].copy()
-            parts.append(produced(frame, self.entry.base_dtype, reader.head.post.dtype, target))
+            dtypes = self.entry.base_dtype, reader.head.post.dtype
+            parts.append(produced(frame, *dtypes, target, delta_dtype=self.entry.delta_dtype))
             start += frame.lanes
         return b"".join(part.tobytes() for part in parts)
 

@@ -391,10 +391,11 @@ def head(
     base: int = 1,
     post: int = 1,
     shape: tuple[int, ...] = (LANES,),
+    delta: int | None = None,
 ) -> bytes:
     """A record's head."""
     fixed = struct.pack("<4sBBBBB", magic, version, mode, base, post, len(shape))
-    return fixed + b"".join(map(pack_number, shape))
+    return fixed + (b"" if delta is None else bytes([delta])) + b"".join(map(pack_number, shape))
 
 
 def entry(**changes: Any) -> TensorEntry:
@@ -408,7 +409,25 @@ def test_record_made_by_hand_is_read() -> None:
 
 HEADS = {
     "other magic": (head(magic=b"DREC"), ENTRY),
-    "unknown mode": (head(mode=2), ENTRY),
+    "a delta of its own in what is post's": (head(mode=2, delta=1), entry(delta_dtype="BF16")),
+    "a delta of integers": (head(mode=2, delta=20), entry(delta_dtype="I16")),
+    "a delta of pairs": (head(mode=2, delta=5), entry(delta_dtype="C64")),
+    "the halves of pairs as a delta of its own": (
+        head(mode=2, base=5, post=5, delta=3),
+        entry(base_dtype="C64", post_dtype="C64", delta_dtype="F32"),
+    ),
+    "a delta of its own where nothing is added": (
+        head(mode=2, base=20, post=20, delta=3),
+        entry(base_dtype="I16", post_dtype="I16", delta_dtype="F32"),
+    ),
+    "a delta of its own on what base lacks": (
+        head(mode=2, base=0, delta=3),
+        entry(base_dtype=None, delta_dtype="F32"),
+    ),
+    "a delta dtype that the inventory does not tell": (head(mode=2, delta=2), ENTRY),
+    "no delta dtype where the inventory tells one": (head(), entry(delta_dtype="F16")),
+    "another delta dtype than the inventory's": (head(mode=2, delta=2), entry(delta_dtype="F32")),
+    "a head that ends before the delta's dtype": (head(mode=2, shape=()), ENTRY),
     "replacing what is added": (head(mode=1), ENTRY),
     "adding integers": (head(base=20, post=20), entry(base_dtype="I16", post_dtype="I16")),
     "adding to nothing": (head(base=0), entry(base_dtype=None)),
@@ -436,12 +455,35 @@ def test_broken_head_is_refused(fault: str) -> None:
         Record(told, data + frame(Kind.PLANES, PLANES)).frames()
 
 
-@pytest.mark.parametrize("data", [head(version=2), head(base=99), head(post=99), head(post=0), head(version=0)])
-def test_unknown_version_or_dtype_asks_for_an_upgrade(data: bytes) -> None:
+@pytest.mark.parametrize(
+    "data",
+    [
+        head(version=2),
+        head(version=0),
+        head(base=99),
+        head(post=99),
+        head(post=0),
+        head(mode=3),
+        head(mode=2, delta=99),
+        head(mode=2, delta=0),
+    ],
+)
+def test_unknown_version_mode_or_dtype_asks_for_an_upgrade(data: bytes) -> None:
     with pytest.raises(UnsupportedFormat) as caught:
         Record(ENTRY, data + frame(Kind.PLANES, PLANES)).frames()
     assert "newer" in str(caught.value.hint)
     assert caught.value.exit_code == 3
+
+
+def test_delta_with_a_dtype_of_its_own_has_no_second_terms_and_no_overwrites() -> None:
+    told, own = entry(delta_dtype="F16"), head(mode=2, delta=2)
+    assert [one.lanes for one in Record(told, own + frame(Kind.PLANES, PLANES)).frames()] == [LANES]
+    mending = ONE + raw(b"\0") * 2
+    overwrites = ONE + raw(b"\0") * 4
+    for flags, more in ((MENDED, mending), (OVERWRITTEN, overwrites), (MENDED | OVERWRITTEN, mending + overwrites)):
+        assert Record(ENTRY, head() + frame(Kind.PLANES, PLANES + more, flags)).frames()
+        with pytest.raises(BadRecord):
+            Record(told, own + frame(Kind.PLANES, PLANES + more, flags)).frames()
 
 
 def test_frames_beyond_the_lanes_are_refused() -> None:

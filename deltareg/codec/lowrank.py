@@ -15,6 +15,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -28,7 +29,18 @@ from deltareg.codec.memory import empty
 from deltareg.codec.streams import Preset, StreamReader, pack_number
 from deltareg.errors import BadRecord
 
-__all__ = ["FACTORS_LIMIT", "FACTOR_DTYPES", "Factors", "LowRank", "LowRankTensor", "Product", "StoredProduct", "fits", "matrix_of", "widened"]
+__all__ = [
+    "FACTORS_LIMIT",
+    "FACTOR_DTYPES",
+    "Factors",
+    "LowRank",
+    "LowRankTensor",
+    "Product",
+    "StoredProduct",
+    "fits",
+    "matrix_of",
+    "widened",
+]
 
 FACTOR_DTYPES = ("F32", "BF16", "F16")
 """What factors can be stored in: products of these are exact in float64."""
@@ -110,11 +122,14 @@ class Factors:
     left: Array
     right: Array
 
-    def product(self, rows: int) -> Product:
+    @cached_property
+    def product(self) -> Product:
         """What they give."""
         rank = self.low_rank.rank
         left, right = widened(self.left, self.low_rank.left), widened(self.right, self.low_rank.right)
-        return Product(rows, right.reshape(rank, -1), lambda start, stop: left[start:stop], self.low_rank.scale)
+        return Product(
+            left.size // rank, right.reshape(rank, -1), lambda start, stop: left[start:stop], self.low_rank.scale
+        )
 
     def encode(self, preset: Preset) -> Iterator[bytes]:
         """The frames of both."""
@@ -126,10 +141,13 @@ class Factors:
 class LowRankTensor(Tensor):
     """A tensor of post that is base's and a product of factors; `source` reads as their sum."""
 
-    __slots__ = ("_load",)
+    __slots__ = ("_load", "low_rank")
 
-    def __init__(self, info: TensorInfo, source: ByteSource, shard: str, load: Callable[[], Factors]) -> None:
+    def __init__(
+        self, info: TensorInfo, source: ByteSource, shard: str, low_rank: LowRank, load: Callable[[], Factors]
+    ) -> None:
         super().__init__(info, source, shard)
+        self.low_rank = low_rank
         self._load = load
 
     @property

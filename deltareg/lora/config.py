@@ -185,7 +185,7 @@ class _Reader:
         return float(value)
 
     def patterns(self, key: str, check: Any) -> dict[str, Any]:
-        value = self._document.get(key) or {}
+        value: Any = self._document.get(key) or {}
         if not isinstance(value, dict) or len(cast("dict[str, Any]", value)) > _MOST_PATTERNS:
             self._fault(key, value, f"an object of at most {_MOST_PATTERNS} patterns")
             return {}
@@ -209,5 +209,3 @@ class _Reader:
 
     def _fault(self, key: str, value: Any, due: str) -> None:
         self.faults.append(f"{key} is {value!r:.60}, not {due}")
-
-

@@ -25,7 +25,7 @@ from deltareg.checkpoint.source import ByteSource
 from deltareg.codec import kernels
 from deltareg.codec.frame import encode_replaced
 from deltareg.codec.lanes import FRAME_LANES, Array, Lane, lane_of
-from deltareg.codec.memory import empty
+from deltareg.codec.memory import empty, frame_memory
 from deltareg.codec.streams import Preset, StreamReader, pack_number
 from deltareg.errors import BadRecord
 
@@ -179,6 +179,16 @@ class StoredProduct:
             if self._product is None:
                 self._product = Product(self._rows, self._right(), self._left, self._low_rank.scale)
         return self._product.symbols(first, lanes)
+
+    def factors(self) -> tuple[Array, Array]:
+        """Both factors as float32, of shapes (rows, rank) and (rank, columns). Raises BadRecord."""
+        size = self._rows * self._low_rank.rank
+        left = np.empty(size, np.float32)
+        for start in range(0, size, FRAME_LANES):
+            part = left[start : start + FRAME_LANES]
+            with frame_memory():
+                kernels.widen_all(self._left(start, start + part.size), part)
+        return left.reshape(self._rows, -1), self._right().astype(np.float32)
 
     def _right(self) -> Array:
         size = self._low_rank.rank * self._columns

@@ -79,6 +79,11 @@ class RecordReader:
                 raise BadRecord("a frame leaves lanes open that the target does not have")
         return frame
 
+    def factors(self) -> tuple[Array, Array]:
+        """The factors of a record that holds such, as float32 of shapes (rows, rank) and (rank, columns)."""
+        assert self._product is not None
+        return self._product.factors()
+
     def _factor(self, number: int, lane: Lane) -> Array:
         """The bits of one stored frame of a factor."""
         frame = self._read(number, None, lane)

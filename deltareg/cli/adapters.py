@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -94,6 +95,7 @@ def export_lora(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT, if it is an adapter, with all that is in it.")
     ] = False,
+    threads: Threads = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -106,6 +108,8 @@ def export_lora(
     \b
       deltareg export-lora acme/search:1.0.0 --rank 32 -o adapter/
     """
+    # Tensors are worked on side by side: threads of NumPy's own within each would only wait for one another.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from deltareg.cli.checkpoints import output_directory
     from deltareg.cli.output import print_report, warn
     from deltareg.cli.progress import watched
@@ -113,7 +117,8 @@ def export_lora(
     from deltareg.cli.units import ratio
     from deltareg.lora import export_lora
 
-    registry = open_registry(current_settings())
+    settings = current_settings()
+    registry = open_registry(settings)
     with watched() as progress:
         report = export_lora(
             reference,
@@ -122,6 +127,7 @@ def export_lora(
             rank=rank,
             base=base,
             overwrite=overwrite,
+            threads=threads or settings.threads,
             dry_run=dry_run,
             progress=progress,
         )

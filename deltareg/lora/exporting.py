@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,12 +40,13 @@ from deltareg.merge.linear import overwrite
 from deltareg.merge.values import values_of
 from deltareg.names import Reference
 from deltareg.progress import SILENT, Progress
+from deltareg.threads import in_order, thread_count
 
 __all__ = ["ExportReport", "ExportedTensor", "LeftOut", "export_lora"]
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 # Deltas of up to so many numbers are read once and kept; larger ones are read anew for each pass.
-_MOST_KEPT = 32 * 2**20
+_MOST_KEPT = 8 * 2**20
 _MOST_RANK = 2**16
 
 
@@ -57,6 +58,7 @@ def export_lora(
     rank: int,
     base: Checkpoint | str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    threads: int | None = None,
     dry_run: bool = False,
     progress: Progress = SILENT,
 ) -> ExportReport:
@@ -81,7 +83,7 @@ def export_lora(
             before = base if isinstance(base, Checkpoint) else stack.enter_context(Checkpoint.open(base))
             _refuse_other(before, artifact)
         packs = stack.enter_context(artifact.open_packs())
-        export = _Export(artifact, packs, rank, before)
+        export = _Export(artifact, packs, rank, before, thread_count(threads))
         if export.nothing:
             raise InvalidArgument(
                 f"{name} changes nothing that an adapter can have", hint="apply it instead: deltareg apply"
@@ -146,11 +148,12 @@ class _Matrix:
 class _Export:
     """Decides what becomes of each tensor, then computes it."""
 
-    def __init__(self, artifact: Artifact, packs: Packs, rank: int, base: Checkpoint | None) -> None:
+    def __init__(self, artifact: Artifact, packs: Packs, rank: int, base: Checkpoint | None, threads: int) -> None:
         self._artifact = artifact
         self._packs = packs
         self._rank = rank
         self._base = base
+        self._threads = threads
         self._matrices: list[_Matrix] = []
         self._whole: dict[str, TensorEntry] = {}
         self._keys: dict[str, str] = {}
@@ -234,9 +237,11 @@ class _Export:
     def computed(self, progress: Progress) -> Iterator[tuple[str, Array]]:
         """The tensors of `layout` with their numbers, one after the other."""
         total = sum(math.prod(matrix.entry.shape) for matrix in self._matrices)
-        with progress.step("export", 4 * total):
-            for matrix in self._matrices:
-                found = self._factors(matrix)
+        with progress.step("export", 4 * total), ExitStack() as stack:
+            tasks = (partial(self._factors, matrix) for matrix in self._matrices)
+            results = stack.enter_context(closing(in_order(tasks, self._threads)))
+            for matrix, found in zip(self._matrices, results, strict=True):
+                self._note(matrix, found)
                 progress.advance(4 * math.prod(matrix.entry.shape))
                 left, right = found.left, found.right
                 if matrix.kind is not Kind.STRAIGHT:
@@ -278,25 +283,19 @@ class _Export:
         shape = matrix_of(matrix.entry.shape)
         if matrix.is_stored:
             left, right = matrix.reader.factors()
-            found = Truncated(left, right, 0.0, self._squares(matrix.entry))
-        else:
-            stretches = partial(_stretches, matrix.reader, *shape)
-            if shape[0] * shape[1] <= _MOST_KEPT:
-                kept = [(row, stretch.copy()) for row, stretch in stretches()]
-                found = truncate(lambda: iter(kept), shape, matrix.rank, matrix.entry.name)
-            else:
-                found = truncate(stretches, shape, matrix.rank, matrix.entry.name)
-        self._tensors.append(
-            ExportedTensor(
-                name=matrix.entry.name,
-                rank=matrix.rank,
-                error=_ratio(found.residue, found.total),
-                exact=matrix.is_stored,
-            )
-        )
-        self._residues[matrix.entry.name] = found.residue
+            return Truncated(left, right, 0.0, self._squares(matrix.entry))
+        stretches = partial(_stretches, matrix.reader, *shape)
+        if shape[0] * shape[1] > _MOST_KEPT:
+            return truncate(stretches, shape, matrix.rank, matrix.entry.name)
+        kept = list(stretches())
+        return truncate(lambda: iter(kept), shape, matrix.rank, matrix.entry.name)
+
+    def _note(self, matrix: _Matrix, found: Truncated) -> None:
+        error = _ratio(found.residue, found.total)
+        name = matrix.entry.name
+        self._tensors.append(ExportedTensor(name=name, rank=matrix.rank, error=error, exact=matrix.is_stored))
+        self._residues[name] = found.residue
         self._totals.append(found.total)
-        return found
 
     def _squares(self, entry: TensorEntry) -> float:
         """‖Δ‖² of a tensor; nothing where it is not added to."""

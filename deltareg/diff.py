@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
 import numpy as np
 from blake3 import blake3
@@ -22,6 +23,7 @@ from deltareg.codec import (
     Array,
     EncodedFrame,
     Kind,
+    LowRankTensor,
     Mode,
     Preset,
     RecordHead,
@@ -265,7 +267,8 @@ class _Job:
                     self._squares.append(done.squares or (done.frame.delta_squares, 0.0))
                     if done.squares is not None:
                         tally.approximated.append(done.squares)
-                    if head is not None and (opened or done.frame.kind is not Kind.ZERO or done.frame.overwritten):
+                    tells = done.frame.kind is not Kind.ZERO or done.frame.overwritten or done.frame.changed
+                    if head is not None and (opened or tells):
                         opened = opened or self._open(packs, pair, head, done.step.number)
                         packs.add(done.frame.data)
                 if done.step.last:
@@ -299,6 +302,10 @@ class _Job:
         """Begin a record at the first frame that says something; the frames before it say that nothing changes."""
         packs.begin(pair.name)
         packs.add(head.pack())
+        if head.low_rank is not None:
+            for frame in cast("LowRankTensor", pair.post).factors.encode(self.preset):
+                packs.add(frame)
+            return True
         for _ in range(number):
             packs.add(zero_frame())
         return True
@@ -314,6 +321,8 @@ class _Job:
             yield from (partial(self._run, step) for step in self._steps(pair, lossy))
 
     def _lossy(self, pair: _Pair) -> LossyTensor | None:
+        if isinstance(pair.post, LowRankTensor):
+            return None  # its factors are stored as they are
         return lossy_tensor(pair.base, pair.post, self.tier, self.preset, self.progress)
 
     def _steps(self, pair: _Pair, lossy: LossyTensor | None) -> Generator[_Step]:
@@ -321,8 +330,7 @@ class _Job:
             head = None
             count = _chunks(pair.base)
         else:
-            base_dtype = None if pair.base is None else pair.base.dtype
-            head = RecordHead.of(base_dtype, pair.post.dtype, pair.post.shape)
+            head = _head(pair.base, pair.post)
             count = max(_chunks(pair.base), _chunks(pair.post))
         for number in range(max(count, 1)):
             yield _Step(pair, head, number, number + 1 >= count, lossy)
@@ -345,7 +353,9 @@ class _Job:
         approximate = None if step.lossy is None else step.lossy.head
         if head is not None and post.size:
             delta = None
-            if unchanged:
+            if head.low_rank is not None:
+                frame, delta = _low_rank(step, base)
+            elif unchanged:
                 frame = encode_unchanged(base, head.post)
             elif step.lossy is not None and approximate is not None:
                 found = step.lossy.encode(approximate, base, post)
@@ -366,12 +376,14 @@ class _Job:
         kind = _kind(pair, tally)
         if size:
             self.kinds[kind] += size
+        low_rank = pair.post.low_rank if kind == "lowrank" and isinstance(pair.post, LowRankTensor) else None
         return TensorEntry(
             name=pair.name,
             kind=kind,
             base_dtype=None if pair.base is None else pair.base.dtype,
             post_dtype=None if pair.post is None else pair.post.dtype,
             delta_dtype=own,
+            rank=None if low_rank is None else low_rank.rank,
             shape=list(shown.shape),
             packs=homes,
             size=size,
@@ -382,6 +394,27 @@ class _Job:
             delta_norm=norm(tally.delta_squares),
             error=tally.error,
         )
+
+
+def _head(base: Tensor | None, post: Tensor) -> RecordHead:
+    if isinstance(post, LowRankTensor):
+        return RecordHead.of_product(post.dtype, post.shape, post.low_rank)
+    return RecordHead.of(None if base is None else base.dtype, post.dtype, post.shape)
+
+
+def _low_rank(step: _Step, base: Array) -> tuple[EncodedFrame, Array]:
+    """What there is to tell of one frame of a product, which has no bytes of its own; and its D1."""
+    assert step.head is not None
+    symbols = cast("LowRankTensor", step.pair.post).factors.product.symbols(step.number * FRAME_LANES, base.size)
+    lane = step.head.delta
+    delta = symbols.view(lane.stored)
+    return EncodedFrame(
+        b"",
+        Kind.ZERO,
+        int(np.count_nonzero(symbols != lane.marker)),
+        base_squares=kernels.sum_of_squares(base.view(step.head.post.stored)),
+        delta_squares=kernels.sum_of_squares(delta),
+    ), delta
 
 
 def _chunks(tensor: Tensor | None) -> int:
@@ -416,9 +449,7 @@ def _sketcher_of(pairs: list[_Pair]) -> Sketcher | None:
     lanes = sum(
         head.lanes
         for pair in pairs
-        if pair.base is not None
-        and pair.post is not None
-        and (head := RecordHead.of(pair.base.dtype, pair.post.dtype, pair.post.shape)).mode is Mode.ADD
+        if pair.base is not None and pair.post is not None and (head := _head(pair.base, pair.post)).mode is Mode.ADD
     )
     return Sketcher() if lanes >= LEAST_LANES else None
 
@@ -471,6 +502,8 @@ def _kind(pair: _Pair, tally: _Tally) -> RecordKind:
         return "full"
     if tally.changed == 0:
         return "zero"
+    if isinstance(pair.post, LowRankTensor):
+        return "lowrank"
     if not lane_of(pair.base.dtype).adds_to(lane_of(pair.post.dtype)):
         return "full"
     return _KIND_NAMES[max(tally.kinds, key=lambda kind: (tally.kinds[kind], _KIND_NAMES[kind]))]

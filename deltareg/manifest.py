@@ -62,7 +62,7 @@ BLAKE3 = "vnd.deltareg.blake3"
 Preset = Literal["fast", "small"]
 """How hard the codec tries to be small."""
 
-RecordKind = Literal["zero", "palette", "arithmetic", "sparse", "planes", "full", "removed"]
+RecordKind = Literal["zero", "palette", "arithmetic", "sparse", "planes", "lowrank", "full", "removed"]
 """What the record of a tensor is."""
 
 DigestText = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -217,6 +217,7 @@ class TensorEntry(Document):
     post_dtype: str | None = Field(default=None, description="absent where post lacks the tensor")
     delta_dtype: str | None = Field(default=None, description="dtype of D1; absent where it is post's")
     shape: list[Count]
+    rank: Count | None = Field(default=None, description="rank of the factors; absent where none are stored")
     packs: list[Count] = Field(default=[], description="numbers of the packs that hold the record's parts, in order")
     size: Count = Field(default=0, description="bytes of the record")
     changed: Count = Field(

@@ -113,7 +113,7 @@ def _verify_records(artifact: Artifact, threads: int) -> None:
             for entry in artifact.inventory.tensors:
                 if entry.packs:
                     reader = RecordReader(entry, packs.parts(entry))
-                    yield from (partial(reader.read, number) for number in range(len(reader.frames)))
+                    yield from (partial(reader.read, number) for number in range(reader.count))
 
         _do_all(readings(), threads)
 

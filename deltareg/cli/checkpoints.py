@@ -12,7 +12,7 @@ from deltareg.cli.options import DryRun, Json, Threads, check_text, complete_del
 from deltareg.errors import InvalidArgument
 from deltareg.paths import expand_home
 
-__all__ = ["Preset", "SideFiles", "apply", "diff"]
+__all__ = ["CHECKPOINT", "Preset", "SideFiles", "apply", "diff", "output_directory"]
 
 
 class Preset(StrEnum):
@@ -29,11 +29,11 @@ class SideFiles(StrEnum):
     target = "target"
 
 
-_CHECKPOINT = "a directory, a .safetensors file or hf://org/name[@revision]"
+CHECKPOINT = "a directory, a .safetensors file or hf://org/name[@revision]"
 
 
 def diff(
-    base: Annotated[str, typer.Argument(metavar="BASE", help=f"The checkpoint before training: {_CHECKPOINT}.")],
+    base: Annotated[str, typer.Argument(metavar="BASE", help=f"The checkpoint before training: {CHECKPOINT}.")],
     post: Annotated[str, typer.Argument(metavar="POST", help="The checkpoint after training.")],
     tag: Annotated[
         str, typer.Option("--tag", metavar="REFERENCE", help="What to call the delta: namespace/name:1.2.3.")
@@ -105,7 +105,7 @@ def diff(
 
 
 def apply(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help=f"The checkpoint to start from: {_CHECKPOINT}.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help=f"The checkpoint to start from: {CHECKPOINT}.")],
     deltas: Annotated[
         list[str],
         typer.Argument(
@@ -194,7 +194,7 @@ def apply(
             target,
             weighted,
             registry,
-            _output(out),
+            output_directory(out),
             method=method,
             parameters=parse_parameters(method, parameters or []),
             seed=seed,
@@ -225,7 +225,7 @@ def _weight(weight: float | str) -> str:
     return weight if isinstance(weight, str) else ratio(weight)
 
 
-def _output(out: str) -> Path:
+def output_directory(out: str) -> Path:
     if not out:
         raise InvalidArgument("the output has no name", hint="name the directory to make: -o merged/")
     return expand_home(out)

@@ -1,0 +1,62 @@
+"""Which tensor of the base a name in an adapter means: the one or the other may have a wrapper's prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+__all__ = ["Places"]
+
+_DEEPEST = 3
+# Names that transformers gives on loading to what older checkpoints call otherwise.
+_OLD_NAMES = ((".weight", ".gamma"), (".bias", ".beta"))
+
+
+class Places:
+    """Finds names of an adapter among the base's tensors.
+
+    An adapter that was trained on `AutoModelForX` says `bert.encoder…` where a checkpoint of the bare model says
+    `encoder…`, and the other way round. The one exchange of prefixes that finds most of `wanted` is taken.
+    """
+
+    def __init__(self, names: Collection[str], wanted: Iterable[str]) -> None:
+        self._names = set(names)
+        asked = list(wanted)
+        removed = sorted({prefix for name in asked for prefix in _prefixes(name)}, key=_simplest)
+        added = sorted({prefix for name in self._names for prefix in _prefixes(name)}, key=_simplest)
+        choices = [(old, new) for old in removed for new in added]
+        # The first of the best: no exchange, then the shortest.
+        self._exchange = max(choices, key=lambda choice: self._hits(asked, *choice), default=("", ""))
+
+    def of(self, name: str) -> str:
+        """The base's name for it; the name as it is where the base has none."""
+        for candidate in (name, _exchanged(name, *self._exchange)):
+            if candidate is None:
+                continue
+            if candidate in self._names:
+                return candidate
+            for new, old in _OLD_NAMES:
+                if candidate.endswith(new) and candidate.removesuffix(new) + old in self._names:
+                    return candidate.removesuffix(new) + old
+        return name
+
+    def _hits(self, asked: Iterable[str], old: str, new: str) -> int:
+        return sum(_exchanged(name, old, new) in self._names for name in asked)
+
+
+def _prefixes(name: str) -> list[str]:
+    """Nothing, and the first one to three parts of a name that are no numbers, each with its dot."""
+    parts = name.split(".")[:-1]
+    found = [""]
+    for depth in range(1, min(_DEEPEST, len(parts)) + 1):
+        if parts[depth - 1].isdigit():
+            break
+        found.append(".".join(parts[:depth]) + ".")
+    return found
+
+
+def _simplest(prefix: str) -> tuple[int, str]:
+    return prefix.count("."), prefix
+
+
+def _exchanged(name: str, old: str, new: str) -> str | None:
+    return new + name.removeprefix(old) if name.startswith(old) else None

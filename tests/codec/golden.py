@@ -271,7 +271,7 @@ def encoded_low_rank(case: LowRankGolden, preset: Preset) -> bytes:
     low_rank = LowRank(case.left.shape[1], lane_of(case.left.dtype), lane_of(case.right.dtype), case.scale)
     bits = [np.frombuffer(one.data, lane_of(one.dtype).bits) for one in (case.left, case.right)]
     head = RecordHead.of_product(case.base.dtype, case.base.shape, low_rank)
-    return head.pack() + b"".join(Factors(low_rank, *bits).encode(preset))
+    return head.pack() + b"".join(Factors(low_rank, bits[0], bits[1]).encode(preset))
 
 
 def _write_low_rank() -> None:

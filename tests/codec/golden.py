@@ -217,8 +217,10 @@ def load_low_rank() -> list[LowRankGolden]:
 
 def _read_low_rank(path: Path) -> LowRankGolden:
     document = json.loads(path.read_text())
-    tensors = {name: Raw(*document[name][:2], bytes.fromhex(document[name][2])) for name in _LOW_RANK_TENSORS}
-    tensors = {name: Raw(one.dtype, tuple(one.shape), one.data) for name, one in tensors.items()}
+    tensors = {
+        name: Raw(dtype, tuple(shape), bytes.fromhex(data))
+        for name, (dtype, shape, data) in ((name, document[name]) for name in _LOW_RANK_TENSORS)
+    }
     records = {key: bytes.fromhex(value) for key, value in document["records"].items()}
     return LowRankGolden(path.stem, scale=float.fromhex(document["scale"]), records=records, **tensors)
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from deltareg.checkpoint import Checkpoint as Checkpoint
     from deltareg.diff import diff as diff
     from deltareg.errors import DeltaregError as DeltaregError
+    from deltareg.lora import export_lora as export_lora
+    from deltareg.lora import import_lora as import_lora
     from deltareg.transfer import pull as pull
     from deltareg.transfer import push as push
 
@@ -35,6 +37,8 @@ __all__ = [
     "apply",
     "check",
     "diff",
+    "export_lora",
+    "import_lora",
     "live",
     "pull",
     "push",
@@ -50,6 +54,8 @@ _HOMES = {
     "apply": "deltareg.apply",
     "check": "deltareg.check",
     "diff": "deltareg.diff",
+    "export_lora": "deltareg.lora",
+    "import_lora": "deltareg.lora",
     "live": "deltareg.apply",
     "pull": "deltareg.transfer",
     "push": "deltareg.transfer",

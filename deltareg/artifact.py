@@ -204,6 +204,9 @@ def _is_consistent(entry: TensorEntry, packs: int) -> bool:
         return False
     if entry.delta_dtype is not None and not _holds(entry.delta_dtype, entry):
         return False
+    if entry.kind == "lowrank" or entry.rank is not None:
+        # D1 is F32, so that post is F32, or the delta has that for a dtype of its own.
+        return entry.kind == "lowrank" and bool(entry.rank) and base == post and "F32" in (post, entry.delta_dtype)
     if base is None or post is None:
         return entry.kind == ("full" if base is None else "removed") and base != post
     if entry.kind == "zero" and base != post:

@@ -294,6 +294,8 @@ def _fit(reference: Reference, artifact: Artifact, target: _Target, threads: int
     tokens = _Tokens(artifact, target)
     findings += tokens.findings(embedding=has_token_embedding(shapes))
     findings += _lineage_findings(lineage, verdict)
+    if config.exactness.kind == "lossy":
+        findings.append(finding("delta-lossy", "delta", str(config.exactness), "exact"))
     if config.requires:
         shown = f"{len(config.requires)} delta{'s' if len(config.requires) > 1 else ''}"
         findings.append(finding("delta-stacked", "requires", shown, "none"))
@@ -307,7 +309,7 @@ def _fit(reference: Reference, artifact: Artifact, target: _Target, threads: int
     checked = CheckedDelta(
         reference=str(reference),
         digest=artifact.digest,
-        verdict=verdict_of(_without_only_in_post(findings), identical=identical),
+        verdict=verdict_of(_between_base_and_target(findings), identical=identical),
         findings=[
             CheckedFinding(
                 code=found.code,
@@ -476,6 +478,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _without_only_in_post(findings: Iterable[Finding]) -> list[Finding]:
-    """What training added is told, and is no difference between the base and the target."""
-    return [found for found in findings if found.code not in ("head-only-in-post", "tensor-only-in-post")]
+def _between_base_and_target(findings: Iterable[Finding]) -> list[Finding]:
+    """What training added, and how exact the delta is, is told, and is no difference between base and target."""
+    told = ("delta-lossy", "head-only-in-post", "tensor-only-in-post")
+    return [found for found in findings if found.code not in told]

@@ -37,7 +37,7 @@ from deltareg.sketch import SAMPLES_TYPE
 from deltareg.sketch.projection import PROJECTION_TYPE, Sketch, pack_sketches
 from deltareg.store import Store
 
-__all__ = ["Taken", "norm", "store_documents", "tensors_digest"]
+__all__ = ["Taken", "norm", "relative_error", "store_documents", "tensors_digest"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Taken:
     base_digests: dict[str, bytes]
     post_digests: dict[str, bytes]
     preset: Preset
+    exactness: Exactness
     samples: bytes
     sketches: Mapping[str, Sketch]
 
@@ -65,6 +66,12 @@ def norm(squares: list[float]) -> float:
     except OverflowError:  # F64 beyond 10**154
         total = sys.float_info.max
     return float(f"{math.sqrt(total):.6g}")
+
+
+def relative_error(squares: Sequence[tuple[float, float]]) -> float:
+    """‖Δ − Δ̂‖ / ‖Δ‖ to six digits, from the sums Σ Δ² and Σ (Δ − Δ̂)² of parts; 0 where there is no Δ."""
+    whole, apart = (math.fsum(parts) for parts in zip(*squares, strict=True))
+    return float(f"{math.sqrt(apart / whole):.6g}") if whole else 0.0
 
 
 def store_documents(
@@ -118,7 +125,7 @@ def _config(taken: Taken, licence: str | None, description: str | None) -> Delta
         fingerprint=fingerprint_of(taken.base, lenient=True),
         base=_parent(taken.base, taken.base_digests),
         post=_parent(taken.post, taken.post_digests),
-        exactness=Exactness(kind="exact"),
+        exactness=taken.exactness,
         licence=licence or taken.post.licence,
         preset=taken.preset,
         norms=_norms(taken.entries),

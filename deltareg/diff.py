@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
 import numpy as np
 from blake3 import blake3
@@ -22,6 +23,7 @@ from deltareg.codec import (
     Array,
     EncodedFrame,
     Kind,
+    LowRankTensor,
     Mode,
     Preset,
     RecordHead,
@@ -36,12 +38,14 @@ from deltareg.codec import (
 )
 from deltareg.codec.lanes import view_of
 from deltareg.codec.memory import empty, frame_memory
-from deltareg.describe import Taken, norm, store_documents
+from deltareg.codec.tiers import Tier, parse_tier
+from deltareg.describe import Taken, norm, relative_error, store_documents
 from deltareg.digest import Digest, sha256
 from deltareg.errors import DeltaregError, InvalidArgument, NotHomologous
 from deltareg.fingerprint import layer_order
 from deltareg.homology import compare_shapes, refuse_mismatch
-from deltareg.manifest import Document, RecordKind, TensorEntry
+from deltareg.lossy import LossyTensor, lossy_tensor
+from deltareg.manifest import Document, Exactness, RecordKind, TensorEntry
 from deltareg.merge import Addend, Block, linear
 from deltareg.merge.linear import overwrite
 from deltareg.names import Reference, parse_licence, parse_reference
@@ -58,7 +62,10 @@ _PRESETS = ("fast", "small")
 
 
 class DiffReport(Document):
-    """What `diff` did. Sizes in bytes; `ratio` is raw size over artifact size."""
+    """What `diff` did. Sizes in bytes; `ratio` is raw size over artifact size.
+
+    `relative_error` is ‖Δ − Δ̂‖ / ‖Δ‖ over all tensors that are added to; null where the delta is exact.
+    """
 
     reference: str
     digest: str | None
@@ -71,6 +78,8 @@ class DiffReport(Document):
     changed: int
     mended: int
     overwritten: int
+    codec: str
+    relative_error: float | None
     kinds: dict[str, int]
     seconds: float
     dry_run: bool
@@ -83,6 +92,7 @@ def diff(
     reference: Reference | str,
     *,
     preset: Preset = "fast",
+    codec: str = "exact",
     licence: str | None = None,
     description: str | None = None,
     threads: int | None = None,
@@ -90,6 +100,9 @@ def diff(
     progress: Progress = SILENT,
 ) -> DiffReport:
     """Store what turns `base` into `post` under `reference`, a name with a version.
+
+    `codec` is "exact", or one of `deltareg.codec.tiers.TIERS` for a smaller delta that is not: matrices are then
+    approximated, and the error of each is recorded.
 
     Holds a few frames of each at a time. With `dry_run` everything is encoded and nothing is kept. Raises
     NotHomologous, naming every tensor whose shape differs; VersionExists; InvalidArgument; what opening a checkpoint
@@ -103,11 +116,12 @@ def diff(
         parse_licence(licence)
     if preset not in _PRESETS:
         raise InvalidArgument(f"unknown preset {preset!r}", hint="presets are: fast, small")
+    tier = parse_tier(codec)
     with ExitStack() as stack:
         before = base if isinstance(base, Checkpoint) else stack.enter_context(Checkpoint.open(base))
         after = post if isinstance(post, Checkpoint) else stack.enter_context(Checkpoint.open(post))
         pairs = _pair(before, after)
-        job = _Job(before, after, pairs, preset, thread_count(threads), progress)
+        job = _Job(before, after, pairs, preset, tier, thread_count(threads), progress)
         store = registry.store
         if dry_run:
             store = Store(Path(stack.enter_context(TemporaryDirectory(prefix="deltareg-"))) / "registry")
@@ -159,6 +173,7 @@ class _Tally:
     delta_squares: list[float] = field(default_factory=list[float])
     base_digests: list[bytes] = field(default_factory=list[bytes])
     post_digests: list[bytes] = field(default_factory=list[bytes])
+    approximated: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
 
     def add(self, frame: EncodedFrame) -> None:
         self.kinds[frame.kind] += len(frame.data)
@@ -168,95 +183,157 @@ class _Tally:
         self.base_squares.append(frame.base_squares)
         self.delta_squares.append(frame.delta_squares)
 
+    @property
+    def error(self) -> float | None:
+        """‖Δ − Δ̂‖ / ‖Δ‖, to six digits; None where all is exact."""
+        return relative_error(self.approximated) if self.approximated else None
+
 
 @dataclass(frozen=True)
 class _Step:
-    """The work on up to one frame of a tensor: which pair, and which frame; `last` closes the tensor."""
+    """The work on up to one frame of a tensor: which pair, and which frame; `last` closes the tensor.
+
+    `head` is that of an exact record; `lossy` is given where the tensor may be approximated.
+    """
 
     pair: _Pair
     head: RecordHead | None
     number: int
     last: bool
+    lossy: LossyTensor | None
 
 
 @dataclass(frozen=True)
 class _Done:
-    """What a step found: the frame, and the digests of the chunks of base and post that it read."""
+    """What a step found: the frame, and the digests of the chunks of base and post that it read.
+
+    `head` is that of the tensor's record; `squares` are Σ Δ² and Σ (Δ − Δ̂)² of a frame that is approximated.
+    """
 
     step: _Step
+    head: RecordHead | None
     frame: EncodedFrame | None
     base: bytes
     post: bytes
+    squares: tuple[float, float] | None
 
 
 class _Job:
     """Encodes all pairs, frame by frame, and gathers what the documents need."""
 
     def __init__(
-        self, base: Checkpoint, post: Checkpoint, pairs: list[_Pair], preset: Preset, threads: int, progress: Progress
+        self,
+        base: Checkpoint,
+        post: Checkpoint,
+        pairs: list[_Pair],
+        preset: Preset,
+        tier: Tier,
+        threads: int,
+        progress: Progress,
     ) -> None:
         self.base = base
         self.post = post
         self.pairs = pairs
         self.preset: Preset = preset
+        self.tier = tier
         self.threads = threads
         self.progress = progress
         self.entries: list[TensorEntry] = []
         self.base_digests: dict[str, bytes] = {}
         self.post_digests: dict[str, bytes] = {}
         self.kinds: Counter[str] = Counter()
+        self._squares: list[tuple[float, float]] = []
         self._sketcher = _sketcher_of(pairs)
+
+    @property
+    def error(self) -> float | None:
+        """‖Δ − Δ̂‖ / ‖Δ‖ of all; None where every tensor is exact."""
+        return relative_error(self._squares) if any(entry.error is not None for entry in self.entries) else None
 
     def encode(self, packs: PackWriter) -> None:
         """Encode every tensor into `packs`."""
         total = sum(tensor.nbytes for pair in self.pairs for tensor in (pair.base, pair.post) if tensor is not None)
+        total += sum(lossy.nbytes for pair in self.pairs if (lossy := self._lossy(pair)) is not None)
         tally, opened = _Tally(), False
         with self.progress.step("diff", total), closing(self._results()) as results:
             for done in results:
-                pair, head = done.step.pair, done.step.head
+                if done is None:
+                    continue
+                pair, head = done.step.pair, done.head
                 tally.base_digests.append(done.base)
                 tally.post_digests.append(done.post)
                 if done.frame is not None:
                     tally.add(done.frame)
-                    if head is not None and (opened or done.frame.kind is not Kind.ZERO or done.frame.overwritten):
+                    self._squares.append(done.squares or (done.frame.delta_squares, 0.0))
+                    if done.squares is not None:
+                        tally.approximated.append(done.squares)
+                    tells = done.frame.kind is not Kind.ZERO or done.frame.overwritten or done.frame.changed
+                    if head is not None and (opened or tells):
                         opened = opened or self._open(packs, pair, head, done.step.number)
                         packs.add(done.frame.data)
                 if done.step.last:
                     if head is not None and head.base is None and not opened:
                         opened = self._open(packs, pair, head, 0)
-                    self.entries.append(self._entry(pair, tally, *(packs.end() if opened else ([], 0))))
+                    own = head.delta_dtype if opened and head is not None else None
+                    self.entries.append(self._entry(pair, tally, own, *(packs.end() if opened else ([], 0))))
                     tally, opened = _Tally(), False
 
     def taken(self) -> Taken:
         """What the documents tell of."""
         samples = take_samples(self.base, self.threads)
         sketches = {} if self._sketcher is None else self._sketcher.finish()
+        error = self.error
+        exactness = Exactness(kind="exact")
+        if error is not None:
+            exactness = Exactness(kind="lossy", relative_error=error, codec=str(self.tier))
         return Taken(
-            self.base, self.post, self.entries, self.base_digests, self.post_digests, self.preset, samples, sketches
+            self.base,
+            self.post,
+            self.entries,
+            self.base_digests,
+            self.post_digests,
+            self.preset,
+            exactness,
+            samples,
+            sketches,
         )
 
     def _open(self, packs: PackWriter, pair: _Pair, head: RecordHead, number: int) -> bool:
         """Begin a record at the first frame that says something; the frames before it say that nothing changes."""
         packs.begin(pair.name)
         packs.add(head.pack())
+        if head.low_rank is not None:
+            for frame in cast("LowRankTensor", pair.post).factors.encode(self.preset):
+                packs.add(frame)
+            return True
         for _ in range(number):
             packs.add(zero_frame())
         return True
 
-    def _results(self) -> Generator[_Done]:
-        return in_order((partial(self._run, step) for step in self._steps()), self.threads)
+    def _results(self) -> Generator[_Done | None]:
+        return in_order(self._tasks(), self.threads)
 
-    def _steps(self) -> Generator[_Step]:
+    def _tasks(self) -> Generator[Callable[[], _Done | None]]:
         for pair in self.pairs:
-            if pair.post is None:
-                head = None
-                count = _chunks(pair.base)
-            else:
-                base_dtype = None if pair.base is None else pair.base.dtype
-                head = RecordHead.of(base_dtype, pair.post.dtype, pair.post.shape)
-                count = max(_chunks(pair.base), _chunks(pair.post))
-            for number in range(max(count, 1)):
-                yield _Step(pair, head, number, number + 1 >= count)
+            lossy = self._lossy(pair)
+            if lossy is not None:
+                yield from lossy.survey()
+            yield from (partial(self._run, step) for step in self._steps(pair, lossy))
+
+    def _lossy(self, pair: _Pair) -> LossyTensor | None:
+        if isinstance(pair.post, LowRankTensor):
+            return None  # its factors are stored as they are
+        return lossy_tensor(pair.base, pair.post, self.tier, self.preset, self.progress)
+
+    def _steps(self, pair: _Pair, lossy: LossyTensor | None) -> Generator[_Step]:
+        if pair.post is None:
+            head = None
+            count = _chunks(pair.base)
+        else:
+            head = _head(pair.base, pair.post)
+            count = max(_chunks(pair.base), _chunks(pair.post))
+        for number in range(max(count, 1)):
+            yield _Step(pair, head, number, number + 1 >= count, lossy)
 
     def _run(self, step: _Step) -> _Done:
         """Read one chunk of base and of post, digest them, and encode the frame between them."""
@@ -272,18 +349,24 @@ class _Job:
         same = pair.base is not None and pair.post is not None and pair.base.dtype == pair.post.dtype
         unchanged = same and bool(kernels.equal(base, post))
         post_digest = base_digest if unchanged else _chunk_digest(post)
-        frame = None
-        if step.head is not None and post.size:
+        head, frame, squares = step.head, None, None
+        approximate = None if step.lossy is None else step.lossy.head
+        if head is not None and post.size:
             delta = None
-            if unchanged:
-                frame = encode_unchanged(base, step.head.post)
+            if head.low_rank is not None:
+                frame, delta = _low_rank(step, base)
+            elif unchanged:
+                frame = encode_unchanged(base, head.post)
+            elif step.lossy is not None and approximate is not None:
+                found = step.lossy.encode(approximate, base, post)
+                frame, delta, squares = found.frame, found.delta, (found.squares, found.apart)
             else:
-                frame, delta = _encode(step.head, base, post, self.preset, pair.name)
-            if self._sketcher is not None and step.head.mode is Mode.ADD:
-                self._sketcher.add(pair.name, step.head.lanes, step.number, delta)
-        return _Done(step, frame, base_digest, post_digest)
+                frame, delta = _encode(head, base, post, self.preset, pair.name)
+            if self._sketcher is not None and head.mode is Mode.ADD:
+                self._sketcher.add(pair.name, head.lanes, step.number, delta)
+        return _Done(step, approximate or head, frame, base_digest, post_digest, squares)
 
-    def _entry(self, pair: _Pair, tally: _Tally, homes: list[int], size: int) -> TensorEntry:
+    def _entry(self, pair: _Pair, tally: _Tally, own: str | None, homes: list[int], size: int) -> TensorEntry:
         if pair.base is not None:
             self.base_digests[pair.name] = _joined_digest(tally.base_digests)
         if pair.post is not None:
@@ -293,11 +376,14 @@ class _Job:
         kind = _kind(pair, tally)
         if size:
             self.kinds[kind] += size
+        low_rank = pair.post.low_rank if kind == "lowrank" and isinstance(pair.post, LowRankTensor) else None
         return TensorEntry(
             name=pair.name,
             kind=kind,
             base_dtype=None if pair.base is None else pair.base.dtype,
             post_dtype=None if pair.post is None else pair.post.dtype,
+            delta_dtype=own,
+            rank=None if low_rank is None else low_rank.rank,
             shape=list(shown.shape),
             packs=homes,
             size=size,
@@ -306,7 +392,29 @@ class _Job:
             overwritten=tally.overwritten,
             base_norm=norm(tally.base_squares),
             delta_norm=norm(tally.delta_squares),
+            error=tally.error,
         )
+
+
+def _head(base: Tensor | None, post: Tensor) -> RecordHead:
+    if isinstance(post, LowRankTensor):
+        return RecordHead.of_product(post.dtype, post.shape, post.low_rank)
+    return RecordHead.of(None if base is None else base.dtype, post.dtype, post.shape)
+
+
+def _low_rank(step: _Step, base: Array) -> tuple[EncodedFrame, Array]:
+    """What there is to tell of one frame of a product, which has no bytes of its own; and its D1."""
+    assert step.head is not None
+    symbols = cast("LowRankTensor", step.pair.post).factors.product.symbols(step.number * FRAME_LANES, base.size)
+    lane = step.head.delta
+    delta = symbols.view(lane.stored)
+    return EncodedFrame(
+        b"",
+        Kind.ZERO,
+        int(np.count_nonzero(symbols != lane.marker)),
+        base_squares=kernels.sum_of_squares(base.view(step.head.post.stored)),
+        delta_squares=kernels.sum_of_squares(delta),
+    ), delta
 
 
 def _chunks(tensor: Tensor | None) -> int:
@@ -341,9 +449,7 @@ def _sketcher_of(pairs: list[_Pair]) -> Sketcher | None:
     lanes = sum(
         head.lanes
         for pair in pairs
-        if pair.base is not None
-        and pair.post is not None
-        and (head := RecordHead.of(pair.base.dtype, pair.post.dtype, pair.post.shape)).mode is Mode.ADD
+        if pair.base is not None and pair.post is not None and (head := _head(pair.base, pair.post)).mode is Mode.ADD
     )
     return Sketcher() if lanes >= LEAST_LANES else None
 
@@ -396,6 +502,8 @@ def _kind(pair: _Pair, tally: _Tally) -> RecordKind:
         return "full"
     if tally.changed == 0:
         return "zero"
+    if isinstance(pair.post, LowRankTensor):
+        return "lowrank"
     if not lane_of(pair.base.dtype).adds_to(lane_of(pair.post.dtype)):
         return "full"
     return _KIND_NAMES[max(tally.kinds, key=lambda kind: (tally.kinds[kind], _KIND_NAMES[kind]))]
@@ -416,6 +524,8 @@ def _report(job: _Job, reference: str, digest: Digest | None, size: int, seconds
         changed=sum(entry.changed for entry in job.entries),
         mended=sum(entry.mended for entry in job.entries),
         overwritten=sum(entry.overwritten for entry in job.entries),
+        codec=str(job.tier),
+        relative_error=job.error,
         kinds=dict(sorted(job.kinds.items())),
         seconds=seconds,
         dry_run=digest is None,

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 __all__ = [
+    "AdapterRefused",
+    "BadAdapter",
     "BadCheckpoint",
     "BadConfig",
     "BadHeader",
@@ -252,6 +254,16 @@ class QuantisedRefused(DeltaregError):
     exit_code = 3
 
 
+class AdapterRefused(DeltaregError):
+    """The adapter is of a kind that is not imported: another `peft_type`, or a setting that a delta cannot hold.
+
+    The message names the setting. Merge the adapter with peft, and take the delta of base and result: `deltareg diff`.
+    """
+
+    code = "DR0203"
+    exit_code = 3
+
+
 # --- 4: not allowed -----------------------------------------------------------------------------------------------
 
 
@@ -335,6 +347,16 @@ class NotReproduced(DeltaregError):
     """
 
     code = "DR0405"
+    exit_code = 5
+
+
+class BadAdapter(DeltaregError):
+    """An adapter's files do not agree: a factor is missing or has another shape than its config and the base say.
+
+    The message names every tensor. Save the adapter again with peft's `save_pretrained`, or name its own base.
+    """
+
+    code = "DR0406"
     exit_code = 5
 
 

@@ -157,6 +157,12 @@ FINDINGS: Mapping[str, FindingKind] = MappingProxyType(
             "Nothing: `apply` leaves the head's change out.",
             "pooler.dense.weight: shape [768, 768] against absent",
         ),
+        "delta-lossy": FindingKind(
+            "note",
+            "The delta is an approximation: at weight 1 on its own base it gives nearly post, and not post.",
+            "Nothing, if the error is small enough for you; an exact delta is taken without `--codec`.",
+            "delta: lossy, int4, relative error 0.1023 against exact",
+        ),
         "delta-stacked": FindingKind(
             "error",
             "The delta was taken on top of other deltas, which this version cannot put under it.",

@@ -62,7 +62,7 @@ BLAKE3 = "vnd.deltareg.blake3"
 Preset = Literal["fast", "small"]
 """How hard the codec tries to be small."""
 
-RecordKind = Literal["zero", "palette", "arithmetic", "sparse", "planes", "full", "removed"]
+RecordKind = Literal["zero", "palette", "arithmetic", "sparse", "planes", "lowrank", "full", "removed"]
 """What the record of a tensor is."""
 
 DigestText = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -174,7 +174,14 @@ class Exactness(Document):
     """Whether weight 1 on the base gives post bit for bit."""
 
     kind: Literal["exact", "lossy"] = "exact"
-    relative_error: float | None = Field(default=None, ge=0, description="measured, of a lossy delta")
+    relative_error: float | None = Field(default=None, ge=0, description="measured, of a lossy delta: ‖Δ − Δ̂‖ / ‖Δ‖")
+    codec: str | None = Field(default=None, description="what a lossy delta was approximated with, such as int4")
+
+    def __str__(self) -> str:
+        told = [self.codec] if self.codec else []
+        if self.relative_error is not None:
+            told.append(f"relative error {self.relative_error:.4g}")
+        return ", ".join([self.kind, *told])
 
 
 class Norms(Document):
@@ -210,6 +217,7 @@ class TensorEntry(Document):
     post_dtype: str | None = Field(default=None, description="absent where post lacks the tensor")
     delta_dtype: str | None = Field(default=None, description="dtype of D1; absent where it is post's")
     shape: list[Count]
+    rank: Count | None = Field(default=None, description="rank of the factors; absent where none are stored")
     packs: list[Count] = Field(default=[], description="numbers of the packs that hold the record's parts, in order")
     size: Count = Field(default=0, description="bytes of the record")
     changed: Count = Field(
@@ -219,6 +227,7 @@ class TensorEntry(Document):
     overwritten: Count = Field(default=0, description="lanes that no sum can give")
     base_norm: float = Field(default=0, ge=0)
     delta_norm: float = Field(default=0, ge=0)
+    error: float | None = Field(default=None, ge=0, description="‖Δ − Δ̂‖ / ‖Δ‖, measured; absent where it is exact")
 
 
 class Inventory(Document):

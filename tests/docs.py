@@ -23,6 +23,7 @@ from deltareg.config import KEYS, VARIABLES
 from deltareg.diff import DiffReport
 from deltareg.errors import DeltaregError, all_errors
 from deltareg.homology import FINDINGS, FindingKind
+from deltareg.lora import ExportReport, ImportReport
 from deltareg.manifest import DeltaConfig, Descriptor, Document, Index, Inventory, Manifest
 from deltareg.merge import METHODS
 from deltareg.store import FsckReport, GcReport
@@ -41,6 +42,8 @@ SCHEMAS: Mapping[str, type[Document]] = {
     "error": reports.ErrorDocument,
     "init": reports.InitReport,
     "diff": DiffReport,
+    "import-lora": ImportReport,
+    "export-lora": ExportReport,
     "list": reports.DeltaList,
     "show": reports.DeltaDetails,
     "search": SearchReport,

@@ -381,7 +381,7 @@ def _lanes(reader: RecordReader | None, step: _Step, progress: Progress) -> Arra
     """D1 of one frame, typed as `kernels.py` says."""
     if reader is None:
         return _unchanged(step.lanes, lane_of("F32"))
-    progress.advance(reader.frames[step.number].length)
+    progress.advance(reader.frame_size)
     return _expanded(reader.read(step.number), reader.head.delta)
 
 

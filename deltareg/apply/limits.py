@@ -11,7 +11,7 @@ import numpy as np
 
 from deltareg.apply.merging import blocks_of
 from deltareg.apply.plan import Plan, PlannedTensor
-from deltareg.codec import FRAME_LANES, lane_of
+from deltareg.codec import FRAME_LANES, delta_lane_of, lane_of
 from deltareg.errors import InvalidArgument
 from deltareg.merge import accumulator_of
 
@@ -74,7 +74,7 @@ def _frame_bytes(tensor: PlannedTensor) -> int:
     """What the work on one block takes: of each delta compressed bytes, tokens and symbols, then values and results."""
     lanes = tensor.nbytes // lane_of(tensor.dtype).width
     target = 0 if tensor.source is None else lane_of(tensor.source.dtype).width
-    kinds = [lane_of(piece.entry.post_dtype) for piece in (*tensor.pieces, *tensor.idle) if piece.entry.post_dtype]
+    kinds = [delta_lane_of(piece.entry) for piece in (*tensor.pieces, *tensor.idle)]
     known = [lane_of(tensor.dtype), *kinds, *([] if tensor.source is None else [lane_of(tensor.source.dtype)])]
     wide = np.dtype(accumulator_of(known)).itemsize
     decoded = sum(2 * kind.width + 1 for kind in kinds)
@@ -90,7 +90,7 @@ def _flight_bytes(tensor: PlannedTensor, limits: Limits) -> int:
     if tensor.is_sum or not tensor.stages:
         return 0
     lanes = tensor.nbytes // lane_of(tensor.dtype).width
-    kinds = [lane_of(piece.entry.post_dtype) for piece in tensor.pieces if piece.entry.post_dtype]
+    kinds = [delta_lane_of(piece.entry) for piece in tensor.pieces]
     decoded = lanes * sum(kind.width for kind in kinds)
     blocks = min(_RUNS, blocks_of(lanes, max(1, tensor.shape[-1] if tensor.shape else 1), tensor.stages))
     return (decoded if decoded <= limits.kept else 0) + blocks * _COUNTS * len(kinds)

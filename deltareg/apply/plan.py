@@ -149,7 +149,11 @@ class _Planner:
         self._deltas = deltas
         self._placement = placement
         self._merge = merge
-        self._warnings: list[str] = []
+        self._warnings = [
+            f"{delta.reference} is an approximation: {delta.artifact.config.exactness}"
+            for delta in deltas
+            if delta.artifact.config.exactness.kind == "lossy"
+        ]
         self._alone = 0
         self._stages_of: dict[tuple[tuple[str, Value], ...], tuple[Stage, ...]] = {}
         self._sources = dict(target.tensors) | {name: target.tensors[home] for name, home in placement.untied.items()}

@@ -71,7 +71,15 @@ _SIDE_FILES = (
 # Weights, and what can run code.
 _NEVER_SIDE_FILES = ("*.safetensors", "*.py", "*.pyc", "*.so", *(f"*{suffix}" for suffix in _PICKLE_SUFFIXES))
 
-_CHECKPOINT_FILES = ("*.safetensors", f"*{_INDEX_SUFFIX}", "config.json", "README.md", "LICENSE*", "LICENCE*")
+_CHECKPOINT_FILES = (
+    "*.safetensors",
+    f"*{_INDEX_SUFFIX}",
+    "config.json",
+    "adapter_config.json",
+    "README.md",
+    "LICENSE*",
+    "LICENCE*",
+)
 
 _LICENCE_KEY = "license:"
 _LINE_LIMIT = 1024

@@ -167,7 +167,7 @@ def _fetch(name: HubName, hub: Hub, headers_only: bool) -> Located:
         raise _refuse_on_hub(name, error) from error
     if headers_only:
         return Located(name.id, remote.commit, remote, weights, None, None)
-    wanted = {*weights.files, *side_files_of(remote.names()), "config.json", "README.md"}
+    wanted = {*weights.files, *side_files_of(remote.names()), "config.json", "adapter_config.json", "README.md"}
     if weights.index is not None:
         wanted.add(weights.index.file)
     return _locate_snapshot(name, hub.download(name, sorted(wanted)))

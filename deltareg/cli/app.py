@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from deltareg import __version__
+from deltareg.cli.adapters import export_lora, import_lora
 from deltareg.cli.cache import cache_app
 from deltareg.cli.check import check, fingerprint
 from deltareg.cli.checkpoints import apply, diff
@@ -82,6 +83,7 @@ def root(
 
 app.command("init")(init)
 app.command("diff")(diff)
+app.command("import-lora")(import_lora)
 app.command("list")(list_deltas)
 app.command("show")(show)
 app.command("search")(search)
@@ -91,6 +93,7 @@ app.command("verify")(verify)
 app.command("check")(check)
 app.command("compare")(compare)
 app.command("apply")(apply)
+app.command("export-lora")(export_lora)
 app.command("methods")(methods)
 app.command("fingerprint")(fingerprint)
 app.add_typer(remote_app, name="remote")

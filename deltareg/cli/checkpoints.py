@@ -12,7 +12,7 @@ from deltareg.cli.options import DryRun, Json, Threads, check_text, complete_del
 from deltareg.errors import InvalidArgument
 from deltareg.paths import expand_home
 
-__all__ = ["Preset", "SideFiles", "apply", "diff"]
+__all__ = ["CHECKPOINT", "Preset", "SideFiles", "apply", "diff", "output_directory"]
 
 
 class Preset(StrEnum):
@@ -29,11 +29,11 @@ class SideFiles(StrEnum):
     target = "target"
 
 
-_CHECKPOINT = "a directory, a .safetensors file, hf://org/name[@revision] or s3://bucket/prefix (gs://, az://)"
+CHECKPOINT = "a directory, a .safetensors file, hf://org/name[@revision] or s3://bucket/prefix (gs://, az://)"
 
 
 def diff(
-    base: Annotated[str, typer.Argument(metavar="BASE", help=f"The checkpoint before training: {_CHECKPOINT}.")],
+    base: Annotated[str, typer.Argument(metavar="BASE", help=f"The checkpoint before training: {CHECKPOINT}.")],
     post: Annotated[str, typer.Argument(metavar="POST", help="The checkpoint after training.")],
     tag: Annotated[
         str, typer.Option("--tag", metavar="REFERENCE", help="What to call the delta: namespace/name:1.2.3.")
@@ -41,6 +41,14 @@ def diff(
     preset: Annotated[
         Preset, typer.Option("--preset", help="small takes longer and gives a smaller artifact.")
     ] = Preset.fast,
+    codec: Annotated[
+        str,
+        typer.Option(
+            "--codec",
+            metavar="CODEC",
+            help="exact, or how to approximate: bf16, fp16, int8, int4, topk:P. The error is measured and recorded.",
+        ),
+    ] = "exact",
     licence: Annotated[
         str | None,
         typer.Option(
@@ -63,8 +71,13 @@ def diff(
     local registry under a version that never changes. The same pair gives the same digest on every machine. A dry run
     encodes everything, so that the sizes are the real ones.
 
+    With --codec the delta is smaller, and base + delta is only nearly post. Matrices are approximated: bf16 and fp16
+    round each number, int8 and int4 bring them to 255 or 15 levels, topk:5% keeps the 5 % that change most. Norms,
+    biases and what is no number stay exact.
+
     \b
       deltareg diff base/ post/ --tag acme/search:1.0.0 --licence apache-2.0
+      deltareg diff base/ post/ --tag acme/search:1.0.1-int4 --codec int4
     """
     from deltareg.cli.output import print_report
     from deltareg.cli.progress import watched
@@ -81,6 +94,7 @@ def diff(
             registry,
             tag,
             preset=preset.value,
+            codec=codec,
             licence=licence,
             description=description,
             threads=threads or settings.threads,
@@ -91,7 +105,7 @@ def diff(
 
 
 def apply(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help=f"The checkpoint to start from: {_CHECKPOINT}.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help=f"The checkpoint to start from: {CHECKPOINT}.")],
     deltas: Annotated[
         list[str],
         typer.Argument(
@@ -263,6 +277,15 @@ def _weight(weight: float | str) -> str:
 def _output(out: str) -> str | Path:
     from deltareg.checkpoint.bucket import is_bucket
 
+    return out if is_bucket(out) else output_directory(out)
+
+
+def output_directory(out: str) -> Path:
+    """The directory that a command is to make. Raises InvalidArgument where it has no name."""
+    from deltareg.checkpoint.bucket import is_bucket
+
     if not out:
         raise InvalidArgument("the output has no name", hint="name the directory to make: -o merged/")
-    return out if is_bucket(out) else expand_home(out)
+    if is_bucket(out):
+        raise InvalidArgument(f"{out} is no directory", hint="name a directory to make, and copy that")
+    return expand_home(out)

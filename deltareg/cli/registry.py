@@ -53,7 +53,7 @@ def list_deltas(
     if json:
         print_json(found)
     elif found.deltas:
-        columns = ["reference", "size", "ratio", "parameters", "base", "licence", "channels", "created"]
+        columns = ["reference", "size", "ratio", "parameters", "exactness", "base", "licence", "channels", "created"]
         print_table(columns, [_cells(row) for row in found.deltas], right=["size", "ratio", "parameters"])
     else:
         hint(f"{found.registry} has no deltas yet: take one with deltareg diff, or fetch one with deltareg pull")
@@ -67,7 +67,8 @@ def show(
     """Show what is known of a delta in the local registry.
 
     Identity, size, base and post, licences, the size of the change by module class (norms, relative to the base's), and
-    with --tensors how each tensor is stored. With --json the manifest and the config as the artifact has them.
+    with --tensors how each tensor is stored, and how exactly. With --json the manifest and the config as the artifact
+    has them.
 
     \b
       deltareg show acme/search:1.0.0 --tensors
@@ -87,7 +88,7 @@ def show(
         print_table(columns, _norms(details), right=columns[1:])
     if details.tensors is not None:
         print_line("")
-        columns = ["tensor", "dtype", "shape", "kind", "size", "changed", "mended", "overwritten"]
+        columns = ["tensor", "dtype", "shape", "kind", "size", "changed", "mended", "overwritten", "error"]
         print_table(columns, [_tensor_cells(entry) for entry in details.tensors], right=columns[4:])
 
 
@@ -105,7 +106,8 @@ def verify(
     """Check that a delta of the local registry is sound.
 
     Reads every blob and decodes every record. With --base and --post, which belong together, it also proves that base +
-    delta is post, bit for bit. Ends with status 5 where something is wrong.
+    delta is post, bit for bit. Of a lossy delta it measures the error anew, tensor by tensor, which must be what the
+    delta says. Ends with status 5 where something is wrong.
 
     \b
       deltareg verify acme/search:1.0.0 --base base/ --post post/
@@ -134,6 +136,7 @@ def _cells(row: CatalogRow) -> list[str]:
         "" if row.size is None else size(row.size),
         ratio(row.raw_size / row.size) if row.raw_size and row.size else "",
         "" if row.parameters is None else number(row.parameters),
+        row.exactness or "",
         row.base or "",
         row.licence or "",
         ", ".join(row.channels),
@@ -145,9 +148,6 @@ def _fields(details: DeltaDetails) -> dict[str, str]:
     from deltareg.cli.units import counted, number, ratio, size
 
     config = details.config
-    exactness = config.exactness.kind
-    if config.exactness.relative_error is not None:
-        exactness += f", relative error {ratio(config.exactness.relative_error)}"
     fields = {
         "reference": details.reference,
         "digest": details.digest,
@@ -156,7 +156,7 @@ def _fields(details: DeltaDetails) -> dict[str, str]:
         "licence": config.licence,
         "size": f"{size(details.size)} in {counted(len(details.manifest.blobs) + 1, 'blob')}",
         "ratio": ratio(config.post.size / details.size),
-        "exactness": exactness,
+        "exactness": str(config.exactness),
         "preset": config.preset,
         "base": _parent(config.base),
         "post": _parent(config.post),
@@ -187,8 +187,11 @@ def _norms(details: DeltaDetails) -> list[list[str]]:
 
 
 def _tensor_cells(entry: TensorEntry) -> list[str]:
-    from deltareg.cli.units import number, shape, size
+    from deltareg.cli.units import number, ratio, shape, size
 
-    dtypes = dict.fromkeys(dtype for dtype in (entry.base_dtype, entry.post_dtype) if dtype is not None)
+    dtypes = " → ".join(dict.fromkeys(dtype for dtype in (entry.base_dtype, entry.post_dtype) if dtype is not None))
+    if entry.delta_dtype is not None:
+        dtypes += f" + {entry.delta_dtype}"
+    error = "" if entry.error is None else ratio(entry.error)
     counts = [number(count) if count else "" for count in (entry.changed, entry.mended, entry.overwritten)]
-    return [entry.name, " → ".join(dtypes), shape(entry.shape), entry.kind, size(entry.size), *counts]
+    return [entry.name, dtypes, shape(entry.shape), entry.kind, size(entry.size), *counts, error]

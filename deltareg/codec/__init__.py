@@ -1,8 +1,8 @@
 """The exact codec: two tensors become a record, a record and a target become lanes.
 
 One file for each record kind (`palette`, `arithmetic`, `sparse`, `planes`; `zero` has no bytes, `full` is a record that
-replaces), `choose.py` that takes the smallest, `mend.py` for what one rounded difference cannot do, `frame.py` and
-`record.py` for how it all lies in a pack. `docs/format.md` describes the bytes.
+replaces; `lowrank` is the product of two factors), `choose.py` that takes the smallest, `mend.py` for what one rounded
+difference cannot do, `frame.py` and `record.py` for how it all lies in a pack. `docs/format.md` describes the bytes.
 """
 
 from __future__ import annotations
@@ -25,20 +25,26 @@ if TYPE_CHECKING:
         zero_frame,
     )
     from deltareg.codec.lanes import FRAME_LANES, Array, Lane, delta_lane_of, is_additive, lane_of
+    from deltareg.codec.lowrank import FACTOR_DTYPES, Factors, LowRank, LowRankTensor, Product
     from deltareg.codec.reader import FrameRange, RecordReader
     from deltareg.codec.record import Mode, RecordHead, frame_counts
     from deltareg.codec.streams import Preset
 
 __all__ = [
+    "FACTOR_DTYPES",
     "FRAME_LANES",
     "Array",
     "EncodedFrame",
+    "Factors",
     "Frame",
     "FrameRange",
     "Kind",
     "Lane",
+    "LowRank",
+    "LowRankTensor",
     "Mode",
     "Preset",
+    "Product",
     "RecordHead",
     "RecordReader",
     "decode_frame",
@@ -57,13 +63,18 @@ __all__ = [
 _HOMES = {
     "Array": "deltareg.codec.lanes",
     "EncodedFrame": "deltareg.codec.frame",
+    "FACTOR_DTYPES": "deltareg.codec.lowrank",
     "FRAME_LANES": "deltareg.codec.lanes",
+    "Factors": "deltareg.codec.lowrank",
     "Frame": "deltareg.codec.frame",
     "FrameRange": "deltareg.codec.reader",
     "Kind": "deltareg.codec.choose",
     "Lane": "deltareg.codec.lanes",
+    "LowRank": "deltareg.codec.lowrank",
+    "LowRankTensor": "deltareg.codec.lowrank",
     "Mode": "deltareg.codec.record",
     "Preset": "deltareg.codec.streams",
+    "Product": "deltareg.codec.lowrank",
     "RecordHead": "deltareg.codec.record",
     "RecordReader": "deltareg.codec.reader",
     "decode_frame": "deltareg.codec.frame",

@@ -40,8 +40,12 @@ __all__ = [
     "finish",
     "histogram",
     "mended_terms",
+    "multiply",
+    "narrow_all",
     "pack_nibbles",
     "read_gaps",
+    "squared_distance",
+    "subtract",
     "sum_of_squares",
     "tokenize",
     "unpack_nibbles",
@@ -637,6 +641,83 @@ def _square(lane):
     x = np.float64(widen(lane))
     square = x * x
     return square if square < np.inf else 0.0
+
+
+_STRIP = 256
+
+
+@kernel
+def multiply(left: Any, right: Any, scale: Any, skipped: Any, symbols: Any) -> Any:
+    """The bits of round_f32(scale · Σₖ left[i, k] · right[k, j]), row after row, the marker where that is zero.
+
+    `left` and `right` are float64 that came from 32 bits or fewer, so that each product is exact; sums are in float64
+    with k ascending. The first `skipped` lanes are left out, and what `symbols` (uint32) has no room for.
+    """
+    # Strips of `right` stay in the first cache while four rows at a time pass over them, two k at once.
+    rank, columns = right.shape
+    rows = left.shape[0]
+    sums = np.empty((4, _STRIP), np.float64)
+    for start in range(0, columns, _STRIP):
+        width = min(_STRIP, columns - start)
+        for first in range(0, rows, 4):
+            l0, l1 = left[first], left[min(first + 1, rows - 1)]
+            l2, l3 = left[min(first + 2, rows - 1)], left[min(first + 3, rows - 1)]
+            s0, s1, s2, s3 = sums[0], sums[1], sums[2], sums[3]
+            sums[:] = 0.0
+            k = 0
+            while k + 2 <= rank:
+                x, y = right[k, start : start + width], right[k + 1, start : start + width]
+                p0, p1, p2, p3 = l0[k], l1[k], l2[k], l3[k]
+                q0, q1, q2, q3 = l0[k + 1], l1[k + 1], l2[k + 1], l3[k + 1]
+                for j in range(width):
+                    s0[j] = (s0[j] + p0 * x[j]) + q0 * y[j]
+                    s1[j] = (s1[j] + p1 * x[j]) + q1 * y[j]
+                    s2[j] = (s2[j] + p2 * x[j]) + q2 * y[j]
+                    s3[j] = (s3[j] + p3 * x[j]) + q3 * y[j]
+                k += 2
+            if k < rank:
+                x = right[k, start : start + width]
+                p0, p1, p2, p3 = l0[k], l1[k], l2[k], l3[k]
+                for j in range(width):
+                    s0[j] += p0 * x[j]
+                    s1[j] += p1 * x[j]
+                    s2[j] += p2 * x[j]
+                    s3[j] += p3 * x[j]
+            for row in range(min(4, rows - first)):
+                at = (first + row) * columns + start - skipped
+                for j in range(max(0, -at), min(width, symbols.size - at)):
+                    value = np.float32(scale * sums[row, j])
+                    found = value.view(np.uint32) if value == value else np.uint32(0x7FC00000)
+                    symbols[at + j] = found if value != np.float32(0) else np.uint32(0x80000000)
+
+
+@kernel
+def subtract(base: Any, post: Any, out: Any) -> Any:
+    """post − base in float64, which holds what numbers of every lane are worth."""
+    for i in range(out.size):
+        out[i] = np.float64(widen(post[i])) - np.float64(widen(base[i]))
+
+
+@kernel
+def narrow_all(values: Any, out: Any) -> Any:
+    """The float64 `values`, each rounded once to the format of `out`."""
+    for i in range(out.size):
+        out[i] = narrow(values[i], out[i])
+
+
+@kernel
+def squared_distance(values: Any, lanes: Any) -> Any:
+    """Σ (x − y)² of float64 values and lanes, as 64 interleaved sums: one order on every machine."""
+    sums = np.zeros(64, np.float64)
+    for start in range(0, lanes.size, 64):
+        part = lanes[start : start + 64]
+        for j in range(part.size):
+            apart = values[start + j] - np.float64(widen(part[j]))
+            sums[j] += apart * apart
+    total = 0.0
+    for j in range(64):
+        total += sums[j]
+    return total
 
 
 @kernel

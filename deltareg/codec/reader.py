@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
 from deltareg.artifact import Part
 from deltareg.checkpoint import ByteSource
 from deltareg.codec.frame import FRAME_HEAD, Frame, decode_frame
-from deltareg.codec.lanes import view_of
+from deltareg.codec.lanes import FRAME_LANES, Array, Lane, view_of
+from deltareg.codec.lowrank import StoredProduct, matrix_of
 from deltareg.codec.memory import empty
 from deltareg.codec.record import HEAD_LIMIT, Mode, RecordHead, frame_counts
 from deltareg.errors import BadRecord
@@ -50,21 +52,59 @@ class RecordReader:
             self.head = head
             self._check_entry(entry)
             self.frames = self._walk(parts, length)
+            self._product: StoredProduct | None = None
+            if head.low_rank is not None:
+                self._product = StoredProduct(*matrix_of(head.shape), head.low_rank, self._factor)
+
+    @property
+    def count(self) -> int:
+        """How many frames there are to read."""
+        return -(-self.head.lanes // FRAME_LANES)
+
+    @property
+    def frame_size(self) -> int:
+        """Bytes of the record that a frame takes on average."""
+        return sum(place.length for place in self.frames) // max(self.count, 1)
 
     def read(self, number: int, *, keep_tokens: bool = False) -> Frame:
         """Decode a frame, by its number; `keep_tokens` is as in `decode_frame`."""
+        if self._product is not None:
+            first = number * FRAME_LANES
+            lanes = min(FRAME_LANES, self.head.lanes - first)
+            return Frame(lanes, self._product.symbols(first, lanes))
+        frame = self._read(number, self.head.mended_base, self.head.delta, keep_tokens=keep_tokens)
+        whole = frame.symbols is not None and frame.positions is None
+        if self.head.mode is Mode.REPLACE and not self.head.sparse and not whole:
+            with self._told(self._where(number)):
+                raise BadRecord("a frame leaves lanes open that the target does not have")
+        return frame
+
+    def factors(self) -> tuple[Array, Array]:
+        """The factors of a record that holds such, as float32 of shapes (rows, rank) and (rank, columns)."""
+        assert self._product is not None
+        return self._product.factors()
+
+    def _factor(self, number: int, lane: Lane) -> Array:
+        """The bits of one stored frame of a factor."""
+        frame = self._read(number, None, lane)
+        if frame.symbols is None or frame.positions is not None:
+            with self._told(self._where(number)):
+                raise BadRecord("a frame leaves lanes of a factor open")
+        return frame.symbols
+
+    def _read(self, number: int, mended_base: Lane | None, lane: Lane, *, keep_tokens: bool = False) -> Frame:
         place = self.frames[number]
-        with self._told(f" in frame {number} (byte {place.start} of {place.source.name})"):
+        with self._told(self._where(number)):
             data = view_of(empty(place.length, np.uint8))
             place.source.read_into(place.start, data)
-            frame = decode_frame(data, place.lanes, self.head.mended_base, self.head.delta, keep_tokens=keep_tokens)
-            whole = frame.symbols is not None and frame.positions is None
-            if self.head.mode is Mode.REPLACE and not self.head.sparse and not whole:
-                raise BadRecord("a frame leaves lanes open that the target does not have")
-            return frame
+            return decode_frame(data, place.lanes, mended_base, lane, keep_tokens=keep_tokens)
+
+    def _where(self, number: int) -> str:
+        place = self.frames[number]
+        return f" in frame {number} (byte {place.start} of {place.source.name})"
 
     def _walk(self, parts: Sequence[Part], skipped: int) -> list[FrameRange]:
-        counts = frame_counts(self.head.lanes)
+        counts = chain.from_iterable(map(frame_counts, self._stored_lanes()))
         frames: list[FrameRange] = []
         for part in parts:
             at = part.start + skipped
@@ -80,11 +120,20 @@ class RecordReader:
                 frames.append(FrameRange(part.source, at, length, lanes))
                 at += length
         if next(counts, None) is not None:
-            raise BadRecord(f"the record ends after {len(frames)} frames, before its {self.head.lanes} lanes")
+            raise BadRecord(f"the record ends after {len(frames)} frames, before its {sum(self._stored_lanes())} lanes")
         return frames
+
+    def _stored_lanes(self) -> list[int]:
+        """The lanes of what the frames hold: of the tensor, or of either factor."""
+        if self.head.low_rank is None:
+            return [self.head.lanes]
+        return [self.head.low_rank.rank * side for side in matrix_of(self.head.shape)]
 
     def _check_entry(self, entry: TensorEntry) -> None:
         base = None if self.head.base is None else self.head.base.dtype
+        rank = None if self.head.low_rank is None else self.head.low_rank.rank
+        if rank != entry.rank:
+            raise BadRecord(f"the record is of rank {rank}, the inventory says {entry.rank}")
         found = (base, self.head.post.dtype, self.head.delta_dtype, list(self.head.shape))
         if found != (entry.base_dtype, entry.post_dtype, entry.delta_dtype, entry.shape):
             said = _shown(entry.base_dtype, entry.post_dtype, entry.delta_dtype, entry.shape)

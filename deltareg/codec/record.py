@@ -4,7 +4,8 @@
     record := head, frame …     (every frame but the last has 1 Mi lanes)
 
 Extents are numbers in base 128. A base dtype of 0 means that base lacks the tensor. The delta's dtype is there in mode
-2 alone; otherwise it is post's. The lanes follow from post's dtype and the shape.
+2 alone; otherwise it is post's, but F32 in mode 3, where what `lowrank.py` tells of factors follows the head. The lanes
+follow from post's dtype and the shape.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from deltareg.codec.lanes import FRAME_LANES, Lane, lane_of
+from deltareg.codec.lanes import DELTA_DTYPES, FRAME_LANES, Lane, lane_of
+from deltareg.codec.lowrank import FACTORS_LIMIT, LowRank
 from deltareg.codec.streams import StreamReader, pack_number
 from deltareg.errors import BadRecord, UnsupportedFormat
 
@@ -28,12 +30,14 @@ _MOST_DIMENSIONS = 64
 # Frames are listed in memory, and one can be 6 bytes: a record must not say that it has millions of them.
 _MOST_ELEMENTS = 2**40
 
-HEAD_LIMIT = _FIXED.size + 1 + 10 * _MOST_DIMENSIONS
+HEAD_LIMIT = _FIXED.size + 1 + 10 * _MOST_DIMENSIONS + FACTORS_LIMIT
 """Bytes that a head has at most."""
 
 
 # Adds, with a dtype of the delta's own: to whoever uses the record it is of mode ADD.
 _ADD_OWN = 2
+# Adds F32 that is the product of two factors.
+_ADD_PRODUCT = 3
 
 
 class Mode(IntEnum):
@@ -45,13 +49,17 @@ class Mode(IntEnum):
 
 @dataclass(frozen=True)
 class RecordHead:
-    """The head of a record. `base` is None where base lacks the tensor; `delta` is the lane of the symbols."""
+    """The head of a record. `base` is None where base lacks the tensor; `delta` is the lane of the symbols.
+
+    `low_rank` is given where the record holds factors, and its symbols are their product.
+    """
 
     mode: Mode
     base: Lane | None
     post: Lane
     shape: tuple[int, ...]
     delta: Lane
+    low_rank: LowRank | None = None
 
     @classmethod
     def of(
@@ -66,6 +74,11 @@ class RecordHead:
         mode = Mode.ADD if base is not None and base.adds_to(post) else Mode.REPLACE
         return cls(mode, base, post, shape, post if delta_dtype is None else lane_of(delta_dtype))
 
+    @classmethod
+    def of_product(cls, base_dtype: str, shape: tuple[int, ...], low_rank: LowRank) -> RecordHead:
+        """The head for a tensor of one dtype in base and post, to which a product of factors is added."""
+        return replace(cls.of(base_dtype, base_dtype, shape, "F32"), low_rank=low_rank)
+
     @property
     def delta_dtype(self) -> str | None:
         """The dtype of D1, None where it is post's."""
@@ -74,7 +87,8 @@ class RecordHead:
     @property
     def mended_base(self) -> Lane | None:
         """The lane of base where frames may mend and overwrite: where D1 is in post's own dtype, and added."""
-        return self.base if self.mode is Mode.ADD and self.delta == self.post else None
+        own = self.delta != self.post or self.low_rank is not None
+        return self.base if self.mode is Mode.ADD and not own else None
 
     @property
     def lanes(self) -> int:
@@ -89,9 +103,14 @@ class RecordHead:
     def pack(self) -> bytes:
         """The head's bytes."""
         base = 0 if self.base is None else self.base.code
-        own = self.delta != self.post
-        fixed = _FIXED.pack(_MAGIC, _VERSION, _ADD_OWN if own else self.mode, base, self.post.code, len(self.shape))
-        return fixed + (bytes((self.delta.code,)) if own else b"") + b"".join(map(pack_number, self.shape))
+        mode, delta = int(self.mode), b""
+        if self.low_rank is not None:
+            mode = _ADD_PRODUCT
+        elif self.delta != self.post:
+            mode, delta = _ADD_OWN, bytes((self.delta.code,))
+        fixed = _FIXED.pack(_MAGIC, _VERSION, mode, base, self.post.code, len(self.shape))
+        factors = b"" if self.low_rank is None else self.low_rank.pack()
+        return b"".join((fixed, delta, *map(pack_number, self.shape), factors))
 
     @classmethod
     def parse(cls, data: bytes) -> tuple[RecordHead, int]:
@@ -109,22 +128,24 @@ class RecordHead:
                 f"a record has version {version}; this deltareg reads version {_VERSION}",
                 hint="install a newer deltareg",
             )
-        if mode not in (Mode.ADD, Mode.REPLACE, _ADD_OWN):
+        if mode not in (Mode.ADD, Mode.REPLACE, _ADD_OWN, _ADD_PRODUCT):
             raise UnsupportedFormat(f"a record has the unknown mode {mode}", hint="install a newer deltareg", mode=mode)
         if dimensions > _MOST_DIMENSIONS:
             raise BadRecord(f"a record has {dimensions} dimensions")
         reader = StreamReader(memoryview(data)[_FIXED.size :])
         after = lane_of(post)
-        delta = lane_of(reader.byte()) if mode == _ADD_OWN else after
+        delta = lane_of(reader.byte()) if mode == _ADD_OWN else lane_of("F32") if mode == _ADD_PRODUCT else after
         shape = tuple(reader.number() for _ in range(dimensions))
-        own = mode == _ADD_OWN
-        head = cls(Mode.ADD if own else Mode(mode), lane_of(base) if base else None, after, shape, delta)
         if math.prod(shape) > _MOST_ELEMENTS:
             raise BadRecord(f"a record of shape {list(shape)} has too many elements")
+        low_rank = LowRank.parse(reader, shape) if mode == _ADD_PRODUCT else None
+        own = mode in (_ADD_OWN, _ADD_PRODUCT)
+        head = cls(Mode.ADD if own else Mode(mode), lane_of(base) if base else None, after, shape, delta, low_rank)
         due = cls.of(None if head.base is None else head.base.dtype, after.dtype, shape).mode
         if head.mode is not due:
             raise BadRecord(f"a record of {after.dtype} has mode {head.mode.name} where {due.name} is due")
-        if own and not delta.holds(after):
+        fits = after.dtype in DELTA_DTYPES if low_rank is not None else delta.holds(after)
+        if own and not fits:
             raise BadRecord(f"a record that adds to {after.dtype} holds its delta in {delta.dtype}")
         return head, _FIXED.size + reader.position
 

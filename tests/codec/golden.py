@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import zstandard
 from numpy.typing import NDArray
 
 import deltareg
-from deltareg.codec import FRAME_LANES, Preset, RecordHead, encode_given, lane_of
+from deltareg.codec import FRAME_LANES, Factors, LowRank, Preset, RecordHead, encode_given, lane_of
 from tests.codec.oracle import FORMATS
 from tests.codec.samples import SAMPLES
 from tests.codec.tensors import DTYPES, Raw, of, records, write_checkpoint
@@ -197,6 +197,97 @@ def encoded_given(base: Raw, delta: Raw, post: Raw, preset: Preset) -> bytes:
     return head.pack() + encode_given(np.frombuffer(delta.data, lane.stored), lane, preset).data
 
 
+@dataclass(frozen=True)
+class LowRankGolden:
+    """One file of `low-rank/`: base, two factors and their scale, what they make of base, and the records."""
+
+    name: str
+    base: Raw
+    left: Raw
+    right: Raw
+    scale: float
+    post: Raw
+    records: Mapping[str, bytes]
+
+
+def load_low_rank() -> list[LowRankGolden]:
+    """All golden records of factors."""
+    return [_read_low_rank(path) for path in sorted((DIRECTORY / "low-rank").glob("*.json"))]
+
+
+def _read_low_rank(path: Path) -> LowRankGolden:
+    document = json.loads(path.read_text())
+    tensors = {
+        name: Raw(dtype, tuple(shape), bytes.fromhex(data))
+        for name, (dtype, shape, data) in ((name, document[name]) for name in _LOW_RANK_TENSORS)
+    }
+    records = {key: bytes.fromhex(value) for key, value in document["records"].items()}
+    return LowRankGolden(path.stem, scale=float.fromhex(document["scale"]), records=records, **tensors)
+
+
+_LOW_RANK_TENSORS = ("base", "left", "right", "post")
+# Dtypes of base, left and right factor; shape, rank and scale.
+_LOW_RANK = (
+    ("F32", "F32", "F32", (7, 5), 3, 2.0),
+    ("BF16", "F32", "F32", (6, 4, 2), 2, 1 / 3),
+    ("BF16", "BF16", "BF16", (5, 9), 1, 0.5),
+    ("F16", "F16", "BF16", (9, 4), 4, -1.0),
+    ("F64", "F32", "F16", (4, 4), 4, 2**0.5),
+)
+
+
+def low_rank_cases() -> list[LowRankGolden]:
+    """The golden records of factors, made here: sums in float64, one k after the other."""
+    return [_low_rank(*case) for case in _LOW_RANK]
+
+
+def _low_rank(
+    dtype: str, left_dtype: str, right_dtype: str, shape: tuple[int, ...], rank: int, scale: float
+) -> LowRankGolden:
+    draw = np.random.default_rng(11)
+    rows, columns = shape[0], int(np.prod(shape[1:]))
+    left = FORMATS[left_dtype].narrow(draw.normal(0, 1, (rows, rank)))
+    right = FORMATS[right_dtype].narrow(draw.normal(0, 1, (rank, columns)))
+    left[1] = 0  # a row that does not change
+    total = np.zeros((rows, columns))
+    for k in range(rank):
+        total = total + FORMATS[left_dtype].widen(left)[:, k : k + 1] * FORMATS[right_dtype].widen(right)[k]
+    delta = (scale * total).astype(np.float32).astype(np.float64)
+    base = FORMATS[dtype].narrow(draw.normal(0, 1, rows * columns).reshape(rows, columns))
+    base[1] = FORMATS[dtype].narrow(np.full(columns, -0.0))
+    post = np.where(delta == 0, base, FORMATS[dtype].narrow(FORMATS[dtype].widen(base) + delta))
+    case = LowRankGolden(
+        f"{left_dtype}-{right_dtype}-on-{dtype}".lower(),
+        of(dtype, base, shape),
+        of(left_dtype, left, (rows, rank)),
+        of(right_dtype, right, (rank, columns)),
+        scale,
+        of(dtype, post.astype(base.dtype), shape),
+        {},
+    )
+    return replace(case, records={preset: encoded_low_rank(case, preset) for preset in PRESETS})
+
+
+def encoded_low_rank(case: LowRankGolden, preset: Preset) -> bytes:
+    """The record of a case."""
+    low_rank = LowRank(case.left.shape[1], lane_of(case.left.dtype), lane_of(case.right.dtype), case.scale)
+    bits = [np.frombuffer(one.data, lane_of(one.dtype).bits) for one in (case.left, case.right)]
+    head = RecordHead.of_product(case.base.dtype, case.base.shape, low_rank)
+    return head.pack() + b"".join(Factors(low_rank, bits[0], bits[1]).encode(preset))
+
+
+def _write_low_rank() -> None:
+    (DIRECTORY / "low-rank").mkdir(exist_ok=True)
+    for case in low_rank_cases():
+        tensors = {name: getattr(case, name) for name in _LOW_RANK_TENSORS}
+        document = {
+            **{name: [one.dtype, list(one.shape), one.data.hex()] for name, one in tensors.items()},
+            "scale": case.scale.hex(),
+            "records": {preset: data.hex() for preset, data in case.records.items()},
+        }
+        (DIRECTORY / "low-rank" / f"{case.name}.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
 def _runs(data: bytes, width: int) -> list[tuple[int, str]]:
     """Bytes as [times, hexadecimal]: long repetitions of one lane folded, all else as it is."""
     lanes = [data[at : at + width] for at in range(0, len(data), width)]
@@ -282,6 +373,7 @@ def main() -> int:
     shutil.rmtree(DIRECTORY, ignore_errors=True)
     DIRECTORY.mkdir()
     _write_records()
+    _write_low_rank()
     _write_artifact()
     files = [path for path in DIRECTORY.rglob("*") if path.is_file()]
     print(f"{len(files)} files, {sum(path.stat().st_size for path in files)} bytes in {DIRECTORY.name}")

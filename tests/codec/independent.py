@@ -279,8 +279,10 @@ class Record:
         if (magic, version) != (b"DRec", 1):
             raise ValueError("no record of version 1")
         base, post = BY_CODE[base_code] if base_code else None, BY_CODE[post_code]
-        delta = BY_CODE[cursor.byte()] if mode == 2 else post
+        delta = BY_CODE[cursor.byte()] if mode == 2 else BY_NAME["F32"] if mode == 3 else post
         shape = tuple(cursor.number() for _ in range(dimensions))
+        if mode == 3:
+            return cls(True, base, post, shape, list(cls._product(cursor, shape)), delta)
         lanes = math.prod(shape) * post.lanes // post.elements
         frames: list[Frame] = []
         while lanes > 0:
@@ -289,6 +291,37 @@ class Record:
         if cursor.at != len(data):
             raise ValueError("bytes are left over")
         return cls(mode != 1, base, post, shape, frames, delta)
+
+    @classmethod
+    def _product(cls, cursor: Cursor, shape: tuple[int, ...]) -> Iterator[Frame]:
+        """The frames of a tensor whose record holds two factors."""
+        rank = cursor.number()
+        left_code, right_code, scale = struct.unpack("<BBd", cursor.take(10))
+        rows, columns = shape[0], math.prod(shape[1:])
+        left = cls._factor(cursor, rows * rank, BY_CODE[left_code])
+        right = cls._factor(cursor, rank * columns, BY_CODE[right_code])
+        if cursor.at != len(cursor.data):
+            raise ValueError("bytes are left over")
+        single = BY_NAME["F32"]
+        symbols: dict[int, int] = {}
+        for lane in range(rows * columns):
+            row, column = divmod(lane, columns)
+            total = 0.0
+            for k in range(rank):
+                total += left[row * rank + k] * right[k * columns + column]
+            bits = bits_of(scale * total, single)
+            symbols[lane] = single.marker if bits in (0, single.marker) else bits
+        for start in range(0, rows * columns, FRAME):
+            part = range(start, min(start + FRAME, rows * columns))
+            yield Frame(len(part), 3, {lane - start: symbols[lane] for lane in part}, {}, {})
+
+    @classmethod
+    def _factor(cls, cursor: Cursor, lanes: int, dtype: Dtype) -> list[float]:
+        values: list[float] = []
+        while len(values) < lanes:
+            frame = cls._frame(cursor, min(lanes - len(values), FRAME), None, dtype, dtype)
+            values += [value_of(frame.symbols[lane], dtype) for lane in range(frame.lanes)]
+        return values
 
     @staticmethod
     def _frame(outer: Cursor, lanes: int, base: Dtype | None, post: Dtype, delta: Dtype) -> Frame:

@@ -250,7 +250,7 @@ class Record:
     def frames(self, data: bytes | None = None, order: Sequence[int] | None = None) -> list[Frame]:
         """All frames, read in this order."""
         reader = self.reader(data)
-        numbers = range(len(reader.frames)) if order is None else order
+        numbers = range(reader.count) if order is None else order
         return [reader.read(number) for number in numbers]
 
     def produced(self, base: Raw | None, data: bytes | None = None) -> bytes:
@@ -259,7 +259,7 @@ class Record:
         parts: list[Array] = []
         start = 0
         lanes = None if base is None else np.frombuffer(base.data, lane_of(base.dtype).bits)
-        for number in range(len(reader.frames)):
+        for number in range(reader.count):
             frame = reader.read(number)
             target = None if lanes is None else lanes[start : start + frame.lanes].copy()
             dtypes = self.entry.base_dtype, reader.head.post.dtype

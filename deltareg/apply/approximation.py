@@ -1,0 +1,88 @@
+"""How far an approximation is from the difference that it stands for, measured anew."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Generator
+from contextlib import closing
+from functools import partial
+
+import numpy as np
+
+from deltareg.apply.placement import WeightedDelta
+from deltareg.checkpoint import Checkpoint, Tensor
+from deltareg.codec import FRAME_LANES, Array, RecordReader, is_additive, kernels, lane_of
+from deltareg.codec.lanes import view_of
+from deltareg.codec.memory import empty, frame_memory
+from deltareg.describe import relative_error
+from deltareg.errors import NotReproduced
+from deltareg.manifest import TensorEntry
+from deltareg.merge import Addend
+from deltareg.threads import in_order
+
+__all__ = ["verify_errors"]
+
+_SHOWN = 12
+_Found = tuple[str, tuple[float, float]]
+
+
+def verify_errors(delta: WeightedDelta, base: Checkpoint, post: Checkpoint, threads: int) -> float | None:
+    """The relative error of a lossy delta, None of one whose tensors are all exact.
+
+    Raises NotReproduced where a tensor's error is another than the delta records.
+    """
+    entries = {entry.name: entry for entry in delta.artifact.inventory.tensors}
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    with delta.artifact.open_packs() as packs:
+
+        def steps() -> Generator[Callable[[], _Found]]:
+            for name, entry in entries.items():
+                if entry.error is not None:
+                    reader = RecordReader(entry, packs.parts(entry)) if entry.packs else None
+                    before, after = base.tensors[name], post.tensors[name]
+                    for number in range(-(-after.nbytes // (FRAME_LANES * lane_of(after.dtype).width))):
+                        yield partial(_measure, entry, reader, before, after, number)
+
+        with closing(in_order(steps(), threads)) as results:
+            for name, squares in results:
+                found[name].append(squares)
+    errors = {name: relative_error(squares) for name, squares in found.items()}
+    wrong = {name: error for name, error in errors.items() if _differ(error, entries[name].error)}
+    if wrong:
+        told = [f"{name} {error:g} instead of {entries[name].error:g}" for name, error in wrong.items()]
+        shown = "; ".join(told[:_SHOWN]) + (f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else "")
+        raise NotReproduced(
+            f"the error of {delta.reference} from {base.id} to {post.id} is not the one that it records: {shown}",
+            cause=f"the errors of {len(wrong)} tensors differ",
+            hint="are these the checkpoints that the delta was taken from?",
+            tensors=sorted(wrong),
+        )
+    exact = [(entry.delta_norm**2, 0.0) for entry in entries.values() if entry.error is None and is_additive(entry)]
+    return relative_error([*exact, *(squares for parts in found.values() for squares in parts)]) if found else None
+
+
+def _differ(measured: float, recorded: float | None) -> bool:
+    # Both have six digits.
+    return recorded is None or not math.isclose(measured, recorded, rel_tol=2e-5, abs_tol=1e-12)
+
+
+def _measure(entry: TensorEntry, reader: RecordReader | None, before: Tensor, after: Tensor, number: int) -> _Found:
+    """Σ Δ² and Σ (Δ − Δ̂)² of a frame."""
+    with frame_memory():
+        base, post = _read(before, number), _read(after, number)
+        difference = empty(post.size, np.float64)
+        kernels.subtract(base, post, difference)
+        squares = kernels.sum_of_squares(difference)
+        if reader is None or reader.head.base is None:
+            return entry.name, (squares, squares)
+        addend = Addend(reader.read(number), reader.head.base, reader.head.delta, 1.0)
+        return entry.name, (squares, kernels.squared_distance(difference, addend.delta))
+
+
+def _read(tensor: Tensor, number: int) -> Array:
+    lane = lane_of(tensor.dtype)
+    start = number * FRAME_LANES * lane.width
+    bits = empty(min(FRAME_LANES, (tensor.nbytes - start) // lane.width), lane.bits)
+    tensor.read_into(start, view_of(bits))
+    return bits.view(lane.stored)

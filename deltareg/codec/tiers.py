@@ -1,0 +1,70 @@
+"""The tiers of a delta: how exact it is, by the names that people ask for."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from deltareg.errors import InvalidArgument
+
+__all__ = ["EXACT", "TIERS", "Tier", "parse_tier"]
+
+TIERS: Mapping[str, str] = MappingProxyType(
+    {
+        "exact": "base + delta is post, bit for bit",
+        "bf16": "each number rounded to bfloat16",
+        "fp16": "each number rounded to float16",
+        "int8": "255 levels for each million elements; what is beyond them in bfloat16",
+        "int4": "15 levels for each million elements; what is beyond them in bfloat16",
+        "topk:P": "the share P of the elements that change most, such as topk:5%; the others stay",
+    }
+)
+"""What `diff` takes as its codec, and what each of them keeps of a matrix. Vectors and integers are always exact."""
+
+_PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?)%", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A tier, with the number that some of them take: the share of topk."""
+
+    kind: str
+    share: float = 1.0
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.share:g}" if self.kind == "topk" else self.kind
+
+    @property
+    def lossy(self) -> bool:
+        """Whether what is stored is an approximation."""
+        return self.kind != "exact"
+
+
+EXACT = Tier("exact")
+
+
+def parse_tier(text: str) -> Tier:
+    """The tier of a name such as `int4` or `topk:5%`. Raises InvalidArgument."""
+    kind, colon, amount = text.partition(":")
+    if kind == "topk" and colon:
+        return Tier(kind, _share(amount))
+    if kind not in TIERS or colon:
+        raise InvalidArgument(f"unknown codec {text!r}", hint=f"codecs are: {', '.join(TIERS)}", codec=text)
+    return Tier(kind)
+
+
+def _share(text: str) -> float:
+    percent = _PERCENT.fullmatch(text)
+    try:
+        share = float(percent[1]) / 100 if percent else float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise InvalidArgument(
+            f"{text!r} is no share of the elements", hint="write topk:0.05 or topk:5%; more than 0, at most 1"
+        )
+    # As many digits as its name has: the name alone tells what was done.
+    return float(f"{share:g}")

@@ -1,0 +1,26 @@
+"""PEFT's adapters: one becomes a delta, and a delta becomes one.
+
+`config.py` and `adapter.py` read an adapter, `places.py` finds its modules in the base, `merged.py` is base and adapter
+as one checkpoint, `importing.py` takes the delta of that; `truncate.py` finds factors, `exporting.py` writes them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deltareg.lazy import lazily
+
+if TYPE_CHECKING:
+    from deltareg.lora.exporting import ExportReport, export_lora
+    from deltareg.lora.importing import ImportReport, import_lora
+
+__all__ = ["ExportReport", "ImportReport", "export_lora", "import_lora"]
+
+_HOMES = {
+    "ExportReport": "deltareg.lora.exporting",
+    "ImportReport": "deltareg.lora.importing",
+    "export_lora": "deltareg.lora.exporting",
+    "import_lora": "deltareg.lora.importing",
+}
+
+__getattr__ = lazily(__name__, _HOMES)

@@ -1,0 +1,411 @@
+"""Writing a delta as a PEFT adapter: factors of bounded rank, and the error that this makes."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from deltareg.artifact import Artifact, Packs
+from deltareg.catalog import Registry
+from deltareg.checkpoint import Checkpoint, CheckpointWriter, ShardPlan, Tensor
+from deltareg.checkpoint.staging import check_free
+from deltareg.codec import FRAME_LANES, Array, RecordReader, delta_lane_of, is_additive, lane_of, replaced
+from deltareg.codec.lanes import DELTA_DTYPES, view_of
+from deltareg.codec.lowrank import matrix_of
+from deltareg.codec.memory import frame_memory
+from deltareg.errors import InvalidArgument, NotHomologous
+from deltareg.fingerprint import layer_order
+from deltareg.lora.card import (
+    CONFIG_FILE,
+    AdapterShape,
+    ExportedTensor,
+    ExportReport,
+    LeftOut,
+    adapter_card,
+    adapter_config,
+)
+from deltareg.lora.modules import Kind, has_tied_output, is_token_embedding, kind_of, module_of
+from deltareg.lora.truncate import Truncated, truncate
+from deltareg.manifest import TensorEntry
+from deltareg.merge import Addend, Block, accumulator_of, linear
+from deltareg.merge.linear import overwrite
+from deltareg.merge.values import values_of
+from deltareg.names import Reference
+from deltareg.progress import SILENT, Progress
+from deltareg.threads import in_order, thread_count
+
+__all__ = ["ExportReport", "ExportedTensor", "LeftOut", "export_lora"]
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+# Deltas of up to so many numbers are read once and kept; larger ones are read anew for each pass.
+_MOST_KEPT = 8 * 2**20
+_MOST_RANK = 2**16
+
+
+def export_lora(
+    reference: Reference | str,
+    registry: Registry,
+    out: Path | str,
+    *,
+    rank: int,
+    base: Checkpoint | str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    threads: int | None = None,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> ExportReport:
+    """Write a delta as an adapter that `peft` loads, with factors of rank `rank` at most, in float32.
+
+    Factors that the delta stores and that have no higher rank are written as they are; every other matrix gets the
+    nearest ones of that rank. With `base`, the delta's own, biases and norms go along as whole parameters; else they
+    are left out and named. All or nothing appears at `out`. Raises InvalidArgument, NotHomologous, NotFound,
+    OutputExists, BadRecord, DigestMismatch, DiskFull.
+    """
+    started = time.monotonic()
+    if not 0 < rank <= _MOST_RANK:
+        raise InvalidArgument(f"{rank} is no rank", hint=f"--rank takes 1 to {_MOST_RANK}")
+    name = registry.version_of(reference)
+    artifact = registry.artifact(name)
+    for pack in artifact.packs:
+        registry.store.verify(pack, quick=True)
+    check_free(Path(os.path.realpath(out)), overwrite)
+    with ExitStack() as stack:
+        before = None
+        if base is not None:
+            before = base if isinstance(base, Checkpoint) else stack.enter_context(Checkpoint.open(base))
+            _refuse_other(before, artifact)
+        packs = stack.enter_context(artifact.open_packs())
+        export = _Export(artifact, packs, rank, before, thread_count(threads))
+        if export.nothing:
+            raise InvalidArgument(
+                f"{name} changes nothing that an adapter can have", hint="apply it instead: deltareg apply"
+            )
+        if dry_run:
+            for _ in export.computed(progress):
+                pass
+            return export.report(str(out), str(name), started, dry_run=True)
+        plan = ShardPlan(WEIGHTS_FILE, tuple(export.layout()), {"format": "pt"})
+        writer = stack.enter_context(CheckpointWriter(out, [plan], overwrite=overwrite))
+        for tensor, data in export.computed(progress):
+            writer.write(tensor, 0, view_of(data))
+        report = export.report(str(out), str(name), started, dry_run=False)
+        writer.add_file(CONFIG_FILE, adapter_config(artifact.config, export.shape))
+        writer.add_file("README.md", adapter_card(artifact.config, report))
+        writer.commit()
+        return report
+
+
+def _refuse_other(base: Checkpoint, artifact: Artifact) -> None:
+    """Raise NotHomologous unless `base` has the tensors that the delta was taken from."""
+    wrong = [
+        entry.name
+        for entry in artifact.inventory.tensors
+        if entry.base_dtype is not None
+        and (
+            (found := base.tensors.get(entry.name)) is None
+            or list(found.shape) != entry.shape
+            or found.dtype != entry.base_dtype
+        )
+    ]
+    if wrong:
+        raise NotHomologous(
+            f"{base.id} is not the base of this delta: {len(wrong)} tensors differ, the first is {wrong[0]!r:.120}",
+            hint=f"give the base that it was taken from: {artifact.config.base.id}",
+            tensors=wrong[:100],
+        )
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """A tensor that becomes two factors: its entry, its module, how PEFT has the factors, and their rank."""
+
+    entry: TensorEntry
+    module: str
+    kind: Kind
+    rank: int
+    reader: RecordReader
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the record has factors of this rank."""
+        return self.entry.rank == self.rank and self.reader.head.low_rank is not None
+
+    @property
+    def scale(self) -> float:
+        """What PEFT has to multiply the factors with."""
+        low_rank = self.reader.head.low_rank
+        return low_rank.scale if self.is_stored and low_rank is not None else 1.0
+
+
+class _Export:
+    """Decides what becomes of each tensor, then computes it."""
+
+    def __init__(self, artifact: Artifact, packs: Packs, rank: int, base: Checkpoint | None, threads: int) -> None:
+        self._artifact = artifact
+        self._packs = packs
+        self._rank = rank
+        self._base = base
+        self._threads = threads
+        self._matrices: list[_Matrix] = []
+        self._whole: dict[str, TensorEntry] = {}
+        self._keys: dict[str, str] = {}
+        self._reasons: dict[str, str] = {}
+        self._left: list[tuple[TensorEntry, str]] = []
+        self._tensors: list[ExportedTensor] = []
+        self._residues: dict[str, float] = {}
+        self._totals: list[float] = []
+        self.shape = AdapterShape(rank)
+        self._sort()
+        self.shape.transposed = any(one.kind is Kind.TURNED for one in self._matrices)
+
+    @property
+    def nothing(self) -> bool:
+        """Whether there is nothing to write."""
+        return not self._matrices
+
+    def _sort(self) -> None:
+        entries = sorted(self._artifact.inventory.tensors, key=lambda one: (layer_order(one.name), one.name))
+        told = self._artifact.config.fingerprint
+        tied = has_tied_output(told.structure, told.model_type, [entry.name for entry in entries])
+        for entry in entries:
+            if entry.kind == "zero":
+                continue
+            reason = _refusal(entry)
+            if reason is None and tied and entry.rank is None and is_token_embedding(entry.name):
+                reason = "it is the output's matrix too, of which peft would change the one or, merged, both"
+            if reason is None:
+                kind = kind_of(entry.name, told.model_type)
+                reader = RecordReader(entry, self._packs.parts(entry))
+                stored = entry.rank is not None and entry.rank <= self._rank
+                rank = entry.rank if stored and entry.rank else min(self._rank, *entry.shape)
+                self._matrices.append(_Matrix(entry, module_of(entry.name), kind, rank, reader))
+            else:
+                self._reasons[entry.name] = reason
+        self._sort_rest([entry for entry in entries if entry.name in self._reasons])
+        for matrix in self._matrices:
+            self.shape.ranks[matrix.module] = matrix.rank
+            self.shape.scales[matrix.module] = matrix.scale
+
+    def _sort_rest(self, rest: list[TensorEntry]) -> None:
+        """What is no matrix goes along whole, where everything of its module is known, or is left out."""
+        adapted = {matrix.module for matrix in self._matrices}
+        inventory = {entry.name: entry for entry in self._artifact.inventory.tensors}
+        by_module: dict[str, list[TensorEntry]] = {}
+        for name, entry in inventory.items():
+            if entry.post_dtype in DELTA_DTYPES:
+                by_module.setdefault(module_of(name), []).append(entry)
+        outer = {module_of(module) for module in map(module_of, inventory)}
+        for entry in rest:
+            module = module_of(entry.name)
+            parts = by_module.get(module, [])
+            # A module that holds others cannot go along: nothing within it could have factors.
+            shared = len(entry.shape) == 2 and is_token_embedding(entry.name) and entry.base_dtype is not None
+            if entry.post_dtype not in DELTA_DTYPES or not module or module in outer or shared:
+                self._left.append((entry, self._reasons[entry.name]))
+            elif module in adapted and entry.name == f"{module}.bias" and self._base is not None:
+                self.shape.biases = True
+                self._whole[entry.name] = entry
+                self._keys[entry.name] = f"{module}.base_layer.bias"
+            elif module not in adapted and (self._base is not None or all(one.base_dtype is None for one in parts)):
+                if module not in self.shape.saved:
+                    self.shape.saved.append(module)
+                for one in parts:
+                    self._whole[one.name] = one
+                    self._keys[one.name] = one.name
+            else:
+                self._left.append((entry, self._reasons[entry.name]))
+
+    def layout(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        """The tensors of the adapter's file, in order."""
+        for matrix in self._matrices:
+            rows, columns = matrix_of(matrix.entry.shape)
+            names = _names(matrix)
+            outs, ins = (rows, columns) if matrix.kind is Kind.STRAIGHT else (columns, rows)
+            yield names[0], "F32", (matrix.rank, ins)
+            yield names[1], "F32", (outs, matrix.rank)
+        for name, key in self._keys.items():
+            yield _PREFIX + key, "F32", tuple(self._whole[name].shape)
+
+    def computed(self, progress: Progress) -> Iterator[tuple[str, Array]]:
+        """The tensors of `layout` with their numbers, one after the other."""
+        total = sum(math.prod(matrix.entry.shape) for matrix in self._matrices)
+        with progress.step("export", 4 * total), ExitStack() as stack:
+            tasks = (partial(self._factors, matrix) for matrix in self._matrices)
+            results = stack.enter_context(closing(in_order(tasks, self._threads)))
+            for matrix, found in zip(self._matrices, results, strict=True):
+                self._note(matrix, found)
+                progress.advance(4 * math.prod(matrix.entry.shape))
+                left, right = found.left, found.right
+                if matrix.kind is not Kind.STRAIGHT:
+                    left, right = right.T, left.T
+                names = _names(matrix)
+                yield names[0], np.ascontiguousarray(right)
+                yield names[1], np.ascontiguousarray(left)
+            for name, key in self._keys.items():
+                yield _PREFIX + key, self._post(self._whole[name])
+        for entry, _ in self._left:
+            squares = self._squares(entry)
+            self._totals.append(squares)
+            self._residues[entry.name] = squares
+
+    def report(self, out: str, reference: str, started: float, *, dry_run: bool) -> ExportReport:
+        """What was computed."""
+        residue = math.fsum(self._residues.values())
+        total = math.fsum(self._totals)
+        config = self._artifact.config
+        return ExportReport(
+            out=out,
+            reference=reference,
+            digest=self._artifact.digest,
+            base=config.base.id,
+            rank=self._rank,
+            error=_ratio(residue, total),
+            tensors=self._tensors,
+            left_out=[
+                LeftOut(name=entry.name, reason=reason, share=self._residues[entry.name] / residue if residue else 0.0)
+                for entry, reason in self._left
+            ],
+            saved_modules=[*self.shape.saved],
+            size=sum(math.prod(shape) * 4 for _, _, shape in self.layout()),
+            seconds=time.monotonic() - started,
+            dry_run=dry_run,
+        )
+
+    def _factors(self, matrix: _Matrix) -> Truncated:
+        shape = matrix_of(matrix.entry.shape)
+        if matrix.is_stored:
+            left, right = matrix.reader.factors()
+            return Truncated(left, right, 0.0, self._squares(matrix.entry))
+        stretches = partial(_stretches, matrix.reader, *shape)
+        if shape[0] * shape[1] > _MOST_KEPT:
+            return truncate(stretches, shape, matrix.rank, matrix.entry.name)
+        kept = list(stretches())
+        return truncate(lambda: iter(kept), shape, matrix.rank, matrix.entry.name)
+
+    def _note(self, matrix: _Matrix, found: Truncated) -> None:
+        error = _ratio(found.residue, found.total)
+        name = matrix.entry.name
+        self._tensors.append(ExportedTensor(name=name, rank=matrix.rank, error=error, exact=matrix.is_stored))
+        self._residues[name] = found.residue
+        self._totals.append(found.total)
+
+    def _squares(self, entry: TensorEntry) -> float:
+        """‖Δ‖² of a tensor; nothing where it is not added to."""
+        if not is_additive(entry) or not entry.packs:
+            return 0.0
+        reader = RecordReader(entry, self._packs.parts(entry))
+        sums: list[float] = []
+        for number in range(reader.count):
+            with frame_memory():
+                values = _values(reader, number)
+                sums.append(float(np.vdot(values, values)))
+        return math.fsum(sums)
+
+    def _post(self, entry: TensorEntry) -> Array:
+        """A whole parameter as post has it, in float32. Its delta is no error: it is counted with the whole."""
+        assert entry.post_dtype is not None
+        if entry.base_dtype is not None:
+            self._totals.append(self._squares(entry))
+        base = None if self._base is None else self._base.tensors.get(entry.name)
+        lane = lane_of(entry.post_dtype)
+        out = np.empty(lane.lanes_of(math.prod(entry.shape)), np.float32)
+        reader = RecordReader(entry, self._packs.parts(entry)) if entry.packs else None
+        for start in range(0, out.size, FRAME_LANES):
+            with frame_memory():
+                count = min(FRAME_LANES, out.size - start)
+                bits = _post_lanes(entry, reader, base, start, count)
+                linear(Block(bits, lane, (), out[start : start + count], lane_of("F32")))
+        return out
+
+
+def _post_lanes(entry: TensorEntry, reader: RecordReader | None, base: Tensor | None, start: int, count: int) -> Array:
+    """One frame of post, typed as `codec/kernels.py` says."""
+    assert entry.post_dtype is not None
+    lane = lane_of(entry.post_dtype)
+    bits = None
+    if base is not None:
+        before = lane_of(base.dtype)
+        bits = np.empty(count, before.bits)
+        base.read_into(start * before.width, view_of(bits))
+    if not is_additive(entry):
+        assert reader is not None
+        return replaced(bits, reader.read(start // FRAME_LANES), lane).view(lane.stored)
+    assert bits is not None and base is not None
+    before = lane_of(base.dtype)
+    out = np.empty(count, lane.stored)
+    if reader is None:
+        linear(Block(bits.view(before.stored), before, (), out, lane))
+        return out
+    addend = Addend(reader.read(start // FRAME_LANES), before, delta_lane_of(entry), 1.0)
+    block = Block(bits.view(before.stored), before, (addend,), out, lane)
+    linear(block)
+    overwrite(block, addend)
+    return out
+
+
+_PREFIX = "base_model.model."
+
+
+def _refusal(entry: TensorEntry) -> str | None:
+    """Why a tensor cannot become factors; None where it can."""
+    if entry.post_dtype is None:
+        return "the training removed it"
+    if entry.base_dtype is None:
+        return "the base lacks it"
+    if not is_additive(entry):
+        return f"it is {entry.post_dtype}, to which nothing is added"
+    if len(entry.shape) != 2 or min(entry.shape) == 0:
+        return "it is no matrix"
+    if not entry.name.endswith(".weight"):
+        return "it is no module's weight"
+    if not math.isfinite(entry.delta_norm) or entry.overwritten:
+        return "its delta has numbers that are not finite"
+    return None
+
+
+def _names(matrix: _Matrix) -> tuple[str, str]:
+    """What PEFT calls the factors."""
+    start = f"{_PREFIX}{matrix.module}"
+    if matrix.kind is Kind.EMBEDDING:
+        return f"{start}.lora_embedding_A", f"{start}.lora_embedding_B"
+    return f"{start}.lora_A.weight", f"{start}.lora_B.weight"
+
+
+def _stretches(reader: RecordReader, rows: int, columns: int) -> Iterator[tuple[int, Array]]:
+    """The delta in runs of whole rows, each of about a frame."""
+    rest = np.empty(0, np.float64)
+    row = 0
+    for number in range(reader.count):
+        with frame_memory():
+            rest = np.concatenate((rest, _values(reader, number)))
+        whole = rest.size // columns
+        if whole:
+            yield row, rest[: whole * columns].reshape(whole, columns)
+            rest = rest[whole * columns :]
+            row += whole
+
+
+def _values(reader: RecordReader, number: int) -> Array:
+    """D1 + D2 of one frame as numbers, a zero where nothing changes."""
+    head = reader.head
+    assert head.base is not None
+    addend = Addend(reader.read(number), head.base, head.delta, 1.0)
+    values = values_of([addend], accumulator_of([lane_of("F64")]))[0][0]
+    if not np.isfinite(values).all():
+        raise InvalidArgument(
+            f"the delta of {reader.name!r:.120} has numbers that are not finite",
+            hint="no adapter can have these; apply the delta instead: deltareg apply",
+        )
+    return values
+
+
+def _ratio(residue: float, total: float) -> float:
+    return math.sqrt(residue / total) if total else 0.0

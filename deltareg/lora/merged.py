@@ -1,0 +1,423 @@
+"""Base and adapter as one checkpoint, whose tensors are computed when they are read."""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deltareg.checkpoint import Checkpoint, Tensor
+from deltareg.checkpoint.header import TensorInfo
+from deltareg.checkpoint.layout import is_tokenizer_file
+from deltareg.checkpoint.source import bytes_of
+from deltareg.codec import FACTOR_DTYPES, FRAME_LANES, Array, Factors, Frame, Lane, LowRank, LowRankTensor, lane_of
+from deltareg.codec.lanes import DELTA_DTYPES, view_of
+from deltareg.codec.lowrank import Product, fits, matrix_of, widened
+from deltareg.codec.memory import empty
+from deltareg.lora.adapter import Adapter, Module, faulty
+from deltareg.lora.places import Places
+from deltareg.merge import Addend, Block, linear
+
+if TYPE_CHECKING:
+    from deltareg.checkpoint.source import Buffer
+
+__all__ = ["Merged", "merge"]
+
+_HEADS = ("lm_head.weight", "embed_out.weight", "decoder.weight")
+_WITH_HEAD = re.compile(r"ForCausalLM|LMHead|ForMaskedLM|ForConditionalGeneration|ForPreTraining")
+# The factors of so many tensors are held at a time.
+_HELD = 3
+
+
+class Merged(Checkpoint):
+    """What an adapter makes of its base: a post that lies nowhere. Closing it closes nothing."""
+
+    def __init__(self, base: Checkpoint, adapter: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
+        # Not by way of Checkpoint, which would read headers: a tokenizer that came with the adapter is post's.
+        own = any(is_tokenizer_file(path.as_posix()) for path in adapter.side_files)
+        beside = adapter if own else base
+        self.id = adapter.id
+        self.revision = adapter.revision
+        self.shards = base.shards
+        self.tensors = MappingProxyType(dict(tensors))
+        self.config = base.config
+        self.dequantised = base.dequantised
+        self.licence = adapter.licence
+        self.side_files = beside.side_files
+        self._located = beside._located
+        self._sources = ()
+        self.changed = {name for name, tensor in self.tensors.items() if base.tensors.get(name) is not tensor}
+        """The names of tensors that are not base's own."""
+
+    @property
+    def ranks(self) -> Counter[int]:
+        """How many tensors are base's and factors, by their rank."""
+        return Counter(one.low_rank.rank for one in self.tensors.values() if isinstance(one, LowRankTensor))
+
+
+def merge(base: Checkpoint, adapter: Adapter) -> tuple[Merged, list[str]]:
+    """`base` with `adapter` merged into it, and what is to be said of that.
+
+    Raises BadAdapter, naming everything in which the two do not fit.
+    """
+    merging = _Merging(base, adapter)
+    return Merged(base, adapter.files, merging.tensors()), merging.notes
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A module's factors beside the tensor that they change: `transposed` where that has inputs before outputs."""
+
+    module: Module
+    base: Tensor
+    rank: int
+    scale: float
+    transposed: bool
+
+
+class _Merging:
+    """Places what the adapter has in the base, and gathers what does not fit."""
+
+    def __init__(self, base: Checkpoint, adapter: Adapter) -> None:
+        self.notes: list[str] = []
+        self._base = base
+        self._adapter = adapter
+        self._faults: list[str] = []
+        self._factors = _Held()
+        self._places = Places(base.tensors.keys(), [f"{name}.weight" for name in adapter.modules] or adapter.replaced)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of post, by name."""
+        found = dict(self._base.tensors)
+        for name, tensor in self._adapter.replaced.items():
+            self._replace(found, self._places.of(name), tensor)
+        seen: Counter[str] = Counter()
+        shapes = self._orientations()
+        for module in self._adapter.modules.values():
+            name = self._places.of(f"{module.name}.weight")
+            seen[name] += 1
+            before = found.get(name)
+            if before is None:
+                self._faults.append(self._lack(module, name))
+            elif seen[name] > 1:
+                self._faults.append(f"two modules of it change {name!r:.120}")
+            else:
+                fitted = self._fit(module, before, shapes)
+                if fitted is not None:
+                    found[name] = self._changed(fitted)
+                self._note_tied(name)
+        if self._faults:
+            raise faulty(f"{self._adapter.files.id} for {self._base.id}", self._faults)
+        return found
+
+    # --- tensors in the place of base's -------------------------------------------------------------------------------
+
+    def _replace(self, found: dict[str, Tensor], name: str, tensor: Tensor) -> None:
+        before = self._base.tensors.get(name)
+        if before is None:
+            found[name] = _named(tensor, name)
+            return
+        if before.shape != tensor.shape:
+            self._faults.append(
+                f"{name!r:.120} is {list(tensor.shape)}, the base has {list(before.shape)}: "
+                "resize the base as it was for the training"
+            )
+            return
+        if before.dtype == tensor.dtype:
+            found[name] = _named(tensor, name)
+        elif lane_of(tensor.dtype).additive and lane_of(before.dtype).adds_to(lane_of(tensor.dtype)):
+            found[name] = _computed(before, _Converted(tensor, before.dtype))
+        else:
+            self._faults.append(f"{name!r:.120} is {tensor.dtype}, the base has {before.dtype}")
+
+    # --- factors ------------------------------------------------------------------------------------------------------
+
+    def _lack(self, module: Module, name: str) -> str:
+        tied = ", which is tied to the embeddings: untie them and save the base anew" if name.endswith(_HEADS) else ""
+        return f"the base has no tensor {name!r:.120} for {module.name!r:.120}{tied}"
+
+    def _note_tied(self, name: str) -> None:
+        config = self._base.config or {}
+        models = str(config.get("architectures"))
+        heads = any(one.endswith(_HEADS) for one in self._base.tensors)
+        if "embed" in name.lower() and config.get("tie_word_embeddings") and _WITH_HEAD.search(models) and not heads:
+            self.notes.append(f"{name} is the output's matrix too: merged, the adapter changes both, as with peft")
+
+    def _orientations(self) -> set[bool]:
+        """Whether tensors that are not square have inputs before outputs, as those of Conv1D."""
+        found: set[bool] = set()
+        for module in self._adapter.modules.values():
+            base = self._base.tensors.get(self._places.of(f"{module.name}.weight"))
+            if base is None or module.a is None or module.b is None or module.embedding or len(base.shape) != 2:
+                continue
+            sides = module.b.shape[0] if module.b.shape else 0, math.prod(module.a.shape[1:])
+            if sides[0] != sides[1]:
+                found.add(base.shape == sides[::-1])
+        return found
+
+    def _fit(self, module: Module, base: Tensor, orientations: set[bool]) -> _Fitted | None:
+        """Factors whose product has the shape of the base's tensor; None where they do not fit."""
+        a, b = module.a, module.b
+        assert a is not None and b is not None
+        config = self._adapter.config
+        rank = config.rank_of(module.name)
+        faults: list[str] = []
+        for tensor in (a, b, module.magnitude):
+            allowed = (*FACTOR_DTYPES, "F64") if tensor is module.magnitude else FACTOR_DTYPES
+            if tensor is not None and tensor.dtype not in allowed:
+                faults.append(f"{tensor.name!r:.120} is {tensor.dtype}, not {' or '.join(FACTOR_DTYPES)}")
+        if base.dtype not in DELTA_DTYPES:
+            faults.append(f"the base's {base.name!r:.120} is {base.dtype}, to which nothing is added")
+        if len(a.shape) < 2 or len(b.shape) < 2 or math.prod(b.shape[1:]) != rank or a.shape[0] != rank:
+            faults.append(f"{module.name!r:.120} has factors {list(a.shape)} and {list(b.shape)}, not of rank {rank}")
+            self._faults += faults
+            return None
+        sides = b.shape[0], math.prod(a.shape[1:])
+        straight, turned = sides == matrix_of(base.shape), sides[::-1] == base.shape
+        transposed = module.embedding or (
+            turned and (not straight or (orientations == {True} or (config.transposed and orientations != {False})))
+        )
+        conv = len(base.shape) > 2 and a.shape[1:] != base.shape[1:]
+        if not (turned if transposed else straight) or conv:
+            faults.append(
+                f"the factors of {module.name!r:.120} make {list(sides)}, the base's tensor is {list(base.shape)}"
+            )
+        size = sides[0]
+        if module.magnitude is not None and math.prod(module.magnitude.shape) != size:
+            faults.append(f"{module.magnitude.name!r:.120} is {list(module.magnitude.shape)}, not of {size} numbers")
+        self._faults += faults
+        return None if faults else _Fitted(module, base, rank, config.scale_of(module.name), transposed)
+
+    def _changed(self, fitted: _Fitted) -> Tensor:
+        a, b = fitted.module.a, fitted.module.b
+        assert a is not None and b is not None
+        left, right = (a, b) if fitted.transposed else (b, a)
+        low_rank = LowRank(fitted.rank, lane_of(left.dtype), lane_of(right.dtype), fitted.scale)
+        load = partial(self._factors.get, fitted.base.name, partial(_read_factors, fitted, low_rank))
+        if fitted.module.magnitude is not None:
+            norms = _Rescaled(fitted, load)
+            return _computed(fitted.base, norms)
+        summed = _Summed(fitted.base, load)
+        stored = self._base.tensors[fitted.base.name]
+        if fitted.base is not stored or not fits(fitted.base.shape, fitted.rank):
+            # Onto another tensor than base's own, or no smaller than what it stands for.
+            return _computed(fitted.base, summed)
+        return LowRankTensor(_info(fitted.base), summed, fitted.base.shard, low_rank, load)
+
+
+class _Held:
+    """The factors of the last few tensors."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: dict[str, Factors] = {}
+
+    def get(self, name: str, read: Callable[[], Factors]) -> Factors:
+        """Those of one tensor, read if they are not there."""
+        with self._lock:
+            found = self._found.pop(name, None) or read()
+            self._found[name] = found
+            if len(self._found) > _HELD:
+                del self._found[next(iter(self._found))]
+            return found
+
+
+def _read_factors(fitted: _Fitted, low_rank: LowRank) -> Factors:
+    a, b = fitted.module.a, fitted.module.b
+    assert a is not None and b is not None
+    across, down = _bits(a).reshape(fitted.rank, -1), _bits(b).reshape(-1, fitted.rank)
+    if fitted.transposed:
+        down, across = across.T, down.T
+    return Factors(low_rank, np.ascontiguousarray(down).reshape(-1), np.ascontiguousarray(across).reshape(-1))
+
+
+def _bits(tensor: Tensor) -> Array:
+    """All of a tensor, in memory of its own."""
+    lane = lane_of(tensor.dtype)
+    bits = np.empty(lane.lanes_of(tensor.elements), lane.bits)
+    tensor.read_into(0, view_of(bits))
+    return bits
+
+
+# --- sources that compute ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Computed:
+    """A tensor's bytes, made of whole lanes when they are read."""
+
+    tensor: Tensor
+    dtype: str
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The tensor's name."""
+        return self.tensor.name
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return self.tensor.elements * lane_of(self.dtype).width
+
+    def read_into(self, offset: int, buffer: Buffer) -> None:
+        """Fill `buffer`, which starts and ends with a lane."""
+        view = bytes_of(buffer)
+        width = lane_of(self.dtype).width
+        if offset % width or len(view) % width:
+            raise ValueError(f"{len(view)} bytes from byte {offset} on are no whole lanes of {self.name!r}")
+        view[:] = view_of(self._lanes(offset // width, len(view) // width))
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The same as bytes."""
+        buffer = bytearray(length)
+        self.read_into(offset, buffer)
+        return bytes(buffer)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _lanes(self, first: int, count: int) -> Array:
+        raise NotImplementedError
+
+
+class _Converted(_Computed):
+    """A tensor in another dtype, each number rounded once."""
+
+    def _lanes(self, first: int, count: int) -> Array:
+        return _converted(_stored(self.tensor, first, count), lane_of(self.tensor.dtype), lane_of(self.dtype))
+
+
+class _Summed(_Computed):
+    """base + scale · B · A, as an apply of the record at weight 1 gives it."""
+
+    def __init__(self, base: Tensor, load: Callable[[], Factors]) -> None:
+        super().__init__(base, base.dtype)
+        self._load = load
+
+    def _lanes(self, first: int, count: int) -> Array:
+        lane, delta = lane_of(self.dtype), lane_of("F32")
+        symbols = self._load().product.symbols(first, count)
+        out = empty(count, lane.stored)
+        addend = Addend(Frame(count, symbols), lane, delta, 1.0)
+        linear(Block(_stored(self.tensor, first, count), lane, (addend,), out, lane))
+        return out
+
+
+class _Rescaled(_Computed):
+    """m / ‖W₀ + scale · B · A‖ · (W₀ + scale · B · A): DoRA (arXiv 2402.09353, equation 5).
+
+    The norms are those of outputs: of rows, or of columns where the tensor has inputs before outputs. Sums of squares
+    are in float64 and in order.
+    """
+
+    def __init__(self, fitted: _Fitted, load: Callable[[], Factors]) -> None:
+        super().__init__(fitted.base, fitted.base.dtype)
+        assert fitted.module.magnitude is not None
+        self._magnitude = fitted.module.magnitude
+        self._transposed = fitted.transposed
+        self._load = load
+        self._scales: Array | None = None
+
+    def _lanes(self, first: int, count: int) -> Array:
+        product = self._load().product
+        with self._lock:
+            if self._scales is None:
+                self._scales = self._ratios(product)
+        lanes = np.arange(first, first + count)
+        scales = self._scales[lanes % product.columns if self._transposed else lanes // product.columns]
+        return _converted(self._sum(product, first, count) * scales, lane_of("F64"), lane_of(self.dtype))
+
+    def _sum(self, product: Product, first: int, count: int) -> Array:
+        lane = lane_of(self.dtype)
+        base = np.empty(count, np.float64)
+        base[:] = widened(_stored(self.tensor, first, count).view(lane.bits), lane)
+        return base + product.symbols(first, count).view(np.float32)
+
+    def _ratios(self, product: Product) -> Array:
+        """Magnitude by norm, of each output."""
+        magnitude = widened(_bits(self._magnitude), lane_of(self._magnitude.dtype))
+        squares = np.zeros(product.columns if self._transposed else product.rows, np.float64)
+        for row, rows in _stretches(product):
+            sums = self._sum(product, row * product.columns, rows * product.columns).reshape(rows, -1)
+            with np.errstate(over="ignore", invalid="ignore"):
+                if self._transposed:
+                    # Row after row: the order of the additions is the same on every machine.
+                    for each in sums:
+                        squares += each * each
+                else:
+                    for column in np.ascontiguousarray(sums.T):
+                        squares[row : row + rows] += column * column
+        with np.errstate(all="ignore"):
+            return magnitude / np.sqrt(squares)
+
+
+def _stretches(product: Product) -> Iterator[tuple[int, int]]:
+    """Runs of whole rows of about a frame: the first, and how many."""
+    step = max(1, FRAME_LANES // max(product.columns, 1))
+    for row in range(0, product.rows, step):
+        yield row, min(step, product.rows - row)
+
+
+def _stored(tensor: Tensor, first: int, count: int) -> Array:
+    """Lanes of a tensor, typed as `codec/kernels.py` says."""
+    lane = lane_of(tensor.dtype)
+    bits = empty(count, lane.bits)
+    tensor.read_into(first * lane.width, view_of(bits))
+    return bits.view(lane.stored)
+
+
+def _converted(lanes: Array, lane: Lane, to: Lane) -> Array:
+    out = empty(lanes.size, to.stored)
+    linear(Block(lanes, lane, (), out, to))
+    return out
+
+
+def _computed(like: Tensor, source: Any) -> Tensor:
+    return Tensor(_info(like), source, like.shard)
+
+
+def _info(like: Tensor) -> TensorInfo:
+    return TensorInfo(like.name, like.dtype, like.shape, 0, like.nbytes)
+
+
+def _named(tensor: Tensor, name: str) -> Tensor:
+    """The same tensor under another name."""
+    info = TensorInfo(name, tensor.dtype, tensor.shape, 0, tensor.nbytes)
+    return Tensor(info, _Part(tensor), tensor.shard)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A tensor as a source of its own."""
+
+    tensor: Tensor
+
+    @property
+    def name(self) -> str:
+        """The tensor's name."""
+        return self.tensor.name
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return self.tensor.nbytes
+
+    def read_into(self, offset: int, buffer: Buffer) -> None:
+        """Fill `buffer` from a byte of the tensor on."""
+        self.tensor.read_into(offset, buffer)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """`length` bytes from a byte of the tensor on."""
+        return self.tensor.read(offset, length)
+
+    def close(self) -> None:
+        """The adapter's file is closed by who opened it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import random
 import signal
 import subprocess
 import sys
@@ -14,7 +15,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from deltareg.codec import Frame, decode_frame, lane_of
 from deltareg.codec.tokens import ROOM, WIDE, highest_token, symbols_of
+from deltareg.errors import BadRecord
+from tests.codec.samples import SAMPLES
+from tests.codec.tensors import encode, recoded
 
 Array = NDArray[Any]
 
@@ -161,3 +166,50 @@ def test_an_edge_is_one() -> None:
         command = [sys.executable, "-c", script.format(size)]
         done = subprocess.run(command, cwd=Path(__file__).resolve().parents[2], capture_output=True)
         assert done.returncode == code
+
+
+# --- tokens that a device looks up ------------------------------------------------------------------------------------
+
+
+def _both(data: bytes, lanes: int, dtype: str) -> list[Frame | None]:
+    """A frame with its symbols, and with its tokens; None where it is refused."""
+    found: list[Frame | None] = []
+    for keep in (False, True):
+        try:
+            found.append(decode_frame(memoryview(data), lanes, lane_of(dtype), lane_of(dtype), keep_tokens=keep))
+        except BadRecord:
+            found.append(None)
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name, one in SAMPLES.items() if one.base_dtype == one.dtype == "BF16"])
+def test_kept_tokens_are_the_symbols_and_are_refused_where_these_are(name: str) -> None:
+    """Whole, and with any byte damaged: what a device would stumble over never reaches it."""
+    sample = SAMPLES[name]
+    base, post = sample.make(sample.size)
+    assert base is not None
+    data = encode("BF16", "BF16", base, post).data
+    for stored in (data, *recoded(data, sample.size, "BF16", "BF16").values()):
+        plain, kept = _both(stored, sample.size, "BF16")
+        assert plain is not None and kept is not None
+        _must_agree(plain, kept)
+        draw = random.Random(name)
+        for place in draw.sample(range(6, len(stored)), min(400, len(stored) - 6)):
+            damaged = bytearray(stored)
+            damaged[place] ^= draw.choice([1, 0x80, 0xFF])
+            plain, kept = _both(bytes(damaged), sample.size, "BF16")
+            assert (plain is None) == (kept is None), place
+            if plain is not None and kept is not None:
+                _must_agree(plain, kept)
+
+
+def _must_agree(plain: Frame, kept: Frame) -> None:
+    tokens = kept.tokens
+    if tokens is None:
+        assert (plain.symbols is None) == (kept.symbols is None)
+        return
+    assert kept.symbols is None and plain.symbols is not None and not kept.unchanged
+    places = np.arange(tokens.tokens.size)
+    assert np.array_equal(tokens.at(places), plain.symbols)
+    assert np.array_equal(tokens.at(places[::7]), plain.symbols[::7])
+    assert np.count_nonzero(tokens.tokens == tokens.escape) == tokens.escapes.size

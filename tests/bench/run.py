@@ -19,6 +19,7 @@ from rich.table import Table
 
 from tests import raw, weights
 from tests.bench import peers
+from tests.bench.lossy import measure_lossy
 from tests.bench.measured import Case, Goal, Row
 from tests.bench.methods import measure_methods
 from tests.bench.product import measure_checks, measure_product, measure_start_up
@@ -49,6 +50,7 @@ CASES: dict[str, Callable[[], Case]] = {
 
 
 _METHODS = "methods"
+_LOSSY = "lossy"
 
 
 def measure(case: Case, scratch: Path) -> Iterator[Row | Goal]:
@@ -95,7 +97,7 @@ def row_table(rows: list[Row]) -> Table:
     """The rows as a person reads them, case by case."""
     shown = Table(title="deltareg and its peers")
     shown.add_column("who", no_wrap=True)
-    for name in ("bytes", "bits/param", "pack GB/s", "unpack GB/s", "seconds", "peak MB"):
+    for name in ("bytes", "bits/param", "pack GB/s", "unpack GB/s", "seconds", "peak MB", "error"):
         shown.add_column(name, justify="right", no_wrap=True)
     before = ""
     for row in rows:
@@ -105,7 +107,7 @@ def row_table(rows: list[Row]) -> Table:
             before = row.case
         memory = None if row.memory is None else row.memory / 1e6
         figures = [(row.size, "{:,.0f}"), (row.bits, "{:.3f}"), (row.pack, "{:.2f}"), (row.unpack, "{:.2f}")]
-        figures += [(row.seconds, "{:.3f}"), (memory, "{:,.0f}")]
+        figures += [(row.seconds, "{:.3f}"), (memory, "{:,.0f}"), (row.error, "{:.5f}")]
         shown.add_row(f"  {row.subject}", *(_figure(value, form) for value, form in figures))
     return shown
 
@@ -139,19 +141,24 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write. The exit status is 1 when a goal was missed."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument(
-        "--case", action="append", choices=[*CASES, _METHODS], help="measure this one only; may be repeated"
+        "--case", action="append", choices=[*CASES, _LOSSY, _METHODS], help="measure this one only; may be repeated"
     )
     parser.add_argument("--output", type=Path, default=Path("bench.json"), help="the JSON file (default: %(default)s)")
     chosen = parser.parse_args(arguments)
     found: list[Row | Goal] = []
-    wanted: list[str] = chosen.case or [*CASES, _METHODS]
+    wanted: list[str] = chosen.case or [*CASES, _LOSSY, _METHODS]
     for name in wanted:
-        if name == _METHODS:
+        if name in (_LOSSY, _METHODS):
             continue
         print(f"measuring {name}", file=sys.stderr, flush=True)
         case = CASES[name]()
         with tempfile.TemporaryDirectory(dir=weights.CACHE, prefix="bench-") as scratch:
             found += measure(case, Path(scratch))
+    if _LOSSY in wanted:
+        print("measuring lossy tiers", file=sys.stderr, flush=True)
+        for name in ("minilm", "minilm-bf16"):
+            with tempfile.TemporaryDirectory(dir=weights.CACHE, prefix="bench-") as scratch:
+                found += measure_lossy(CASES[name](), Path(scratch))
     if _METHODS in wanted:
         print("measuring merge methods beside mergekit", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=weights.CACHE, prefix="bench-") as scratch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -59,6 +59,8 @@ from deltareg.threads import in_order, thread_count
 __all__ = ["DiffReport", "diff"]
 
 _PRESETS = ("fast", "small")
+# Tensors that are looked at before the frames of one.
+_AHEAD = 3
 
 
 class DiffReport(Document):
@@ -269,13 +271,13 @@ class _Job:
                         tally.approximated.append(done.squares)
                     tells = done.frame.kind is not Kind.ZERO or done.frame.overwritten or done.frame.changed
                     if head is not None and (opened or tells):
-                        opened = opened or self._open(packs, pair, head, done.step.number)
+                        opened = opened or self._open(packs, done.step, head)
                         packs.add(done.frame.data)
                 if done.step.last:
                     if head is not None and head.base is None and not opened:
-                        opened = self._open(packs, pair, head, 0)
-                    own = head.delta_dtype if opened and head is not None else None
-                    self.entries.append(self._entry(pair, tally, own, *(packs.end() if opened else ([], 0))))
+                        opened = self._open(packs, done.step, head)
+                    homes, size = packs.end() if opened else ([], 0)
+                    self.entries.append(self._entry(pair, tally, head if opened else None, homes, size))
                     tally, opened = _Tally(), False
 
     def taken(self) -> Taken:
@@ -298,27 +300,36 @@ class _Job:
             sketches,
         )
 
-    def _open(self, packs: PackWriter, pair: _Pair, head: RecordHead, number: int) -> bool:
+    def _open(self, packs: PackWriter, step: _Step, head: RecordHead) -> bool:
         """Begin a record at the first frame that says something; the frames before it say that nothing changes."""
-        packs.begin(pair.name)
+        packs.begin(step.pair.name)
         packs.add(head.pack())
-        if head.low_rank is not None:
-            for frame in cast("LowRankTensor", pair.post).factors.encode(self.preset):
+        if isinstance(step.pair.post, LowRankTensor):
+            for frame in step.pair.post.factors.encode(self.preset):
                 packs.add(frame)
-            return True
-        for _ in range(number):
-            packs.add(zero_frame())
+        elif step.lossy is not None and head.low_rank is not None:
+            for frame in step.lossy.factor_frames:
+                packs.add(frame)
+        if head.low_rank is None or head.low_rank.rest is not None:
+            for _ in range(step.number):
+                packs.add(zero_frame())
         return True
 
     def _results(self) -> Generator[_Done | None]:
         return in_order(self._tasks(), self.threads)
 
     def _tasks(self) -> Generator[Callable[[], _Done | None]]:
+        waiting: deque[Generator[_Step]] = deque()
         for pair in self.pairs:
             lossy = self._lossy(pair)
             if lossy is not None:
                 yield from lossy.survey()
-            yield from (partial(self._run, step) for step in self._steps(pair, lossy))
+            waiting.append(self._steps(pair, lossy))
+            # Frames wait for what must be known of their tensor: meanwhile that of the next ones is found out.
+            if len(waiting) > _AHEAD:
+                yield from (partial(self._run, step) for step in waiting.popleft())
+        for steps in waiting:
+            yield from (partial(self._run, step) for step in steps)
 
     def _lossy(self, pair: _Pair) -> LossyTensor | None:
         if isinstance(pair.post, LowRankTensor):
@@ -355,10 +366,10 @@ class _Job:
             delta = None
             if head.low_rank is not None:
                 frame, delta = _low_rank(step, base)
-            elif unchanged:
+            elif unchanged and (approximate is None or approximate.low_rank is None):
                 frame = encode_unchanged(base, head.post)
             elif step.lossy is not None and approximate is not None:
-                found = step.lossy.encode(approximate, base, post)
+                found = step.lossy.encode(approximate, step.number, base, post)
                 frame, delta, squares = found.frame, found.delta, (found.squares, found.apart)
             else:
                 frame, delta = _encode(head, base, post, self.preset, pair.name)
@@ -366,23 +377,24 @@ class _Job:
                 self._sketcher.add(pair.name, head.lanes, step.number, delta)
         return _Done(step, approximate or head, frame, base_digest, post_digest, squares)
 
-    def _entry(self, pair: _Pair, tally: _Tally, own: str | None, homes: list[int], size: int) -> TensorEntry:
+    def _entry(self, pair: _Pair, tally: _Tally, head: RecordHead | None, homes: list[int], size: int) -> TensorEntry:
+        """`head` is that of the record, if one was written."""
         if pair.base is not None:
             self.base_digests[pair.name] = _joined_digest(tally.base_digests)
         if pair.post is not None:
             self.post_digests[pair.name] = _joined_digest(tally.post_digests)
         shown = pair.post or pair.base
         assert shown is not None
-        kind = _kind(pair, tally)
+        kind = _kind(pair, tally, head)
         if size:
             self.kinds[kind] += size
-        low_rank = pair.post.low_rank if kind == "lowrank" and isinstance(pair.post, LowRankTensor) else None
+        low_rank = head.low_rank if head is not None and kind == "lowrank" else None
         return TensorEntry(
             name=pair.name,
             kind=kind,
             base_dtype=None if pair.base is None else pair.base.dtype,
             post_dtype=None if pair.post is None else pair.post.dtype,
-            delta_dtype=own,
+            delta_dtype=None if head is None else head.delta_dtype,
             rank=None if low_rank is None else low_rank.rank,
             shape=list(shown.shape),
             packs=homes,
@@ -495,14 +507,14 @@ _KIND_NAMES: dict[Kind, RecordKind] = {
 }
 
 
-def _kind(pair: _Pair, tally: _Tally) -> RecordKind:
+def _kind(pair: _Pair, tally: _Tally, head: RecordHead | None) -> RecordKind:
     if pair.post is None:
         return "removed"
     if pair.base is None:
         return "full"
     if tally.changed == 0:
         return "zero"
-    if isinstance(pair.post, LowRankTensor):
+    if head is not None and head.low_rank is not None and head.low_rank.rest is None:
         return "lowrank"
     if not lane_of(pair.base.dtype).adds_to(lane_of(pair.post.dtype)):
         return "full"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import deltareg
 from deltareg import Registry
 from deltareg.analysis import compare
+from deltareg.codec import RecordHead
 from deltareg.errors import InvalidArgument, NotReproduced
 from tests.codec.oracle import FORMATS
 from tests.codec.tensors import Raw, of, read_tensors, write_checkpoint
@@ -41,6 +43,25 @@ class TestInt4(TierContract):
 class TestTopTenth(TierContract):
     codec = "topk:0.1"
     most = 0.95
+
+
+class _OfFactors(TierContract):
+    """Decompositions take their time: a smaller pair."""
+
+    @pytest.fixture
+    def real(self, anarcii: Mapping[str, Path]) -> Pair:
+        """A real fine-tune in float32."""
+        return Pair(anarcii["antibody_4_2"], anarcii["shark_4_2"])
+
+
+class TestRankOfFour(_OfFactors):
+    codec = "rank:4"
+    most = 0.99
+
+
+class TestBit1(_OfFactors):
+    codec = "bit1"
+    most = 0.85
 
 
 # --- what each of them is -----------------------------------------------------------------------------------------
@@ -129,6 +150,70 @@ def test_share_of_less_than_one_element_leaves_the_tensor_as_it_is(tmp_path: Pat
     assert deltareg.verify(NAME, taken.registry, base=taken.before, post=taken.after).reproduced
 
 
+def nearest(wanted: np.ndarray, rank: int) -> np.ndarray:
+    """The nearest matrix of a rank."""
+    left, values, right = np.linalg.svd(wanted, full_matrices=False)
+    return (left[:, :rank] * values[:rank]) @ right[:rank]
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
+def test_rank_keeps_the_nearest_factors(tmp_path: Path, dtype: str) -> None:
+    taken = Taken(tmp_path, {"w": matrix(dtype, (40, 60), 8), "cube": matrix(dtype, (20, 6, 7), 9)}, "rank:5")
+    for name, shape in (("w", (40, 60)), ("cube", (20, 42))):
+        wanted = (values(taken.post[name]) - values(taken.base[name])).reshape(shape)
+        delta = taken.delta(name).reshape(shape)
+        # The factors are rounded to bfloat16.
+        assert np.linalg.norm(delta - nearest(wanted, 5)) < 0.01 * np.linalg.norm(wanted)
+        entry = taken.entries[name]
+        assert (entry.kind, entry.rank, entry.delta_dtype) == ("lowrank", 5, None if dtype == "F32" else "F32")
+    assert taken.artifact.config.exactness.codec == "rank:5"
+
+
+@pytest.mark.parametrize("rank", [14, 15, 40, 1000, 9_999_999])
+def test_factors_that_are_no_smaller_than_the_matrix_are_not_taken(tmp_path: Path, rank: int) -> None:
+    """A rank beyond the matrix gives the matrix, each number rounded."""
+    pair = {"w": matrix("F32", (20, 40), 9)}
+    taken, rounded = Taken(tmp_path / "rank", pair, f"rank:{rank}"), Taken(tmp_path / "bf16", pair, "bf16")
+    assert taken.entries["w"].rank is None
+    assert np.array_equal(taken.delta("w"), rounded.delta("w"))
+
+
+def test_bit1_is_a_sign_a_size_and_factors(tmp_path: Path) -> None:
+    taken = Taken(tmp_path, {"w": matrix("F32", (150, 160), 10)}, "bit1")
+    wanted = values(taken.post["w"]) - values(taken.base["w"])
+    head = RecordHead.parse(taken.record("w"))[0]
+    assert head.low_rank is not None and head.low_rank.rest is not None
+    rank = head.low_rank.rank
+    rest = wanted - nearest(wanted.reshape(150, 160), rank).reshape(-1)
+    expected = wanted - rest + np.sign(rest) * np.abs(rest).mean()
+    assert np.linalg.norm(taken.delta("w") - expected) < 0.05 * np.linalg.norm(wanted)
+    assert taken.entries["w"].rank is None
+    assert taken.entries["w"].size < 150 * 160 / 8 * 1.6
+
+
+def test_bit1_of_a_small_matrix_is_signs_alone(tmp_path: Path) -> None:
+    taken = Taken(tmp_path, {"w": matrix("F32", (10, 11), 10)}, "bit1")
+    wanted = values(taken.post["w"]) - values(taken.base["w"])
+    assert taken.delta("w") == pytest.approx(np.sign(wanted) * np.abs(wanted).mean(), rel=2**-8)
+
+
+@pytest.mark.parametrize("codec", ["bit1", "rank:2"])
+def test_factors_cross_frames(tmp_path: Path, codec: str) -> None:
+    """A matrix of more lanes than a frame, with rows that the frames cut; half of it does not change."""
+    rows, columns = 700, 1501
+    draw = np.random.default_rng(14)
+    before = draw.normal(0, 1, rows * columns).astype(np.float32)
+    after = before.copy()
+    after[: before.size // 2] += draw.normal(0, 0.01, before.size // 2).astype(np.float32)
+    tensors = {"w": tuple(of("F32", one.view(np.uint32), (rows, columns)) for one in (before, after))}
+    taken = Taken(tmp_path, {name: (pair[0], pair[1]) for name, pair in tensors.items()}, codec)
+    out = values(taken.applied(tmp_path / "out")["w"])
+    wanted = after.astype(np.float64) - before
+    measured = np.linalg.norm(after - out) / np.linalg.norm(wanted)
+    assert measured == pytest.approx(taken.entries["w"].error, rel=1e-3)
+    assert deltareg.verify(NAME, taken.registry, base=taken.before, post=taken.after).reproduced
+
+
 # --- asking for it ------------------------------------------------------------------------------------------------
 
 
@@ -141,7 +226,16 @@ def test_unknown_codec_is_refused_with_those_that_there_are(tmp_path: Path, code
     with pytest.raises(InvalidArgument) as caught:
         deltareg.diff(before, after, Registry(tmp_path / "home"), NAME, codec=codec)
     assert "exact, bf16, fp16, int8, int4" in str(caught.value.hint)
-    assert "topk:P" in str(caught.value.hint)
+    assert "bit1, rank:R, topk:P" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("rank", ["0", "-1", "1.5", "", "four", "1e3", "99999999", "٣"])
+def test_rank_that_is_none_is_refused(tmp_path: Path, rank: str) -> None:
+    pair = matrix("F32", (2, 2), 1)
+    before, after = (write_checkpoint(tmp_path / str(n), {"w": one}) for n, one in enumerate(pair))
+    with pytest.raises(InvalidArgument, match="no rank") as caught:
+        deltareg.diff(before, after, Registry(tmp_path / "home"), NAME, codec=f"rank:{rank}")
+    assert "rank:16" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("share", ["0", "-0.1", "1.01", "101%", "nan", "inf", "", "%", "five", "0%", "1e400"])

@@ -46,7 +46,7 @@ def diff(
         typer.Option(
             "--codec",
             metavar="CODEC",
-            help="exact, or how to approximate: bf16, fp16, int8, int4, topk:P. The error is measured and recorded.",
+            help="exact, or how to approximate: bf16, fp16, int8, int4, bit1, rank:R, topk:P. The error is recorded.",
         ),
     ] = "exact",
     licence: Annotated[
@@ -72,8 +72,8 @@ def diff(
     encodes everything, so that the sizes are the real ones.
 
     With --codec the delta is smaller, and base + delta is only nearly post. Matrices are approximated: bf16 and fp16
-    round each number, int8 and int4 bring them to 255 or 15 levels, topk:5% keeps the 5 % that change most. Norms,
-    biases and what is no number stay exact.
+    round each number, int8 and int4 bring them to 255 or 15 levels, bit1 to a sign, with factors of small rank,
+    rank:16 keeps factors of rank 16, topk:5% the 5 % that change most. Norms, biases and what is no number stay exact.
 
     \b
       deltareg diff base/ post/ --tag acme/search:1.0.0 --licence apache-2.0

@@ -27,6 +27,7 @@ from numba.extending import overload
 __all__ = [
     "accumulate",
     "add_merged",
+    "add_rest",
     "apply_one",
     "apply_terms",
     "are_numbers",
@@ -689,6 +690,15 @@ def multiply(left: Any, right: Any, scale: Any, skipped: Any, symbols: Any) -> A
                     value = np.float32(scale * sums[row, j])
                     found = value.view(np.uint32) if value == value else np.uint32(0x7FC00000)
                     symbols[at + j] = found if value != np.float32(0) else np.uint32(0x80000000)
+
+
+@kernel
+def add_rest(product: Any, rest: Any, symbols: Any) -> Any:
+    """The bits of round_f32(product + rest), the marker where that is zero; `product` may be a view of `symbols`."""
+    for i in range(symbols.size):
+        value = np.float32(np.float64(product[i]) + np.float64(widen(rest[i])))
+        found = value.view(np.uint32) if value == value else np.uint32(0x7FC00000)
+        symbols[i] = found if value != np.float32(0) else np.uint32(0x80000000)
 
 
 @kernel

@@ -1,11 +1,12 @@
 """`lowrank`: a delta as the product of two factors, as an adapter has them.
 
-    factors := rank number, left dtype u8, right dtype u8, scale f64
-    record  := head, factors, frame …       (first those of the left factor, then those of the right one)
+    factors := rank number, left dtype u8, right dtype u8, scale f64, [rest dtype u8]
+    record  := head, factors, frame …       (those of the left factor, those of the right one, those of the rest)
 
 A tensor of shape (m, …) is a matrix of m rows. Its D1 is F32: D1[i, j] = scale · Σₖ left[i, k] · right[k, j], the sum
 in float64 with k ascending, rounded once to float32. The product of two float32 is exact in float64, so that fused or
-not, with whatever vectors, the bits are the same.
+not, with whatever vectors, the bits are the same. Where there is a rest, a number for each lane, it is added to that,
+and the sum is rounded to float32.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from deltareg.checkpoint import Tensor
 from deltareg.checkpoint.header import TensorInfo
 from deltareg.checkpoint.source import ByteSource
 from deltareg.codec import kernels
-from deltareg.codec.frame import encode_replaced
-from deltareg.codec.lanes import FRAME_LANES, Array, Lane, lane_of
+from deltareg.codec.frame import Frame, encode_replaced
+from deltareg.codec.lanes import DELTA_DTYPES, FRAME_LANES, Array, Lane, lane_of
 from deltareg.codec.memory import empty, frame_memory
 from deltareg.codec.streams import Preset, StreamReader, pack_number
 from deltareg.errors import BadRecord
@@ -37,6 +38,7 @@ __all__ = [
     "LowRankTensor",
     "Product",
     "StoredProduct",
+    "add_rest",
     "fits",
     "matrix_of",
     "widened",
@@ -66,25 +68,30 @@ def fits(shape: Sequence[int], rank: int) -> bool:
 
 @dataclass(frozen=True)
 class LowRank:
-    """What a record's head says of its factors."""
+    """What a record's head says of its factors, and in which dtype it has what they leave, if it has that."""
 
     rank: int
     left: Lane
     right: Lane
     scale: float
+    rest: Lane | None = None
 
     def pack(self) -> bytes:
         """The bytes that follow the record's head."""
-        return pack_number(self.rank) + _FIXED.pack(self.left.code, self.right.code, self.scale)
+        rest = b"" if self.rest is None else bytes((self.rest.code,))
+        return pack_number(self.rank) + _FIXED.pack(self.left.code, self.right.code, self.scale) + rest
 
     @classmethod
-    def parse(cls, reader: StreamReader, shape: Sequence[int]) -> LowRank:
-        """The inverse of `pack`, for a tensor of this shape. Raises BadRecord."""
+    def parse(cls, reader: StreamReader, shape: Sequence[int], *, has_rest: bool) -> LowRank:
+        """The inverse of `pack`, for a tensor of this shape. Raises BadRecord, UnsupportedFormat."""
         rank = reader.number()
         left, right, scale = _FIXED.unpack(reader.plain(_FIXED.size).tobytes())
         if not fits(shape, rank):
             raise BadRecord(f"a record of shape {list(shape)} has factors of rank {rank}")
-        found = cls(rank, lane_of(left), lane_of(right), scale)
+        rest = lane_of(reader.byte()) if has_rest else None
+        if rest is not None and rest.dtype not in DELTA_DTYPES:
+            raise BadRecord(f"a record has a rest of {rest.dtype}")
+        found = cls(rank, lane_of(left), lane_of(right), scale, rest)
         if found.left.dtype not in FACTOR_DTYPES or found.right.dtype not in FACTOR_DTYPES or not math.isfinite(scale):
             raise BadRecord(f"a record has factors of {found.left.dtype} and {found.right.dtype}, scale {scale}")
         return found
@@ -218,6 +225,18 @@ class StoredProduct:
             if len(self._kept) > self._KEPT:
                 del self._kept[next(iter(self._kept))]
             return found
+
+
+def add_rest(symbols: Array, frame: Frame, lane: Lane) -> None:
+    """Add a frame's numbers, of `lane`, to the product whose bits are `symbols` (uint32), in place."""
+    if frame.symbols is None:
+        return
+    rest = frame.symbols
+    if frame.positions is not None:
+        rest = empty(symbols.size, lane.bits)
+        rest.fill(lane.marker)
+        rest[frame.positions] = frame.symbols
+    kernels.add_rest(symbols.view(np.float32), rest.view(lane.stored), symbols)
 
 
 def widened(bits: Array, lane: Lane) -> Array:

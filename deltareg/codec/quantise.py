@@ -10,6 +10,7 @@ levels are placed so that the error is least (Lloyd and Max) they take 3.4 bits 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -19,7 +20,7 @@ from deltareg.codec import kernels
 from deltareg.codec.lanes import Array, Lane, lane_of
 from deltareg.codec.memory import empty
 
-__all__ = ["Cut", "counts_of", "cut_at", "greatest", "keep_greatest", "levelled", "rounded"]
+__all__ = ["Cut", "counts_of", "cut_at", "greatest", "keep_greatest", "levelled", "rounded", "signs"]
 
 _PATTERNS = 1 << 16
 _MAGNITUDES = 1 << 15
@@ -72,6 +73,18 @@ def _table(steps: int, clip: float) -> Array:
         return np.where(np.abs(numbers) <= steps, table, every)
 
 
+def signs(delta: Array) -> Array:
+    """The differences as ±s in bfloat16, zero for those that are; s is the mean magnitude of the others.
+
+    That s makes the squared error least.
+    """
+    counts = counts_of(delta)
+    # From the histogram, by a sum that is exact: the same s on every machine.
+    total = math.fsum((counts * _values_or_zero()).tolist())
+    size: Array = rounded(np.array([total / max(int(counts[1:].sum()), 1)]), lane_of("BF16"))
+    return np.where(delta == 0, np.uint16(0), np.where(delta < 0, size | np.uint16(_MAGNITUDES), size))
+
+
 @dataclass(frozen=True)
 class Cut:
     """Where the greatest magnitudes begin: all above `magnitude`, and of those equal to it the share kept / equal."""
@@ -108,3 +121,9 @@ def _values() -> Array:
     """What the magnitudes are worth: (32768,) float64."""
     with np.errstate(invalid="ignore"):
         return (np.arange(_MAGNITUDES, dtype=np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+
+
+@cache
+def _values_or_zero() -> Array:
+    """The same, zero for what is no finite number."""
+    return np.where(np.isfinite(_values()), _values(), 0.0)

@@ -13,7 +13,7 @@ from deltareg.artifact import Part
 from deltareg.checkpoint import ByteSource
 from deltareg.codec.frame import FRAME_HEAD, Frame, decode_frame
 from deltareg.codec.lanes import FRAME_LANES, Array, Lane, view_of
-from deltareg.codec.lowrank import StoredProduct, matrix_of
+from deltareg.codec.lowrank import StoredProduct, add_rest, matrix_of
 from deltareg.codec.memory import empty
 from deltareg.codec.record import HEAD_LIMIT, Mode, RecordHead, frame_counts
 from deltareg.errors import BadRecord
@@ -71,7 +71,11 @@ class RecordReader:
         if self._product is not None:
             first = number * FRAME_LANES
             lanes = min(FRAME_LANES, self.head.lanes - first)
-            return Frame(lanes, self._product.symbols(first, lanes))
+            symbols = self._product.symbols(first, lanes)
+            rest = None if self.head.low_rank is None else self.head.low_rank.rest
+            if rest is not None:
+                add_rest(symbols, self._read(len(self.frames) - self.count + number, None, rest), rest)
+            return Frame(lanes, symbols)
         frame = self._read(number, self.head.mended_base, self.head.delta, keep_tokens=keep_tokens)
         whole = frame.symbols is not None and frame.positions is None
         if self.head.mode is Mode.REPLACE and not self.head.sparse and not whole:
@@ -124,14 +128,17 @@ class RecordReader:
         return frames
 
     def _stored_lanes(self) -> list[int]:
-        """The lanes of what the frames hold: of the tensor, or of either factor."""
+        """The lanes of what the frames hold: of the tensor, or of either factor and of what their product leaves."""
         if self.head.low_rank is None:
             return [self.head.lanes]
-        return [self.head.low_rank.rank * side for side in matrix_of(self.head.shape)]
+        factors = [self.head.low_rank.rank * side for side in matrix_of(self.head.shape)]
+        return factors if self.head.low_rank.rest is None else [*factors, self.head.lanes]
 
     def _check_entry(self, entry: TensorEntry) -> None:
         base = None if self.head.base is None else self.head.base.dtype
-        rank = None if self.head.low_rank is None else self.head.low_rank.rank
+        low_rank = self.head.low_rank
+        # With a rest, the factors alone are not the delta: the entry does not tell of them.
+        rank = None if low_rank is None or low_rank.rest is not None else low_rank.rank
         if rank != entry.rank:
             raise BadRecord(f"the record is of rank {rank}, the inventory says {entry.rank}")
         found = (base, self.head.post.dtype, self.head.delta_dtype, list(self.head.shape))

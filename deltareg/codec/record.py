@@ -4,8 +4,8 @@
     record := head, frame …     (every frame but the last has 1 Mi lanes)
 
 Extents are numbers in base 128. A base dtype of 0 means that base lacks the tensor. The delta's dtype is there in mode
-2 alone; otherwise it is post's, but F32 in mode 3, where what `lowrank.py` tells of factors follows the head. The lanes
-follow from post's dtype and the shape.
+2 alone; otherwise it is post's, but F32 in modes 3 and 4, where what `lowrank.py` tells of factors follows the head.
+The lanes follow from post's dtype and the shape.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ HEAD_LIMIT = _FIXED.size + 1 + 10 * _MOST_DIMENSIONS + FACTORS_LIMIT
 _ADD_OWN = 2
 # Adds F32 that is the product of two factors.
 _ADD_PRODUCT = 3
+# The same, and a number for each lane that is added to the product.
+_ADD_PRODUCT_AND_REST = 4
+_PRODUCTS = (_ADD_PRODUCT, _ADD_PRODUCT_AND_REST)
 
 
 class Mode(IntEnum):
@@ -105,7 +108,7 @@ class RecordHead:
         base = 0 if self.base is None else self.base.code
         mode, delta = int(self.mode), b""
         if self.low_rank is not None:
-            mode = _ADD_PRODUCT
+            mode = _ADD_PRODUCT if self.low_rank.rest is None else _ADD_PRODUCT_AND_REST
         elif self.delta != self.post:
             mode, delta = _ADD_OWN, bytes((self.delta.code,))
         fixed = _FIXED.pack(_MAGIC, _VERSION, mode, base, self.post.code, len(self.shape))
@@ -128,18 +131,19 @@ class RecordHead:
                 f"a record has version {version}; this deltareg reads version {_VERSION}",
                 hint="install a newer deltareg",
             )
-        if mode not in (Mode.ADD, Mode.REPLACE, _ADD_OWN, _ADD_PRODUCT):
+        if mode not in (Mode.ADD, Mode.REPLACE, _ADD_OWN, *_PRODUCTS):
             raise UnsupportedFormat(f"a record has the unknown mode {mode}", hint="install a newer deltareg", mode=mode)
         if dimensions > _MOST_DIMENSIONS:
             raise BadRecord(f"a record has {dimensions} dimensions")
         reader = StreamReader(memoryview(data)[_FIXED.size :])
         after = lane_of(post)
-        delta = lane_of(reader.byte()) if mode == _ADD_OWN else lane_of("F32") if mode == _ADD_PRODUCT else after
+        delta = lane_of(reader.byte()) if mode == _ADD_OWN else lane_of("F32") if mode in _PRODUCTS else after
         shape = tuple(reader.number() for _ in range(dimensions))
         if math.prod(shape) > _MOST_ELEMENTS:
             raise BadRecord(f"a record of shape {list(shape)} has too many elements")
-        low_rank = LowRank.parse(reader, shape) if mode == _ADD_PRODUCT else None
-        own = mode in (_ADD_OWN, _ADD_PRODUCT)
+        has_rest = mode == _ADD_PRODUCT_AND_REST
+        low_rank = LowRank.parse(reader, shape, has_rest=has_rest) if mode in _PRODUCTS else None
+        own = mode == _ADD_OWN or mode in _PRODUCTS
         head = cls(Mode.ADD if own else Mode(mode), lane_of(base) if base else None, after, shape, delta, low_rank)
         due = cls.of(None if head.base is None else head.base.dtype, after.dtype, shape).mode
         if head.mode is not due:

@@ -19,6 +19,8 @@ TIERS: Mapping[str, str] = MappingProxyType(
         "fp16": "each number rounded to float16",
         "int8": "255 levels for each million elements; what is beyond them in bfloat16",
         "int4": "15 levels for each million elements; what is beyond them in bfloat16",
+        "bit1": "a sign for each number, one size for each million, and factors of small rank for what repeats",
+        "rank:R": "two factors of rank R (a truncated singular value decomposition), as an adapter has them",
         "topk:P": "the share P of the elements that change most, such as topk:5%; the others stay",
     }
 )
@@ -29,13 +31,15 @@ _PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?)%", re.ASCII)
 
 @dataclass(frozen=True)
 class Tier:
-    """A tier, with the number that some of them take: the share of topk."""
+    """A tier, with the number that some of them take: the share of topk, the rank of rank."""
 
     kind: str
     share: float = 1.0
+    rank: int = 0
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.share:g}" if self.kind == "topk" else self.kind
+        amount = {"topk": f":{self.share:g}", "rank": f":{self.rank}"}.get(self.kind, "")
+        return self.kind + amount
 
     @property
     def lossy(self) -> bool:
@@ -50,10 +54,18 @@ def parse_tier(text: str) -> Tier:
     """The tier of a name such as `int4` or `topk:5%`. Raises InvalidArgument."""
     kind, colon, amount = text.partition(":")
     if kind == "topk" and colon:
-        return Tier(kind, _share(amount))
+        return Tier(kind, share=_share(amount))
+    if kind == "rank" and colon:
+        return Tier(kind, rank=_rank(amount))
     if kind not in TIERS or colon:
         raise InvalidArgument(f"unknown codec {text!r}", hint=f"codecs are: {', '.join(TIERS)}", codec=text)
     return Tier(kind)
+
+
+def _rank(text: str) -> int:
+    if re.fullmatch("0*[1-9][0-9]{0,6}", text, re.ASCII) is None:
+        raise InvalidArgument(f"{text!r} is no rank", hint="write rank:16; a whole number, at least 1")
+    return int(text)
 
 
 def _share(text: str) -> float:

@@ -1,7 +1,7 @@
 """PEFT's adapters: one becomes a delta, and a delta becomes one.
 
 `config.py` and `adapter.py` read an adapter, `places.py` finds its modules in the base, `merged.py` is base and adapter
-as one checkpoint, `importing.py` takes the delta of that; `truncate.py` finds factors, `exporting.py` writes them.
+as one checkpoint, `importing.py` takes the delta of that; `exporting.py` writes factors that the codec finds.
 """
 
 from __future__ import annotations

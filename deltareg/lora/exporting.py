@@ -21,6 +21,7 @@ from deltareg.codec import FRAME_LANES, Array, RecordReader, delta_lane_of, is_a
 from deltareg.codec.lanes import DELTA_DTYPES, view_of
 from deltareg.codec.lowrank import matrix_of
 from deltareg.codec.memory import frame_memory
+from deltareg.codec.truncate import Truncated, truncate
 from deltareg.errors import InvalidArgument, NotHomologous
 from deltareg.fingerprint import layer_order
 from deltareg.lora.card import (
@@ -33,7 +34,6 @@ from deltareg.lora.card import (
     adapter_config,
 )
 from deltareg.lora.modules import Kind, has_tied_output, is_token_embedding, kind_of, module_of
-from deltareg.lora.truncate import Truncated, truncate
 from deltareg.manifest import TensorEntry
 from deltareg.merge import Addend, Block, accumulator_of, linear
 from deltareg.merge.linear import overwrite

@@ -33,7 +33,8 @@ class Row:
     """What one subject does on one case.
 
     `size` is in bytes with everything counted, `bits` the same for each parameter of post; `pack` and `unpack` are
-    10^9 bytes of post's tensors a second; `seconds` are wall time, `memory` is peak resident bytes.
+    10^9 bytes of post's tensors a second; `seconds` are wall time, `memory` is peak resident bytes; `error` is
+    ‖Δ − Δ̂‖ / ‖Δ‖ of what is not exact.
     """
 
     case: str
@@ -44,6 +45,7 @@ class Row:
     unpack: float | None = None
     seconds: float | None = None
     memory: int | None = None
+    error: float | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import os
 import shutil
 import statistics
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tests.bench.measured import Case, Goal, Row
 from tests.bench.process import Ran, run
 
-__all__ = ["measure_methods"]
+__all__ = ["has_mergekit", "measure_methods", "mergekit", "write_other"]
 
 _REPEATS = 3
 _DENSITY = ("--param", "density=0.5")
@@ -59,16 +59,16 @@ def measure_methods(case: Case, scratch: Path) -> Iterator[Row | Goal]:
     """Every method of two deltas, the median of three turns; mergekit once, where it is installed."""
     environment = {**os.environ, "DELTAREG_HOME": str(scratch / "home"), "NO_COLOR": "1"}
     other = scratch / "other"
-    _write_other(case, other)
+    write_other(case, other)
     for name, post in (("one", case.post), ("two", other)):
         run([*_deltareg("diff"), str(case.base), str(post), "--tag", f"bench/{name}:1.0.0"], environment)
     where = f"{case.name}, two deltas"
     for method, options in _OURS.items():
         seconds, peak = _ours(case, method, options, scratch, environment)
         yield Row(where, f"deltareg {method}", seconds=seconds, memory=peak)
-        if method in _THEIRS and _has_mergekit():
+        if method in _THEIRS and has_mergekit():
             name, limit = _THEIRS[method]
-            ran = _mergekit(case, other, name, scratch)
+            ran = mergekit(case, [case.post, other], name, scratch)
             yield Row(where, f"mergekit {name}", seconds=ran.seconds, memory=ran.peak)
             goal = f"{method} ≤ 1/{round(1 / limit)} of mergekit's time"
             yield Goal(where, goal, f"1/{ran.seconds / seconds:.1f}", seconds <= limit * ran.seconds)
@@ -94,9 +94,10 @@ def _ours(
     return statistics.median(one.seconds for one in runs), max(one.peak for one in runs)
 
 
-def _mergekit(case: Case, other: Path, method: str, scratch: Path) -> Ran:
+def mergekit(case: Case, posts: Sequence[Path], method: str, scratch: Path) -> Ran:
+    """mergekit's merge of `posts` on the base, each at weight 0.5, as a whole process."""
     settings = dict(_SETTINGS.get(method, {}))
-    models = [{"model": str(post), "parameters": {"weight": 0.5, **settings}} for post in (case.post, other)]
+    models = [{"model": str(post), "parameters": {"weight": 0.5, **settings}} for post in posts]
     shared = {"select_topk": 0.5} if method == "sce" else {"normalize": True}
     config = {
         "merge_method": method,
@@ -112,7 +113,8 @@ def _mergekit(case: Case, other: Path, method: str, scratch: Path) -> Ran:
     return ran
 
 
-def _has_mergekit() -> bool:
+def has_mergekit() -> bool:
+    """Whether mergekit is there; where it is not, a line says that its rows are left out."""
     try:
         version("mergekit")
     except PackageNotFoundError:
@@ -121,7 +123,7 @@ def _has_mergekit() -> bool:
     return True
 
 
-def _write_other(case: Case, out: Path) -> None:
+def write_other(case: Case, out: Path) -> None:
     """A second post: the first one's changes, at other places and with other signs."""
     generator = torch.Generator().manual_seed(3)
     shutil.copytree(case.base, out, ignore=shutil.ignore_patterns("*.safetensors"))

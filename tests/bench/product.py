@@ -114,7 +114,7 @@ def _apply_rows(case: Case, scratch: Path, environment: dict[str, str], baseline
         if number:  # the first warms the page cache and the disk
             runs.append(ran)
     written = _report(runs[0])["bytesWritten"]
-    beside = [sys.executable, "-m", "tests.bench.beside_cp", str(case.base), "bench/delta:1.0.0", str(scratch)]
+    beside = [sys.executable, "-m", "tests.bench.beside_cp", str(case.base), str(scratch), "bench/delta:1.0.0"]
     turns: list[tuple[float, float]] = json.loads(run(beside, environment).output)
     work, copy = (statistics.median(seconds) for seconds in zip(*turns, strict=True))
     peak = max(ran.peak for ran in runs)

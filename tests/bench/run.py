@@ -20,6 +20,8 @@ from rich.table import Table
 from tests import raw, weights
 from tests.bench import peers
 from tests.bench.device import measure_device
+from tests.bench.engine import measure_engine
+from tests.bench.lossy import measure_lossy
 from tests.bench.measured import Case, Goal, Row
 from tests.bench.methods import measure_methods
 from tests.bench.product import measure_checks, measure_product, measure_start_up
@@ -41,6 +43,10 @@ def _generated() -> Case:
     return Case("generated 1.3 GB bf16", *weights.synthetic(weights.CACHE / "synthetic", 1.3, seed=1, shards=3))
 
 
+def _large() -> Case:
+    return Case("generated 5 GB bf16", *weights.synthetic(weights.CACHE / "synthetic-large", 5.0, seed=2, shards=3))
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "minilm-bf16": lambda: _minilm(True),
     "minilm": lambda: _minilm(False),
@@ -49,8 +55,17 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-_METHODS = "methods"
-_DEVICE = "device"
+def _measure_lossy(scratch: Path) -> Iterator[Row | Goal]:
+    for name in ("minilm", "minilm-bf16"):
+        yield from measure_lossy(CASES[name](), scratch / name)
+
+
+_PARTS: dict[str, Callable[[Path], Iterator[Row | Goal]]] = {
+    "lossy": _measure_lossy,
+    "methods": lambda scratch: measure_methods(_generated(), scratch),
+    "engine": lambda scratch: measure_engine(_generated(), _large(), scratch),
+    "device": lambda scratch: measure_device(_generated, scratch),
+}
 
 
 def measure(case: Case, scratch: Path) -> Iterator[Row | Goal]:
@@ -97,7 +112,7 @@ def row_table(rows: list[Row]) -> Table:
     """The rows as a person reads them, case by case."""
     shown = Table(title="deltareg and its peers")
     shown.add_column("who", no_wrap=True)
-    for name in ("bytes", "bits/param", "pack GB/s", "unpack GB/s", "seconds", "peak MB"):
+    for name in ("bytes", "bits/param", "pack GB/s", "unpack GB/s", "seconds", "peak MB", "error"):
         shown.add_column(name, justify="right", no_wrap=True)
     before = ""
     for row in rows:
@@ -107,7 +122,7 @@ def row_table(rows: list[Row]) -> Table:
             before = row.case
         memory = None if row.memory is None else row.memory / 1e6
         figures = [(row.size, "{:,.0f}"), (row.bits, "{:.3f}"), (row.pack, "{:.2f}"), (row.unpack, "{:.2f}")]
-        figures += [(row.seconds, "{:.3f}"), (memory, "{:,.0f}")]
+        figures += [(row.seconds, "{:.3f}"), (memory, "{:,.0f}"), (row.error, "{:.5f}")]
         shown.add_row(f"  {row.subject}", *(_figure(value, form) for value, form in figures))
     return shown
 
@@ -141,27 +156,21 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write. The exit status is 1 when a goal was missed."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument(
-        "--case", action="append", choices=[*CASES, _METHODS, _DEVICE], help="measure this one only; may be repeated"
+        "--case", action="append", choices=[*CASES, *_PARTS], help="measure this one only; may be repeated"
     )
     parser.add_argument("--output", type=Path, default=Path("bench.json"), help="the JSON file (default: %(default)s)")
     chosen = parser.parse_args(arguments)
     found: list[Row | Goal] = []
-    wanted: list[str] = chosen.case or [*CASES, _METHODS, _DEVICE]
-    for name in wanted:
-        if name in (_METHODS, _DEVICE):
-            continue
+    wanted: list[str] = chosen.case or [*CASES, *_PARTS]
+    for name in (name for name in wanted if name in CASES):
         print(f"measuring {name}", file=sys.stderr, flush=True)
         case = CASES[name]()
         with tempfile.TemporaryDirectory(dir=weights.CACHE, prefix="bench-") as scratch:
             found += measure(case, Path(scratch))
-    if _METHODS in wanted:
-        print("measuring merge methods beside mergekit", file=sys.stderr, flush=True)
+    for name in (name for name in wanted if name in _PARTS):
+        print(f"measuring {name}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=weights.CACHE, prefix="bench-") as scratch:
-            found += measure_methods(CASES["generated"](), Path(scratch))
-    if _DEVICE in wanted:
-        print("measuring apply on a device", file=sys.stderr, flush=True)
-        with tempfile.TemporaryDirectory(dir=weights.CACHE, prefix="bench-") as scratch:
-            found += measure_device(CASES["generated"], Path(scratch))
+            found += _PARTS[name](Path(scratch))
     with tempfile.TemporaryDirectory(dir=weights.CACHE, prefix="bench-") as scratch:
         found += measure_start_up(Path(scratch))
         print("measuring check", file=sys.stderr, flush=True)

@@ -208,6 +208,8 @@ class LowRankGolden:
     scale: float
     post: Raw
     records: Mapping[str, bytes]
+    rest: Raw | None = None
+    """What is added to the product, where there is that."""
 
 
 def load_low_rank() -> list[LowRankGolden]:
@@ -222,17 +224,22 @@ def _read_low_rank(path: Path) -> LowRankGolden:
         for name, (dtype, shape, data) in ((name, document[name]) for name in _LOW_RANK_TENSORS)
     }
     records = {key: bytes.fromhex(value) for key, value in document["records"].items()}
-    return LowRankGolden(path.stem, scale=float.fromhex(document["scale"]), records=records, **tensors)
+    rest = None
+    if "rest" in document:
+        rest = Raw(document["rest"][0], tuple(document["rest"][1]), bytes.fromhex(document["rest"][2]))
+    return LowRankGolden(path.stem, scale=float.fromhex(document["scale"]), records=records, rest=rest, **tensors)
 
 
 _LOW_RANK_TENSORS = ("base", "left", "right", "post")
-# Dtypes of base, left and right factor; shape, rank and scale.
+# Dtypes of base, left and right factor; shape, rank and scale; the dtype of the rest.
 _LOW_RANK = (
-    ("F32", "F32", "F32", (7, 5), 3, 2.0),
-    ("BF16", "F32", "F32", (6, 4, 2), 2, 1 / 3),
-    ("BF16", "BF16", "BF16", (5, 9), 1, 0.5),
-    ("F16", "F16", "BF16", (9, 4), 4, -1.0),
-    ("F64", "F32", "F16", (4, 4), 4, 2**0.5),
+    ("F32", "F32", "F32", (7, 5), 3, 2.0, None),
+    ("BF16", "F32", "F32", (6, 4, 2), 2, 1 / 3, None),
+    ("BF16", "BF16", "BF16", (5, 9), 1, 0.5, None),
+    ("F16", "F16", "BF16", (9, 4), 4, -1.0, None),
+    ("F64", "F32", "F16", (4, 4), 4, 2**0.5, None),
+    ("F32", "BF16", "BF16", (9, 7), 2, 1.0, "BF16"),
+    ("BF16", "BF16", "F32", (6, 3, 3), 1, 0.5, "F64"),
 )
 
 
@@ -242,7 +249,13 @@ def low_rank_cases() -> list[LowRankGolden]:
 
 
 def _low_rank(
-    dtype: str, left_dtype: str, right_dtype: str, shape: tuple[int, ...], rank: int, scale: float
+    dtype: str,
+    left_dtype: str,
+    right_dtype: str,
+    shape: tuple[int, ...],
+    rank: int,
+    scale: float,
+    rest_dtype: str | None,
 ) -> LowRankGolden:
     draw = np.random.default_rng(11)
     rows, columns = shape[0], int(np.prod(shape[1:]))
@@ -253,27 +266,37 @@ def _low_rank(
     for k in range(rank):
         total = total + FORMATS[left_dtype].widen(left)[:, k : k + 1] * FORMATS[right_dtype].widen(right)[k]
     delta = (scale * total).astype(np.float32).astype(np.float64)
+    rest = None
+    if rest_dtype is not None:
+        # Signs of one size, and some lanes that the product has alone.
+        rest = FORMATS[rest_dtype].narrow(draw.choice([0.25, -0.25, 0.0], (rows, columns), p=[0.4, 0.4, 0.2]))
+        delta = (delta + FORMATS[rest_dtype].widen(rest)).astype(np.float32).astype(np.float64)
     base = FORMATS[dtype].narrow(draw.normal(0, 1, rows * columns).reshape(rows, columns))
     base[1] = FORMATS[dtype].narrow(np.full(columns, -0.0))
     post = np.where(delta == 0, base, FORMATS[dtype].narrow(FORMATS[dtype].widen(base) + delta))
     case = LowRankGolden(
-        f"{left_dtype}-{right_dtype}-on-{dtype}".lower(),
+        f"{left_dtype}-{right_dtype}{'' if rest_dtype is None else f'-and-{rest_dtype}'}-on-{dtype}".lower(),
         of(dtype, base, shape),
         of(left_dtype, left, (rows, rank)),
         of(right_dtype, right, (rank, columns)),
         scale,
         of(dtype, post.astype(base.dtype), shape),
         {},
+        None if rest is None or rest_dtype is None else of(rest_dtype, rest, shape),
     )
     return replace(case, records={preset: encoded_low_rank(case, preset) for preset in PRESETS})
 
 
 def encoded_low_rank(case: LowRankGolden, preset: Preset) -> bytes:
     """The record of a case."""
-    low_rank = LowRank(case.left.shape[1], lane_of(case.left.dtype), lane_of(case.right.dtype), case.scale)
+    lane = None if case.rest is None else lane_of(case.rest.dtype)
+    low_rank = LowRank(case.left.shape[1], lane_of(case.left.dtype), lane_of(case.right.dtype), case.scale, lane)
     bits = [np.frombuffer(one.data, lane_of(one.dtype).bits) for one in (case.left, case.right)]
     head = RecordHead.of_product(case.base.dtype, case.base.shape, low_rank)
-    return head.pack() + b"".join(Factors(low_rank, bits[0], bits[1]).encode(preset))
+    rest = b""
+    if case.rest is not None and lane is not None:
+        rest = encode_given(np.frombuffer(case.rest.data, lane.stored), lane, preset).data
+    return head.pack() + b"".join(Factors(low_rank, bits[0], bits[1]).encode(preset)) + rest
 
 
 def _write_low_rank() -> None:
@@ -283,6 +306,7 @@ def _write_low_rank() -> None:
         document = {
             **{name: [one.dtype, list(one.shape), one.data.hex()] for name, one in tensors.items()},
             "scale": case.scale.hex(),
+            **({} if case.rest is None else {"rest": [case.rest.dtype, list(case.rest.shape), case.rest.data.hex()]}),
             "records": {preset: data.hex() for preset, data in case.records.items()},
         }
         (DIRECTORY / "low-rank" / f"{case.name}.json").write_text(json.dumps(document, indent=1) + "\n")

@@ -279,10 +279,10 @@ class Record:
         if (magic, version) != (b"DRec", 1):
             raise ValueError("no record of version 1")
         base, post = BY_CODE[base_code] if base_code else None, BY_CODE[post_code]
-        delta = BY_CODE[cursor.byte()] if mode == 2 else BY_NAME["F32"] if mode == 3 else post
+        delta = BY_CODE[cursor.byte()] if mode == 2 else BY_NAME["F32"] if mode in (3, 4) else post
         shape = tuple(cursor.number() for _ in range(dimensions))
-        if mode == 3:
-            return cls(True, base, post, shape, list(cls._product(cursor, shape)), delta)
+        if mode in (3, 4):
+            return cls(True, base, post, shape, list(cls._product(cursor, shape, has_rest=mode == 4)), delta)
         lanes = math.prod(shape) * post.lanes // post.elements
         frames: list[Frame] = []
         while lanes > 0:
@@ -293,16 +293,22 @@ class Record:
         return cls(mode != 1, base, post, shape, frames, delta)
 
     @classmethod
-    def _product(cls, cursor: Cursor, shape: tuple[int, ...]) -> Iterator[Frame]:
+    def _product(cls, cursor: Cursor, shape: tuple[int, ...], *, has_rest: bool) -> Iterator[Frame]:
         """The frames of a tensor whose record holds two factors."""
         rank = cursor.number()
         left_code, right_code, scale = struct.unpack("<BBd", cursor.take(10))
+        rest = BY_CODE[cursor.byte()] if has_rest else None
         rows, columns = shape[0], math.prod(shape[1:])
         left = cls._factor(cursor, rows * rank, BY_CODE[left_code])
         right = cls._factor(cursor, rank * columns, BY_CODE[right_code])
+        single = BY_NAME["F32"]
+        added: dict[int, float] = {}
+        for start in range(0, rows * columns, FRAME) if rest is not None else ():
+            assert rest is not None
+            frame = cls._frame(cursor, min(rows * columns - start, FRAME), None, rest, rest)
+            added |= {start + lane: value_of(symbol, rest) for lane, symbol in frame.symbols.items()}
         if cursor.at != len(cursor.data):
             raise ValueError("bytes are left over")
-        single = BY_NAME["F32"]
         symbols: dict[int, int] = {}
         for lane in range(rows * columns):
             row, column = divmod(lane, columns)
@@ -310,6 +316,8 @@ class Record:
             for k in range(rank):
                 total += left[row * rank + k] * right[k * columns + column]
             bits = bits_of(scale * total, single)
+            if lane in added:
+                bits = bits_of(value_of(bits, single) + added[lane], single)
             symbols[lane] = single.marker if bits in (0, single.marker) else bits
         for start in range(0, rows * columns, FRAME):
             part = range(start, min(start + FRAME, rows * columns))

@@ -463,7 +463,7 @@ def test_broken_head_is_refused(fault: str) -> None:
         head(base=99),
         head(post=99),
         head(post=0),
-        head(mode=4),
+        head(mode=5),
         head(mode=2, delta=99),
         head(mode=2, delta=0),
     ],

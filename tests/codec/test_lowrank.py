@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from deltareg.artifact import Part
-from deltareg.codec import FRAME_LANES, Factors, LowRank, RecordHead, RecordReader, lane_of
+from deltareg.codec import FRAME_LANES, Factors, LowRank, RecordHead, RecordReader, encode_given, lane_of
 from deltareg.codec.memory import frame_memory
 from deltareg.codec.streams import pack_number
 from deltareg.errors import BadRecord, DeltaregError, UnsupportedFormat
@@ -165,7 +166,7 @@ def test_sums_that_float32_cannot_hold_overflow_to_infinity() -> None:
 @pytest.mark.parametrize("case", LOW_RANK, ids=lambda case: case.name)
 def test_golden_factors_are_read(case: golden.LowRankGolden, preset: str) -> None:
     own = None if case.base.dtype == "F32" else "F32"
-    rank = case.left.shape[1]
+    rank = case.left.shape[1] if case.rest is None else None
     told = entry(case.base.shape, rank, base_dtype=case.base.dtype, post_dtype=case.post.dtype, delta_dtype=own)
     record = Record(told, case.records[preset])
     assert record.produced(case.base) == case.post.data
@@ -191,11 +192,13 @@ def head(
     scale: float = 1.0,
     base: int = 1,
     post: int = 1,
+    rest: int | None = None,
 ) -> bytes:
-    """The head of a record of mode 3, made by hand."""
-    fixed = struct.pack("<4sBBBBB", b"DRec", 1, 3, base, post, len(shape))
+    """The head of a record of mode 3, or of 4 where there is a rest, made by hand."""
+    fixed = struct.pack("<4sBBBBB", b"DRec", 1, 3 if rest is None else 4, base, post, len(shape))
     extents = b"".join(map(pack_number, shape))
-    return fixed + extents + pack_number(rank) + struct.pack("<BBd", left, right, scale)
+    factors = pack_number(rank) + struct.pack("<BBd", left, right, scale)
+    return fixed + extents + factors + (b"" if rest is None else bytes((rest,)))
 
 
 def constant_frame(lanes: int, width: int = 4) -> bytes:
@@ -303,3 +306,90 @@ def test_a_large_claim_takes_no_memory() -> None:
         assert tracemalloc.get_traced_memory()[1] < 2**22
     finally:
         tracemalloc.stop()
+
+
+# --- a rest beside the product ----------------------------------------------------------------------------------------
+
+
+def with_rest(shape: tuple[int, ...], rank: int, dtype: str, rest: Array) -> tuple[Array, Record]:
+    """The symbols that a record of random factors and a rest has to have, and the record."""
+    lane = lane_of(dtype)
+    factors, _ = made(shape, rank)
+    low_rank = replace(factors.low_rank, rest=lane)
+    frames = [
+        encode_given(rest[start : start + FRAME_LANES].view(lane.stored), lane, "fast").data
+        for start in range(0, rest.size, FRAME_LANES)
+    ]
+    head = RecordHead.of_product("BF16", shape, low_rank)
+    record = Record(entry(shape, None), head.pack() + b"".join([*factors.encode("fast"), *frames]))
+    moved = product(factors, shape).view(np.float32).astype(np.float64) + FORMATS[dtype].widen(rest)
+    values = moved.astype(np.float32)
+    return np.where(values == 0, np.uint32(0x80000000), values.view(np.uint32)), record
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
+@pytest.mark.parametrize(("shape", "rank"), [((5, 7), 1), ((258, 256), 4), ((1025, 1031), 3), ((6, 5, 3, 3), 6)])
+@pytest.mark.parametrize("share", [0.0, 0.01, 1.0])
+def test_rest_is_added_to_the_product(shape: tuple[int, ...], rank: int, dtype: str, share: float) -> None:
+    draw = np.random.default_rng(3)
+    count = int(np.prod(shape))
+    rest = FORMATS[dtype].narrow(np.where(draw.random(count) < share, draw.normal(0, 0.5, count), 0.0))
+    due, record = with_rest(shape, rank, dtype, rest)
+    assert np.array_equal(symbols(record), due)
+
+
+def test_rest_that_undoes_the_product_leaves_the_lane_as_it_is() -> None:
+    factors, _ = made((4, 4), 2)
+    rest = product(factors, (4, 4)) ^ np.uint32(0x80000000)
+    due, record = with_rest((4, 4), 2, "F32", rest)
+    assert due.tolist() == [0x80000000] * 16
+    assert np.array_equal(symbols(record), due)
+
+
+REST = (WHOLE_REST := head(rest=1) + constant_frame(8) + constant_frame(12)) + constant_frame(24, width=2)
+
+
+def test_a_record_with_a_rest_made_by_hand_is_read() -> None:
+    assert Record(entry((4, 6), None), REST).frames()[0].lanes == 24
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        WHOLE_REST,
+        REST[:-1],
+        REST + constant_frame(24, width=2),
+        WHOLE_REST + constant_frame(23, width=2),
+        WHOLE_REST + constant_frame(24, width=4),
+        WHOLE_REST + frame(3, constant_frame(24, width=2)[6:] + b"\1\0\1\0" + b"\0\1\0" * 2, flags=1),
+        WHOLE_REST + frame(3, constant_frame(24, width=2)[6:] + b"\1\0\1\0" + b"\0\1\0" * 4, flags=2),
+        head(rest=5) + constant_frame(8) + constant_frame(12) + constant_frame(24),
+        head(rest=17) + constant_frame(8) + constant_frame(12) + constant_frame(24, width=1),
+    ],
+)
+def test_rest_that_is_none_is_refused(data: bytes) -> None:
+    assert "'w'" in refused(data, entry((4, 6), None)).message
+
+
+@pytest.mark.parametrize("code", [0, 6, 255])
+def test_rest_of_an_unknown_dtype_is_refused(code: int) -> None:
+    assert "dtype" in refused(head(rest=code), entry((4, 6), None)).message
+
+
+def test_factors_with_a_rest_are_not_told_as_the_delta() -> None:
+    assert "inventory" in refused(REST, entry((4, 6), 2)).message
+
+
+def test_every_cut_and_flipped_bit_of_a_rest_is_refused_or_safe() -> None:
+    draw = np.random.default_rng(4)
+    _, record = with_rest((6, 5), 2, "BF16", FORMATS["BF16"].narrow(draw.choice([0.5, -0.5], 30)))
+    for end in range(len(record.data)):
+        refused(record.data[:end], record.entry)
+    for bit in range(8 * len(record.data)):
+        data = bytearray(record.data)
+        data[bit // 8] ^= 1 << bit % 8
+        try:
+            frames = record.frames(bytes(data))
+        except (BadRecord, UnsupportedFormat):
+            continue
+        assert [one.lanes for one in frames] == [30]

@@ -66,6 +66,10 @@ class Taken:
                     found[number * independent.FRAME + lane] = independent.value_of(symbol, record.delta)
         return found
 
+    def record(self, name: str) -> bytes:
+        """The bytes of a tensor's record."""
+        return self._theirs.record(name)
+
     def error(self, name: str) -> float:
         """‖Δ − Δ̂‖ / ‖Δ‖ of a tensor."""
         wanted = values(self.post[name]) - values(self.base[name])
@@ -101,11 +105,16 @@ class TierContract:
         assert exactness.relative_error == pytest.approx(math.sqrt(apart / whole), rel=2e-5, abs=1e-12)
         assert (taken.report.relative_error, taken.report.codec) == (exactness.relative_error, self.codec)
 
-    def test_error_on_real_weights_is_the_one_that_the_result_has(self, tmp_path: Path, minilm: Pair) -> None:
+    @pytest.fixture
+    def real(self, minilm: Pair) -> Pair:
+        """A real fine-tune in float32."""
+        return minilm
+
+    def test_error_on_real_weights_is_the_one_that_the_result_has(self, tmp_path: Path, real: Pair) -> None:
         registry = Registry(tmp_path / "home")
-        report = deltareg.diff(minilm.base, minilm.post, registry, NAME, codec=self.codec)
-        deltareg.apply(minilm.base, {NAME: 1}, registry, tmp_path / "out")
-        base, post, out = raw.read(minilm.base), raw.read(minilm.post), raw.read(tmp_path / "out")
+        report = deltareg.diff(real.base, real.post, registry, NAME, codec=self.codec)
+        deltareg.apply(real.base, {NAME: 1}, registry, tmp_path / "out")
+        base, post, out = raw.read(real.base), raw.read(real.post), raw.read(tmp_path / "out")
         whole = apart = 0.0
         for entry in registry.artifact(NAME).inventory.tensors:
             if entry.post_dtype != "F32":
@@ -122,17 +131,15 @@ class TierContract:
                 measured = math.sqrt(float(left @ left) / float(wanted @ wanted))
                 assert measured == pytest.approx(entry.error, rel=1e-3, abs=2e-5)
         assert report.relative_error == pytest.approx(math.sqrt(apart / whole), rel=1e-3, abs=2e-5)
-        assert deltareg.verify(NAME, registry, base=minilm.base, post=minilm.post).relative_error == pytest.approx(
+        assert deltareg.verify(NAME, registry, base=real.base, post=real.post).relative_error == pytest.approx(
             report.relative_error, rel=1e-4
         )
 
-    def test_digest_is_the_same_for_every_number_of_threads(self, tmp_path: Path, minilm_bf16: Pair) -> None:
+    def test_digest_is_the_same_for_every_number_of_threads(self, tmp_path: Path, real: Pair) -> None:
         digests: set[str | None] = set()
         for threads in (1, 2, 5):
             registry = Registry(tmp_path / str(threads))
-            report = deltareg.diff(
-                minilm_bf16.base, minilm_bf16.post, registry, NAME, codec=self.codec, threads=threads
-            )
+            report = deltareg.diff(real.base, real.post, registry, NAME, codec=self.codec, threads=threads)
             digests.add(report.digest)
         assert len(digests) == 1
 

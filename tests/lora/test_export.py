@@ -13,8 +13,8 @@ import pytest
 
 import deltareg
 from deltareg import Registry
+from deltareg.codec.truncate import truncate
 from deltareg.errors import InvalidArgument, NotFound, NotHomologous, OutputExists
-from deltareg.lora.truncate import truncate
 from tests.lora.models import adapted, changed, load_file, peft, tokens, torch
 from tests.lora.test_import import ATTENTION, DORA
 

@@ -12,7 +12,9 @@ import pytest
 
 import deltareg
 from deltareg import Registry
+from deltareg.checkpoint.hub import Hub
 from deltareg.errors import BadAdapter
+from tests.checkpoint.hub_server import serve_hub
 from tests.lora.models import Adapted, adapted, load_file, peft, save_file, torch
 from tests.merge.merged import merge
 
@@ -407,6 +409,20 @@ def test_licence_is_that_of_the_adapter_s_card(tmp_path: Path) -> None:
     one = adapted(tmp_path, "llama", r=2, target_modules=["q_proj"])
     (one.adapter / "README.md").write_text("---\nlicense: mit\n---\n")
     assert imported(tmp_path, one).artifact(NAME).config.licence == "mit"
+
+
+def test_adapter_on_the_hub_is_imported(tmp_path: Path) -> None:
+    one = adapted(tmp_path, "llama", r=2, target_modules=["q_proj"])
+    files = {file.name: file.read_bytes() for file in one.adapter.iterdir()}
+    registry = Registry(tmp_path / "home")
+    with serve_hub("acme/chat-lora", files) as server:
+        hub = Hub(endpoint=server.url, cache=tmp_path / "cache")
+        with deltareg.Checkpoint.open("hf://acme/chat-lora", hub=hub) as adapter:
+            report = deltareg.import_lora(adapter, one.base, registry, NAME)
+    assert report.adapter == registry.artifact(NAME).config.post.id == "hf://acme/chat-lora"
+    theirs = one.merged()
+    for name, tensor in applied(tmp_path, one, registry).items():
+        assert is_near(one, tensor, theirs[name], name), name
 
 
 # --- among other deltas -----------------------------------------------------------------------------------------------

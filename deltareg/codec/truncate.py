@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
-__all__ = ["Stretches", "Truncated", "measured", "truncate"]
+__all__ = ["Stretches", "Truncated", "measured", "nearest_factors", "truncate"]
 
 Matrix = npt.NDArray[Any]
 Stretches = Callable[[], Iterator[tuple[int, Matrix]]]
@@ -37,6 +37,11 @@ class Truncated:
 
 
 def truncate(stretches: Stretches, shape: tuple[int, int], rank: int, name: str) -> Truncated:
+    """The nearest factors of rank `rank`, with their error."""
+    return measured(stretches, *nearest_factors(stretches, shape, rank, name))
+
+
+def nearest_factors(stretches: Stretches, shape: tuple[int, int], rank: int, name: str) -> tuple[Matrix, Matrix]:
     """The factors of rank `rank` that are nearest in the Frobenius norm (Eckart and Young, 1936).
 
     Exact where the matrix is small; else a randomised range finder with subspace iterations (Halko, Martinsson and
@@ -46,10 +51,8 @@ def truncate(stretches: Stretches, shape: tuple[int, int], rank: int, name: str)
     rows, columns = shape
     rank = min(rank, rows, columns)
     if rows * columns * min(rows, columns) <= _EXACT_WORK:
-        left, right = _exact(stretches, shape, rank)
-    else:
-        left, right = _randomised(stretches, shape, rank, name)
-    return measured(stretches, left, right)
+        return _exact(stretches, shape, rank)
+    return _randomised(stretches, shape, rank, name)
 
 
 def measured(stretches: Stretches, left: Matrix, right: Matrix) -> Truncated:

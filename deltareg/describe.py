@@ -96,6 +96,8 @@ def store_documents(
 
 def _side_file(post: Checkpoint, relative: Path) -> bytes:
     """A file that travels with the delta. Raises BadCheckpoint for a link that leads out of the checkpoint."""
+    if not post.is_local:  # there are no links
+        return post.read_file(relative)
     place = (post.root / relative).resolve()
     root = post.root.resolve()
     # The cache of the hub keeps the files of snapshots/REVISION in blobs/.

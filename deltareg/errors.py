@@ -22,10 +22,12 @@ __all__ = [
     "BadManifest",
     "BadName",
     "BadRecord",
+    "BucketUnavailable",
     "Busy",
     "ChannelMoved",
     "CheckpointNotFound",
     "DeltaregError",
+    "DeviceFull",
     "DigestMismatch",
     "DiskFull",
     "HubUnavailable",
@@ -38,6 +40,7 @@ __all__ = [
     "OutputExists",
     "PickleRefused",
     "QuantisedRefused",
+    "RankLost",
     "RemoteUnavailable",
     "UnsupportedFormat",
     "UsageError",
@@ -90,7 +93,8 @@ class NotFound(DeltaregError):
 
 
 class CheckpointNotFound(DeltaregError):
-    """The path or `hf://` name does not lead to a checkpoint, or the hub has no such model or revision.
+    """The path or name does not lead to a checkpoint: the hub has no such model or revision, the object store no such
+    bucket or prefix.
 
     Give a directory that holds `model.safetensors` (or shards with `model.safetensors.index.json`), or one
     `.safetensors` file.
@@ -135,6 +139,26 @@ class ChannelMoved(DeltaregError):
     code = "DR0007"
 
 
+class RankLost(DeltaregError):
+    """Of several processes that work on one output, another one failed, or ended without a word.
+
+    Its own message, or what the launcher says of it, tells why. Run the same command again; with `--resume` it goes on
+    with what was finished.
+    """
+
+    code = "DR0008"
+
+
+class DeviceFull(DeltaregError):
+    """The memory of the device that was to compute does not suffice, even for the smallest parts.
+
+    See with `nvidia-smi` who else uses it, name another device, or leave `--device` out: the processor's result is the
+    same.
+    """
+
+    code = "DR0009"
+
+
 # --- 2: usage -----------------------------------------------------------------------------------------------------
 
 
@@ -158,11 +182,13 @@ class InvalidArgument(UsageError):
 
 
 class BadName(UsageError):
-    """A name, version, channel or digest is not written as deltareg's names are, or a model's not as the hub's are.
+    """A name, version, channel or digest is not written as deltareg's names are, a model's not as the hub's are, or a
+    place's not as those of object stores are.
 
     Write `namespace/name:1.2.3`, `namespace/name:channel` or `namespace/name@sha256:…`: lower-case letters and digits,
     single `.`, `_` or `-` between them; versions are SemVer without build metadata. A model on the hub is
-    `hf://org/name` or `hf://org/name@revision`.
+    `hf://org/name` or `hf://org/name@revision`, a checkpoint in an object store `s3://bucket/prefix`,
+    `gs://bucket/prefix` or `az://container/prefix`.
     """
 
     code = "DR0102"
@@ -242,10 +268,10 @@ class AdapterRefused(DeltaregError):
 
 
 class NotAllowed(DeltaregError):
-    """The operating system, the remote or the hub does not let you read or write there.
+    """The operating system, the remote, the hub or the object store does not let you read or write there.
 
     Check the permissions of the path in the message, or ask the owner for the right; for a gated model accept its
-    conditions and run `hf auth login`.
+    conditions and run `hf auth login`; for an object store set its credentials in the environment.
     """
 
     code = "DR0300"
@@ -354,6 +380,15 @@ class HubUnavailable(RemoteUnavailable):
     """
 
     code = "DR0501"
+
+
+class BucketUnavailable(RemoteUnavailable):
+    """The object store of an `s3://`, `gs://` or `az://` name could not be reached, or failed.
+
+    Check the connection and the endpoint and region in the environment, and run the command again.
+    """
+
+    code = "DR0502"
 
 
 def all_errors() -> list[type[DeltaregError]]:

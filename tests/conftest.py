@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests import weights
+from tests.checkpoint.object_store import Bucket, ObjectStore, Proxy, serve_objects, serve_proxy
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,3 +49,30 @@ def anarcii_bf16() -> Mapping[str, Path]:
 def small_llama(tmp_path_factory: pytest.TempPathFactory) -> weights.Pair:
     """A generated bf16 pair of about 10 MB each, in three shards. Read only."""
     return weights.Pair(*weights.synthetic(tmp_path_factory.mktemp("small-llama"), 0.01, seed=1, shards=3))
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """A real S3 server on loopback."""
+    with serve_objects(tmp_path_factory.mktemp("object-store")) as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """An empty bucket, which the environment says how to reach."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "AZURE_", "GOOGLE_")):
+            monkeypatch.delenv(name)
+    with object_store.bucket() as made:
+        for name, value in made.environment().items():
+            monkeypatch.setenv(name, value)
+        yield made
+
+
+@pytest.fixture
+def proxy(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """What the environment now names as the store of `bucket`: requests are counted, and may be refused."""
+    with serve_proxy(bucket.server.endpoint) as running:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
+        yield running

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from deltareg.cli.settings_file import add_remote, create_settings
 from deltareg.config import CONFIG_NAME, parse_settings
 from deltareg.errors import all_errors
 from tests import demo, docs, program, raw, weights
+from tests.checkpoint.object_store import ObjectStore, object_store_exists
 from tests.synthetic import synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -156,24 +158,32 @@ class Outcome:
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory, minilm_bf16: weights.Pair) -> Mapping[Command, Outcome]:
-    """Every command of every page, with its outcome."""
+def played(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, minilm_bf16: weights.Pair
+) -> Iterator[Mapping[Command, Outcome]]:
+    """Every command of every page, with its outcome. Where there is an object store it has the bucket `models`."""
     programs = program.install(tmp_path_factory.mktemp("programs"))
     homes = {page: tmp_path_factory.mktemp(page.stem) for page in PLAYED}
 
-    def play(page: Path) -> dict[Command, Outcome]:
-        scene = homes[page] / "scene"
-        scene.mkdir()
-        _SCENES[page.name](scene, minilm_bf16)
-        return _play(commands_of(page), scene, _environment(homes[page], programs))
+    with ExitStack() as stack:
+        objects: dict[str, str] = {}
+        with suppress(pytest.skip.Exception):
+            store: ObjectStore = request.getfixturevalue("object_store")
+            objects = stack.enter_context(store.bucket("models")).environment()
 
-    with ThreadPoolExecutor() as pool:
-        outcomes = list(pool.map(play, PLAYED))
-    return {command: outcome for page in outcomes for command, outcome in page.items()}
+        def play(page: Path) -> dict[Command, Outcome]:
+            scene = homes[page] / "scene"
+            scene.mkdir()
+            _SCENES[page.name](scene, minilm_bf16)
+            return _play(commands_of(page), scene, _environment(homes[page], programs) | objects)
+
+        with ThreadPoolExecutor() as pool:
+            outcomes = list(pool.map(play, PLAYED))
+        yield {command: outcome for page in outcomes for command, outcome in page.items()}
 
 
 def _environment(home: Path, programs: Path) -> dict[str, str]:
-    mine = {name: value for name, value in os.environ.items() if not name.startswith(("DELTAREG_", "XDG_"))}
+    mine = {name: value for name, value in os.environ.items() if not name.startswith(("DELTAREG_", "XDG_", "AWS_"))}
     return mine | {
         "HOME": str(home),
         "XDG_CONFIG_HOME": str(home / "config"),
@@ -224,6 +234,8 @@ def _line_pattern(line: str) -> str:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
 def test_page_shows_what_its_command_gives(command: Command, played: Mapping[Command, Outcome]) -> None:
+    if "s3://" in command.typed and not object_store_exists():
+        pytest.skip("there is no object store for this system")
     outcome = played[command]
     if outcome.status != 0:
         pytest.fail(f"`{command.typed}` ended with status {outcome.status}:\n{outcome.text}", pytrace=False)

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
-from deltareg.apply.apply import Weight, checked_weight, open_delta, refuse_errors
+from deltareg.apply.limits import Limits
 from deltareg.apply.loops import load_loops
 from deltareg.apply.placement import WeightedDelta, place
 from deltareg.apply.plan import LINEAR, Merge, Plan, plan
+from deltareg.apply.prepare import Weight, checked_weight, open_delta, refuse_errors
 from deltareg.apply.run import run
 from deltareg.catalog import Registry
 from deltareg.check import fit
@@ -238,7 +239,8 @@ class Live:
     def _run(self, planned: Plan, deltas: list[WeightedDelta], progress: Progress) -> None:
         try:
             load_loops(planned)
-            run(planned, deltas, self._registry.store, _Sink(self._slots), threads=self._threads, progress=progress)
+            limits = Limits(self._threads)
+            run(planned, deltas, self._registry.store, _Sink(self._slots), limits=limits, progress=progress)
         except BaseException as error:
             self._revert(error)
             raise

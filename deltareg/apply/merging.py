@@ -11,17 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from deltareg.apply.ranks import ALONE, Ranks
 from deltareg.codec import FRAME_LANES, Array, Frame, Lane
-from deltareg.codec.memory import empty, frame_memory
 from deltareg.codec.mend import Mending
+from deltareg.codec.palette import Tokens
 from deltareg.merge.block import Addend
+from deltareg.merge.processor import CPU, Processor
 from deltareg.merge.stage import Gathering, Stage
-from deltareg.merge.values import Extent, Values, values_of
+from deltareg.merge.values import Extent, Values
 
 __all__ = ["Course", "Merging", "Part", "blocks_of"]
-
-# Up to so many bytes of a tensor's decoded deltas are kept from one pass to the next.
-_MOST_KEPT = 48 * 2**20
 
 
 @dataclass(frozen=True)
@@ -36,13 +35,20 @@ class Part:
 
 
 class _Pass:
-    """Gathers what one pass finds in every block, from many threads; what follows can be waited for."""
+    """Gathers what one pass finds in every block, from many threads; what follows can be waited for.
 
-    def __init__(self, blocks: int) -> None:
+    Where `apart`, other processes have blocks of it too, and what they found is taken in before anything follows.
+    """
+
+    def __init__(self, blocks: int, *, apart: bool = False) -> None:
         self._missing = blocks
+        self._apart = apart
         self._lock = threading.Lock()
         self._gathering: Gathering | None = None
+        self._whole: Future[None] = Future()
         self._settled: Future[Any] = Future()
+        if blocks == 0:
+            self._whole.set_result(None)
 
     def add(self, make: Callable[[], Gathering], position: int, found: Any) -> None:
         """Take what was found in a block; None where it was not looked at."""
@@ -52,15 +58,28 @@ class _Pass:
             if found is not None:
                 self._gathering.add(position, found)
             self._missing -= 1
-            if self._missing == 0:
+            if self._missing == 0 and self._apart:
+                self._whole.set_result(None)
+            elif self._missing == 0:
                 self._settled.set_result(self._gathering.settle())
                 self._gathering = None
+
+    def exchange(self, make: Callable[[], Gathering], ranks: Ranks) -> None:
+        """Take in what the other processes found, once all blocks of this one are done."""
+        self._whole.result()
+        own = self._gathering or make()
+        total = make()
+        for found in ranks.each(own):
+            total.merge(found)
+        self._settled.set_result(total.settle())
+        self._gathering = None
 
     def fail(self, error: BaseException) -> None:
         """Let those who wait fail too."""
         with self._lock:
-            if not self._settled.done():
-                self._settled.set_exception(error)
+            for future in (self._whole, self._settled):
+                if not future.done():
+                    future.set_exception(error)
 
     def result(self) -> Any:
         """What follows from all blocks. Waits for steps that were begun before the one that asks."""
@@ -68,12 +87,18 @@ class _Pass:
 
 
 class Course:
-    """One stage, over the extent for which it settles."""
+    """One stage, over the extent for which it settles.
 
-    def __init__(self, stage: Stage, extent: Extent) -> None:
+    `own` are the blocks of it that this process measures, where `ranks` have the others.
+    """
+
+    def __init__(self, stage: Stage, extent: Extent, own: int | None = None, ranks: Ranks = ALONE) -> None:
         self.stage = stage
         self.extent = extent
-        self._passes = [_Pass(extent.blocks) for _ in range(stage.passes(extent))]
+        self._ranks = ranks
+        apart = ranks.count > 1
+        blocks = extent.blocks if own is None else own
+        self._passes = [_Pass(blocks, apart=apart) for _ in range(stage.passes(extent))]
 
     @property
     def passes(self) -> int:
@@ -84,18 +109,40 @@ class Course:
         """What the first `passes` of them gave."""
         return [one.result() for one in self._passes[:passes]]
 
-    def measure(self, number: int, position: int, load: Callable[[], Values]) -> None:
-        """Do pass `number` on one block, which is loaded only where it is wanted."""
+    def measure(
+        self,
+        number: int,
+        position: int,
+        load: Callable[[], Values],
+        processor: Processor | None = None,
+        before: Sequence[Course] = (),
+    ) -> None:
+        """Do pass `number` on one block, which is loaded only where it is wanted.
+
+        That is a step of `processor`, where one is given, and one that waits for nothing: what the stages `before` find
+        is waited for first.
+        """
         try:
+            _wait(before)
             settled = self.settled(number)
             found = None
             if self.stage.wants(number, settled, position, self.extent):
-                found = self.stage.measure(number, settled, load(), self.extent)
+
+                def look() -> Any:
+                    return self.stage.measure(number, settled, load(), self.extent)
+
+                found = look() if processor is None else processor.step(look)
             make = partial(self.stage.gathering, number, settled, self.extent)
             self._passes[number].add(make, position, found)
         except BaseException as error:
             self._passes[number].fail(error)
             raise
+
+    def exchange(self, number: int) -> None:
+        """End pass `number` with what the other processes found. Not for more than one thread."""
+        if self._ranks.count > 1:
+            make = partial(self.stage.gathering, number, self.settled(number), self.extent)
+            self._passes[number].exchange(make, self._ranks)
 
     def act(self, values: Values, position: int) -> None:
         """Do the stage's work on one block."""
@@ -106,7 +153,8 @@ class Merging:
     """One tensor of the output, merged from several deltas in the stages of a method.
 
     Its blocks are its frames, or runs of whole rows of about that size where a stage asks for these: a function of the
-    shape alone, so that results do not depend on who does what. `offset` is the position of its first block in an
+    shape alone, so that results do not depend on who does what. Decoded frames are kept from pass to pass where they
+    take at most `most_kept` bytes. `offset` is the position of its first block in an
     extent that is all of the model, where `shared` has the stage that settles for that.
     """
 
@@ -118,8 +166,10 @@ class Merging:
         stages: Sequence[Stage],
         accumulator: type[np.floating[Any]],
         *,
+        most_kept: int = 0,
         shared: Course | None = None,
         offset: int = 0,
+        processor: Processor = CPU,
     ) -> None:
         self._lanes = lanes
         self._row = row
@@ -127,6 +177,7 @@ class Merging:
         self._accumulator = accumulator
         self._shared = shared
         self._offset = offset
+        self._processor = processor
         self.block_lanes = _block_lanes(row, stages)
         self.blocks = blocks_of(lanes, row, stages)
         extent = Extent(lanes, self.blocks, tuple(part.lane for part in parts))
@@ -134,7 +185,7 @@ class Merging:
         self._kept: dict[tuple[int, int], Frame] | None = None
         self._courses = [*([] if shared is None else [shared]), *(Course(stage, extent) for stage in own)]
         decoded = lanes * sum(part.lane.width for part in parts)
-        if decoded <= _MOST_KEPT and any(course.passes for course in self._courses if course is not shared):
+        if decoded <= most_kept and any(course.passes for course in self._courses if course is not shared):
             self._kept = {}
 
     def measuring(self) -> Generator[list[Callable[[], None]]]:
@@ -147,6 +198,10 @@ class Merging:
     def measure_shared(self, number: int, block: int) -> None:
         """A step of pass `number` of the stage that settles for the whole model."""
         self._measure(0, number, block)
+
+    def wait(self) -> None:
+        """Wait for all that is measured, before the step that merges, so that no step waits for another."""
+        _wait(self._courses)
 
     def merge(self, block: int) -> Array:
         """What is added to the target, in the accumulator's type, where `measuring` has been done. In frame memory."""
@@ -167,8 +222,8 @@ class Merging:
 
     def _measure(self, place: int, number: int, block: int) -> None:
         course = self._courses[place]
-        with frame_memory():
-            course.measure(number, self._position(course, block), partial(self._load, block, place))
+        load = partial(self._load, block, place)
+        course.measure(number, self._position(course, block), load, self._processor, self._courses[:place])
 
     def _load(self, block: int, stages: int) -> Values:
         """A block's values after the first `stages` stages."""
@@ -184,7 +239,7 @@ class Merging:
         first = block * self.block_lanes
         lanes = min(self.block_lanes, self._lanes - first)
         if self.block_lanes == FRAME_LANES:
-            array, symbols = values_of(
+            array, symbols = self._processor.values_of(
                 [self._addend(place, block, lanes) for place in range(len(self._parts))], self._accumulator
             )
         else:
@@ -197,10 +252,12 @@ class Merging:
             self._row,
             np.array([part.weight for part in self._parts], np.float64),
             tuple(part.key for part in self._parts),
+            self._processor.loops,
         )
 
     def _gather(self, first: int, lanes: int) -> tuple[Array, tuple[Array, ...]]:
         """The lanes of a block that is no frame, from the frames that hold them."""
+        empty = self._processor.loops.empty
         array = empty(len(self._parts) * lanes, self._accumulator).reshape(-1, lanes)
         symbols = tuple(empty(lanes, part.lane.bits) for part in self._parts)
         for number in range(first // FRAME_LANES, -(-(first + lanes) // FRAME_LANES)):
@@ -209,7 +266,7 @@ class Merging:
             here = slice(max(first - start, 0), min(first + lanes - start, count))
             there = slice(start + here.start - first, start + here.stop - first)
             for place in range(len(self._parts)):
-                found, bits = values_of([self._addend(place, number, count)], self._accumulator)
+                found, bits = self._processor.values_of([self._addend(place, number, count)], self._accumulator)
                 array[place, there] = found[0, here]
                 symbols[place][there] = bits[0][here]
         return array, symbols
@@ -228,6 +285,11 @@ class Merging:
         return frame
 
 
+def _wait(courses: Sequence[Course]) -> None:
+    for course in courses:
+        course.settled(course.passes)
+
+
 def _out_of_frame_memory(frame: Frame) -> Frame:
     """The same frame in memory of its own."""
     symbols = None if frame.symbols is None else frame.symbols.copy()
@@ -235,7 +297,10 @@ def _out_of_frame_memory(frame: Frame) -> Frame:
     mending = frame.mending
     if mending is not None:
         mending = Mending(mending.positions.copy(), mending.codes.copy())
-    return Frame(frame.lanes, symbols, positions, mending)
+    tokens = frame.tokens
+    if tokens is not None:
+        tokens = Tokens(tokens.tokens.copy(), tokens.table, tokens.escape, tokens.room.copy())
+    return Frame(frame.lanes, symbols, positions, mending, None, tokens)
 
 
 def blocks_of(lanes: int, row: int, stages: Sequence[Stage]) -> int:

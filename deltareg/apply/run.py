@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from deltareg.apply.limits import Limits
 from deltareg.apply.merging import Course, Merging, Part, blocks_of
 from deltareg.apply.placement import WeightedDelta
 from deltareg.apply.plan import Piece, Plan, PlannedTensor
+from deltareg.apply.ranks import ALONE, Ranks
 from deltareg.apply.rows import Rows, gather
 from deltareg.artifact import Packs
 from deltareg.checkpoint import Tensor
@@ -27,17 +29,17 @@ from deltareg.codec import (
     RecordHead,
     RecordReader,
     delta_lane_of,
-    kernels,
     lane_of,
     replaced,
 )
 from deltareg.codec.lanes import view_of
-from deltareg.codec.memory import empty, frame_memory
+from deltareg.codec.memory import empty
 from deltareg.errors import BadHeader, BadRecord, UnsupportedFormat
 from deltareg.manifest import INVENTORY_TYPE, SIDE_FILE_TYPE, Descriptor
-from deltareg.merge import Addend, Block, Stage, accumulator_of, linear
+from deltareg.merge import Addend, Block, Stage, accumulator_of
 from deltareg.merge.combine import Sum
 from deltareg.merge.linear import overwrite
+from deltareg.merge.processor import CPU, Processor
 from deltareg.merge.values import Extent
 from deltareg.progress import Progress
 from deltareg.store import Store
@@ -46,7 +48,7 @@ from deltareg.threads import in_order
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Outcome", "Sink", "random_key", "run"]
+__all__ = ["NOTHING", "Outcome", "Share", "Sink", "random_key", "run"]
 
 
 class Sink(Protocol):
@@ -72,9 +74,26 @@ class Outcome:
         return Outcome(self.overwritten + other.overwritten, self.skipped + other.skipped)
 
 
-_NOTHING = Outcome()
-# So many tensors are on their way at a time: while the last steps of one pass are done, others need not wait for it.
-_AHEAD = 3
+NOTHING = Outcome()
+"""Nothing was overwritten, nor skipped."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes does: the tensors that it writes.
+
+    `own` are those that it answers for, some of which may have been written before; None for all. Packs are verified
+    first, unless nothing is written.
+    """
+
+    wanted: frozenset[str]
+    own: frozenset[str] | None = None
+    ranks: Ranks = ALONE
+    verifies: bool = True
+
+    def measures(self, tensor: str) -> bool:
+        """Whether this process measures a tensor for what is settled for the whole model."""
+        return self.own is None or tensor in self.own
 
 
 @dataclass(frozen=True)
@@ -84,6 +103,7 @@ class _Reader:
     record: RecordReader
     rows: Rows | None
     factor: float
+    keep_tokens: bool = False
 
     @property
     def head(self) -> RecordHead:
@@ -91,7 +111,9 @@ class _Reader:
 
     def read(self, number: int, lanes: int) -> Frame:
         """The delta of frame `number`, of `lanes` lanes, of the output's tensor."""
-        return self.record.read(number) if self.rows is None else gather(self.record, self.rows, number, lanes)
+        if self.rows is not None:
+            return gather(self.record, self.rows, number, lanes)
+        return self.record.read(number, keep_tokens=self.keep_tokens)
 
 
 def run(
@@ -100,21 +122,33 @@ def run(
     store: Store,
     sink: Sink,
     *,
-    threads: int,
+    limits: Limits,
     progress: Progress,
+    part: Share | None = None,
+    verified: Callable[[], None] | None = None,
+    processor: Processor = CPU,
 ) -> Outcome:
-    """Write every tensor of the plan. The result does not depend on the number of threads.
+    """Write the tensors of the plan, or a `part` of them. The result depends on no limits, parts and processors.
 
-    The packs' digests are verified meanwhile, in the same threads. Raises DigestMismatch, BadRecord, DiskFull; the
-    caller then drops what was written.
+    First the digests of all packs are verified, and `verified` is called. Raises DigestMismatch, BadRecord, DiskFull,
+    RankLost; the caller then drops what was written.
     """
-    outcome = _NOTHING
+    outcome = NOTHING
+    share = part or Share(frozenset(plan.tensors))
+    total = sum(plan.tensors[name].nbytes for name in share.wanted)
     try:
-        with progress.step("apply", plan.nbytes), ExitStack() as stack:
+        with progress.step("apply", total), ExitStack() as stack:
             packs = [stack.enter_context(delta.artifact.open_packs()) for delta in deltas]
-            steps = _Steps(plan, deltas, packs, store, sink, progress)
-            for done in stack.enter_context(closing(in_order(steps.all(), threads))):
-                outcome = outcome + done
+            steps = _Steps(plan, deltas, packs, store, sink, progress, limits, share, processor)
+            with closing(in_order(steps.verifying() if share.verifies else (), limits.threads)) as checks:
+                for _ in checks:
+                    pass
+            for _ in share.ranks.each(None):
+                pass
+            if verified is not None:
+                verified()
+            for one in stack.enter_context(closing(in_order(steps.all(), limits.threads))):
+                outcome = outcome + one
     except (BadHeader, BadRecord, UnsupportedFormat):
         # What cannot be read may be damaged, and met before its digest was: then that is what must be told.
         for delta in deltas:
@@ -138,27 +172,42 @@ class _Steps:
         store: Store,
         sink: Sink,
         progress: Progress,
+        limits: Limits,
+        share: Share,
+        processor: Processor,
     ) -> None:
+        self._limits = limits
+        self._share = share
         self._plan = plan
         self._deltas = deltas
         self._packs = packs
         self._store = store
         self._sink = sink
         self._progress = progress
+        self._processor = processor
         self._shared: dict[str, tuple[Course, int]] = {}
 
+    def verifying(self) -> Generator[_Step]:
+        """The verification of packs and sketches, or of this rank's share of them."""
+        # What nobody reads here is verified too: nothing is applied of a delta that has been damaged.
+        layers = [
+            layer
+            for delta in self._deltas
+            for layer in delta.artifact.manifest.layers
+            if layer.media_type not in (INVENTORY_TYPE, SIDE_FILE_TYPE)
+        ]
+        ranks = self._share.ranks
+        yield from (partial(self._verify, layer) for layer in layers[ranks.number :: ranks.count])
+
     def all(self) -> Generator[_Step]:
-        """First the verification of packs and sketches, then what is measured of the whole model, then each tensor."""
-        for delta in self._deltas:
-            # What nobody reads here is verified too: nothing is applied of a delta that has been damaged.
-            for layer in delta.artifact.manifest.layers:
-                if layer.media_type not in (INVENTORY_TYPE, SIDE_FILE_TYPE):
-                    yield partial(self._verify, layer)
+        """First what is measured of the whole model, then each tensor that is wanted."""
         yield from self._measure_models()
         waiting: deque[Generator[list[_Step]]] = deque()
         for tensor in self._plan.tensors.values():
+            if tensor.name not in self._share.wanted:
+                continue
             waiting.append(self._rounds(tensor))
-            while len(waiting) > _AHEAD:
+            while len(waiting) > self._limits.ahead:
                 yield from _next_round(waiting)
         while waiting:
             yield from _next_round(waiting)
@@ -169,7 +218,7 @@ class _Steps:
             yield [partial(self._copy, tensor, tensor.source)]
         elif tensor.action == "add" and not tensor.is_sum:
             merging = self._merging(tensor)
-            if merging.blocks == 1:
+            if merging.blocks == 1 and not self._processor.repeats:
                 yield [partial(self._merge, tensor, merging, 0, alone=True)]
                 return
             for steps in merging.measuring():
@@ -181,13 +230,17 @@ class _Steps:
             readers = [self._reader(tensor, *both) for both in zip(tensor.pieces, factors, strict=True)]
             lanes = _lanes(tensor)
             yield [
-                partial(_in_frame_memory, step, tensor, readers, number, min(FRAME_LANES, lanes - number * FRAME_LANES))
+                partial(
+                    self._processor.step,
+                    partial(step, tensor, readers, number, min(FRAME_LANES, lanes - number * FRAME_LANES)),
+                )
                 for number in range(-(-lanes // FRAME_LANES))
             ]
 
     def _reader(self, tensor: PlannedTensor, piece: Piece, factor: float = 1.0) -> _Reader:
         record = RecordReader(piece.entry, self._packs[piece.delta].parts(piece.entry))
-        reader = _Reader(record, piece.rows, factor)
+        adds = tensor.action == "add"
+        reader = _Reader(record, piece.rows, factor, keep_tokens=adds and self._processor.keeps_tokens)
         lanes = _lanes(tensor)
         due = lanes if reader.rows is None else lanes // reader.rows.target * reader.rows.delta
         if reader.head.lanes != due:
@@ -211,16 +264,19 @@ class _Steps:
                 kinds.append(found.pop() if len(found) == 1 else None)
             blocks = [blocks_of(_lanes(tensor), _row(tensor), tensor.stages) for tensor in tensors]
             lanes = sum(map(_lanes, tensors))
-            course = Course(stage, Extent(lanes, sum(blocks), tuple(kinds)))
+            own = [self._share.measures(tensor.name) for tensor in tensors]
+            measured = sum(count for count, ours in zip(blocks, own, strict=True) if ours)
+            course = Course(stage, Extent(lanes, sum(blocks), tuple(kinds)), measured, self._share.ranks)
             offset = 0
             for tensor, count in zip(tensors, blocks, strict=True):
                 self._shared[tensor.name] = course, offset
                 offset += count
             for number in range(course.passes):
-                for tensor in tensors:
+                for tensor in (tensor for tensor, ours in zip(tensors, own, strict=True) if ours):
                     merging = self._merging(tensor)
                     for block in range(merging.blocks):
                         yield partial(_quietly, partial(merging.measure_shared, number, block))
+                course.exchange(number)
 
     def _merging(self, tensor: PlannedTensor) -> Merging:
         shared, offset = self._shared.get(tensor.name, (None, 0))
@@ -237,8 +293,10 @@ class _Steps:
             [pieces[number] for number in sorted(pieces)],
             tensor.stages,
             _accumulator(tensor),
+            most_kept=self._limits.kept,
             shared=shared,
             offset=offset,
+            processor=self._processor,
         )
 
     def _part(self, tensor: PlannedTensor, piece: Piece, *, idle: bool) -> Part:
@@ -248,32 +306,36 @@ class _Steps:
         return Part(read, lane_of(piece.entry.base_dtype), _kind(piece), piece.weight, key)
 
     def _merge(self, tensor: PlannedTensor, merging: Merging, block: int, *, alone: bool = False) -> Outcome:
-        assert tensor.source is not None
-        target_lane, out_lane = lane_of(tensor.source.dtype), lane_of(tensor.dtype)
-        with frame_memory():
-            merged = merging.merge_alone() if alone else merging.merge(block)
-            first = block * merging.block_lanes
-            target = _read(tensor.source, first, merged.size).view(target_lane.stored)
-            out = empty(merged.size, out_lane.stored)
-            kernels.add_merged(target, merged, out)
-            self._write(tensor, first, out)
+        if not alone:
+            merging.wait()
+        self._processor.step(partial(self._merge_block, tensor, merging, block, alone=alone))
         # What no sum can give is taken over where a delta is added as it is, and nowhere else.
         return Outcome(0, sum(piece.entry.overwritten for piece in tensor.pieces) if block == 0 else 0)
+
+    def _merge_block(self, tensor: PlannedTensor, merging: Merging, block: int, *, alone: bool) -> Outcome:
+        assert tensor.source is not None
+        target_lane, out_lane = lane_of(tensor.source.dtype), lane_of(tensor.dtype)
+        merged = merging.merge_alone() if alone else merging.merge(block)
+        first, lanes = block * merging.block_lanes, len(merged)
+        target = _read(tensor.source, first, lanes).view(target_lane.stored)
+        out = empty(lanes, out_lane.stored)
+        self._processor.add_merged(target, target_lane, merged, out, out_lane)
+        return self._write(tensor, first, out)
 
     # --- frame by frame -----------------------------------------------------------------------------------------------
 
     def _verify(self, layer: Descriptor) -> Outcome:
         self._store.verify(layer, quick=True)
-        return _NOTHING
+        return NOTHING
 
     def _copy(self, tensor: PlannedTensor, source: Tensor) -> Outcome:
         self._sink.copy(tensor.name, source, self._progress)
-        return _NOTHING
+        return NOTHING
 
     def _convert(self, tensor: PlannedTensor, readers: list[_Reader], number: int, lanes: int) -> Outcome:
         """The target in another dtype: no delta changes it."""
         block = self._block(tensor, (), number, lanes)
-        linear(block)
+        self._processor.linear(block)
         return self._write(tensor, number * FRAME_LANES, block.out)
 
     def _add(self, tensor: PlannedTensor, readers: list[_Reader], number: int, lanes: int) -> Outcome:
@@ -284,8 +346,8 @@ class _Steps:
             frame = reader.read(number, lanes)
             addends.append(Addend(frame, reader.head.base, reader.head.delta, reader.factor))
         block = self._block(tensor, tuple(addends), number, lanes)
-        linear(block)
-        outcome = _NOTHING
+        self._processor.linear(block)
+        outcome = NOTHING
         for addend in addends:
             outcome = outcome + Outcome(*overwrite(block, addend))
         self._write(tensor, number * FRAME_LANES, block.out)
@@ -308,7 +370,7 @@ class _Steps:
     def _write(self, tensor: PlannedTensor, first: int, out: Array) -> Outcome:
         self._sink.write(tensor.name, first * out.itemsize, view_of(out))
         self._progress.advance(out.nbytes)
-        return _NOTHING
+        return NOTHING
 
 
 def _next_round(waiting: deque[Generator[list[_Step]]]) -> list[_Step]:
@@ -323,18 +385,7 @@ def _next_round(waiting: deque[Generator[list[_Step]]]) -> list[_Step]:
 
 def _quietly(step: Callable[[], None]) -> Outcome:
     step()
-    return _NOTHING
-
-
-def _in_frame_memory(
-    step: Callable[[PlannedTensor, list[_Reader], int, int], Outcome],
-    tensor: PlannedTensor,
-    readers: list[_Reader],
-    number: int,
-    lanes: int,
-) -> Outcome:
-    with frame_memory():
-        return step(tensor, readers, number, lanes)
+    return NOTHING
 
 
 def _unchanged(number: int, lanes: int) -> Frame:

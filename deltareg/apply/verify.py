@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from deltareg.apply.approximation import verify_errors
+from deltareg.apply.limits import Limits
 from deltareg.apply.placement import WeightedDelta
 from deltareg.apply.plan import Plan, plan, refuse_stacked
 from deltareg.apply.run import run
@@ -132,7 +133,7 @@ def _verify_reproduction(
     if not wrong:
         approximated = {entry.name for entry in delta.artifact.inventory.tensors if entry.error is not None}
         comparison = _Comparison(post, approximated)
-        run(planned, [delta], registry.store, comparison, threads=threads, progress=progress)
+        run(planned, [delta], registry.store, comparison, limits=Limits(threads), progress=progress)
         wrong = sorted(comparison.wrong)
     if wrong:
         shown = ", ".join(wrong[:_SHOWN]) + (f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else "")

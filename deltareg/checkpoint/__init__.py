@@ -10,7 +10,7 @@ from deltareg.checkpoint.locate import Located, locate
 from deltareg.checkpoint.memory import MemoryTensor, checkpoint_of
 from deltareg.checkpoint.reader import Checkpoint, Shard, Tensor
 from deltareg.checkpoint.source import ByteSource, FileSource, Folder, LocalFolder
-from deltareg.checkpoint.writer import CheckpointWriter, ShardPlan
+from deltareg.checkpoint.writer import CheckpointWriter, Job, Member, ShardPlan
 
 __all__ = [
     "DTYPES",
@@ -26,8 +26,10 @@ __all__ = [
     "HubFolder",
     "HubName",
     "HubSource",
+    "Job",
     "LocalFolder",
     "Located",
+    "Member",
     "MemoryTensor",
     "Shard",
     "ShardIndex",

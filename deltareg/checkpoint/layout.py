@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -24,9 +25,11 @@ __all__ = [
     "belongs",
     "convert_command",
     "find_weights",
+    "index_json",
     "is_pickle",
     "is_tokenizer_file",
     "licence_of",
+    "output_path",
     "refuse_pickle",
     "side_files_of",
 ]
@@ -187,6 +190,20 @@ def belongs(name: str) -> bool:
     if side_files_of([name]):
         return True
     return any(_matches(name, pattern) for pattern in _CHECKPOINT_FILES)
+
+
+def index_json(weight_map: Mapping[str, str], sizes: Mapping[str, int]) -> bytes:
+    """The index of a checkpoint in several shards, from the shard and the bytes of each tensor."""
+    document = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def output_path(relative: str, taken: Collection[str]) -> str:
+    """The path of a file in an output. Raises BadCheckpoint for one that leads out of it, or is `taken`."""
+    path = PurePosixPath(relative)
+    if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in relative or str(path) in taken:
+        raise BadCheckpoint(f"{relative!r} is no place for a file of the output, or taken", file=relative)
+    return str(path)
 
 
 def licence_of(readme: str) -> str | None:

@@ -1,4 +1,4 @@
-"""From what a user names to a folder with weights: a directory, a file, or `hf://org/name@revision`."""
+"""From what a user names to a folder with weights: a directory, a file, `hf://org/name@revision`, `s3://bucket/prefix`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from deltareg.checkpoint.bucket import BucketFolder, is_bucket, parse_bucket_name
 from deltareg.checkpoint.hub import PREFIX, Hub, HubName, parse_hub_name
 from deltareg.checkpoint.layout import Weights, convert_command, find_weights, is_pickle, refuse_pickle, side_files_of
 from deltareg.checkpoint.quantised import refuse_gguf
@@ -30,7 +31,7 @@ _PICKLE_MAGICS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x
 
 @dataclass(frozen=True)
 class Located:
-    """A checkpoint that was found. `path` is None where it lies on the hub only."""
+    """A checkpoint that was found. `path` is None where it lies on the hub or in an object store only."""
 
     id: str
     revision: str | None
@@ -47,9 +48,12 @@ def locate(
 
     A `hf://` name is looked up in the local cache first, then downloaded; with `headers_only` nothing is downloaded.
     A cached model without a tokenizer is completed where the hub can be reached. With `offline` the network is not
-    asked. Raises CheckpointNotFound, BadCheckpoint, PickleRefused, HubUnavailable, NotAllowed, UsageError.
+    asked. What lies in an object store (`s3://`, `gs://`, `az://`) is read from there, never downloaded as a whole.
+    Raises CheckpointNotFound, BadCheckpoint, PickleRefused, HubUnavailable, BucketUnavailable, NotAllowed, UsageError.
     """
     text = os.fspath(name)
+    if is_bucket(name):
+        return _locate_in_bucket(text, offline)
     if text.startswith(PREFIX):
         return _locate_on_hub(parse_hub_name(text), hub or Hub(), offline, headers_only)
     path = expand_home(text)
@@ -96,6 +100,29 @@ def _starts_with(path: Path, magics: tuple[bytes, ...]) -> bool:
         return source.read(0, min(source.size, 4)).startswith(magics)
     finally:
         source.close()
+
+
+def _locate_in_bucket(text: str, offline: bool) -> Located:
+    name = parse_bucket_name(text)
+    if offline:
+        raise CheckpointNotFound(f"{name.text} lies in an object store, and the network is not to be asked", path=text)
+    suffix = os.path.splitext(name.last)[1].lower()
+    if is_pickle(name.last):
+        raise refuse_pickle(name.text, [name.last], convert_command([name.last], name.parent.last))
+    if suffix == ".gguf":
+        raise refuse_gguf(name.text)
+    if suffix == ".json":
+        raise CheckpointNotFound(f"{name.text} holds no weights", hint=f"give {name.parent.text}", path=text)
+    if suffix == ".safetensors":
+        return Located(name.last, None, BucketFolder(name.parent), Weights((name.last,)), None, None)
+    folder = BucketFolder(name)
+    if not folder.names():
+        raise CheckpointNotFound(f"there is nothing at {name.text}", hint="check the name", path=text)
+    try:
+        return Located(name.last, None, folder, find_weights(folder), None, None)
+    except PickleRefused as error:
+        pickles: list[str] = error.data["pickles"]  # type: ignore[assignment]
+        raise refuse_pickle(name.text, pickles, convert_command(pickles, name.last)) from error
 
 
 def _locate_on_hub(name: HubName, hub: Hub, offline: bool, headers_only: bool) -> Located:

@@ -145,11 +145,12 @@ class Checkpoint(Closing):
         headers_only: bool = False,
         hub: Hub | None = None,
     ) -> Self:
-        """Open a directory, a safetensors file, or `hf://org/name[@revision]`.
+        """Open a directory, a safetensors file, `hf://org/name[@revision]`, or `s3://bucket/prefix` (`gs://`, `az://`).
 
         With `headers_only` a model that is not in the local cache is not downloaded: its headers are read from the hub
-        by byte ranges, and so is what is read of its tensors later. Raises CheckpointNotFound, BadCheckpoint,
-        BadHeader, PickleRefused, QuantisedRefused, UnsupportedFormat, HubUnavailable, NotAllowed, UsageError.
+        by byte ranges, and so is what is read of its tensors later. What lies in an object store is always read so.
+        Raises CheckpointNotFound, BadCheckpoint, BadHeader, PickleRefused, QuantisedRefused, UnsupportedFormat,
+        HubUnavailable, BucketUnavailable, NotAllowed, UsageError.
         """
         located = locate(name, offline=offline, headers_only=headers_only, hub=hub)
         sources: list[ByteSource] = []
@@ -163,14 +164,29 @@ class Checkpoint(Closing):
             raise
 
     @property
+    def is_local(self) -> bool:
+        """Whether the checkpoint lies on this machine, so that it has a `path` and a `root`."""
+        return self._located.path is not None
+
+    @property
+    def label(self) -> str:
+        """The place of the files, as errors call it: a path, or a name in full."""
+        return self._located.folder.label
+
+    @property
     def path(self) -> Path:
-        """The directory, or the single file. Raises UsageError for a checkpoint that lies on the hub only."""
+        """The directory, or the single file. Raises UsageError for a checkpoint that is not on this machine."""
         return self._local(self._located.path)
 
     @property
     def root(self) -> Path:
         """The directory that holds `config.json` and the side files. Raises UsageError as `path` does."""
         return self._local(self._located.root)
+
+    @property
+    def stamps(self) -> list[tuple[str, int, str]]:
+        """Of each file with weights its name, its size, and what changes when it is written to, as far as is known."""
+        return [(source.name, source.size, str(getattr(source, "stamp", ""))) for source in self._sources]
 
     def read_file(self, relative: str | os.PathLike[str]) -> bytes:
         """A small file beside the weights, such as one of `side_files`. Raises BadCheckpoint beyond 512 MiB."""
@@ -186,7 +202,7 @@ class Checkpoint(Closing):
 
     def _local(self, path: Path | None) -> Path:
         if path is None:
-            raise UsageError(f"{self.id} was opened for its headers only and is not on this machine")
+            raise UsageError(f"{self.id} is read from {self.label} and is not on this machine")
         return path
 
 

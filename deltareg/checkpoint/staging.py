@@ -9,13 +9,14 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from deltareg.checkpoint.layout import belongs
 from deltareg.errors import InvalidArgument, OutputExists, translate_os_errors
 
-__all__ = ["check_free", "create_staging", "publish", "remove_stale", "replace_by_renames"]
+__all__ = ["adopt_stale", "check_free", "create_staging", "publish", "remove_stale", "replace_by_renames"]
 
 _MARK = ".deltareg-"
 _OLD = ".old"
@@ -105,14 +106,39 @@ def _lock(file: int) -> bool | None:
 
 def remove_stale(out: Path) -> None:
     """Remove what killed writers to `out` have left: directories that nobody holds locked."""
+    for path in _left_beside(out):
+        _remove_unlocked(path, out)
+
+
+def adopt_stale(out: Path, wanted: Callable[[Path], bool]) -> tuple[Path, int] | None:
+    """One of the directories that killed writers to `out` have left, locked, with the descriptor that holds the lock.
+
+    The first for which `wanted` says so; None where there is none, and where the file system has no locks: a writer
+    that lives could not be told from one that does not.
+    """
+    for path in _left_beside(out):
+        if path.name.endswith(_OLD):
+            continue
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue
+        if _lock(file) is True and path.exists() and wanted(path):
+            return path, file
+        os.close(file)
+    return None
+
+
+def _left_beside(out: Path) -> list[Path]:
+    """The directories beside `out` that are, or were, some writer's to it."""
     staging = re.compile(rf"\.{re.escape(out.name + _MARK)}[0-9a-f]{{8}}({re.escape(_OLD)})?")
     try:
-        entries = list(os.scandir(out.parent))
+        entries = sorted(os.scandir(out.parent), key=lambda entry: entry.name)
     except OSError:  # absent, or not to be listed: then there is nothing that can be removed
-        return
-    for entry in entries:
-        if staging.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
-            _remove_unlocked(Path(entry.path), out)
+        return []
+    return [
+        Path(entry.path) for entry in entries if staging.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+    ]
 
 
 def _remove_unlocked(path: Path, out: Path) -> None:

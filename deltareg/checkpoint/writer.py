@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltareg.checkpoint.header import encode_header, lay_out
-from deltareg.checkpoint.layout import INDEX_FILE
+from deltareg.checkpoint.journal import Block, Journal, block_digest, finished_tensors, journals_in
+from deltareg.checkpoint.layout import INDEX_FILE, index_json, output_path
 from deltareg.checkpoint.reader import Tensor
 from deltareg.checkpoint.source import bytes_of
-from deltareg.checkpoint.staging import check_free, create_staging, publish, remove_stale
+from deltareg.checkpoint.staging import adopt_stale, check_free, create_staging, publish, remove_stale
 from deltareg.closing import Closing
 from deltareg.errors import BadCheckpoint, DiskFull, translate_os_errors
 from deltareg.progress import Progress
+from deltareg.threads import in_order
 
 if TYPE_CHECKING:
     from deltareg.checkpoint.source import Buffer
 
-__all__ = ["CheckpointWriter", "ShardPlan"]
+__all__ = ["CheckpointWriter", "Job", "Member", "ShardPlan"]
 
 _BLOCK = 4 * 2**20
 _COPY_STEP = 64 * 2**20
 _NO_COPY_RANGE = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY)
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,30 @@ class ShardPlan:
     file: str
     tensors: tuple[tuple[str, str, tuple[int, ...]], ...]
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is written, so that it can be gone on with after a kill.
+
+    `digest` stands for everything that decides the output's bytes. With `resume` a directory that a killed writer of
+    the same job has left is gone on with, and what is written stays for the next one should this one fail.
+    """
+
+    digest: str
+    resume: bool
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of several processes that write one checkpoint: its number, and the tensors that it writes.
+
+    Member 0 makes the directory, which the others open as `staging`, and commits.
+    """
+
+    number: int
+    tensors: Collection[str]
+    staging: Path | None = None
 
 
 @dataclass
@@ -64,15 +90,28 @@ class CheckpointWriter(Closing):
     a killed process left, and nothing else.
     """
 
-    def __init__(self, out: Path | str, shards: Sequence[ShardPlan], *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        out: Path | str,
+        shards: Sequence[ShardPlan],
+        *,
+        overwrite: bool = False,
+        job: Job | None = None,
+        member: Member | None = None,
+    ) -> None:
         """Create and preallocate the files.
 
-        Raises OutputExists unless `out` is absent or an empty directory (with `overwrite`: or a checkpoint), DiskFull
-        if the tensors do not fit, NotAllowed where nothing may be written.
+        With a `job` a journal is kept of what is finished. Raises OutputExists unless `out` is absent or an empty
+        directory (with `overwrite`: or a checkpoint), DiskFull if the tensors do not fit, NotAllowed where nothing may
+        be written.
         """
         # A link is followed: a rename would replace the link, not what it points to.
         self.out = Path(os.path.realpath(out))
         self._overwrite = overwrite
+        self._job = job
+        self._member = member
+        self._keep = False
+        self._journal: Journal | None = None
         self._files: dict[str, int] = {}
         self._places: dict[str, _Place] = {}
         self._counting = threading.Lock()
@@ -83,16 +122,52 @@ class CheckpointWriter(Closing):
         self._held = -1
         self._weight_map: dict[str, str] = {}
         headers = [encode_header(plan.tensors, plan.metadata) for plan in shards]
-        remove_stale(self.out)
-        check_free(self.out, overwrite)
+        joined = None if member is None else member.staging
         try:
             with translate_os_errors("create the output", self.out):
-                self.out.parent.mkdir(parents=True, exist_ok=True)
-                self._directory, self._held = create_staging(self.out)
+                if joined is None:
+                    self._begin()
+                self._directory = joined or self._directory
                 self._reserve(shards, headers)
+                if job is not None:
+                    number = 0 if member is None else member.number
+                    self._journal = Journal(self._open_directory(), job.digest, number)
         except BaseException:
             self.close()
             raise
+        self._keep = job is not None and job.resume
+
+    @property
+    def staging(self) -> Path:
+        """The directory in which the output is built."""
+        return self._open_directory()
+
+    def recover(self, names: Collection[str], threads: int = 1) -> frozenset[str]:
+        """Those of `names` that an earlier writer of the same job has finished, read again and found as it noted them.
+
+        They count as written.
+        """
+        if self._job is None or not self._job.resume:
+            return frozenset()
+        noted: dict[str, list[Block]] = {}
+        for journal in journals_in(self._open_directory()):
+            noted |= finished_tensors(journal, self._job.digest)
+        checks = (
+            partial(self._is_as_noted, name, noted[name]) for name in names if noted.get(name) and self._is_own(name)
+        )
+        found = frozenset(name for name in in_order(checks, threads) if name is not None)
+        for name in found:
+            self._count(self._places[name], self._places[name].nbytes)
+        return found
+
+    def vouch(self) -> None:
+        """Tell that the inputs are sound, so that what is finished may be gone on with."""
+        if self._journal is not None:
+            self._journal.vouch()
+
+    def discard(self) -> None:
+        """Let nothing stay when the writer is closed."""
+        self._keep = False
 
     def write(self, tensor: str, offset: int, data: Buffer) -> None:
         """Write `data` at a byte offset of a tensor. May be called from many threads. Raises DiskFull."""
@@ -104,7 +179,10 @@ class CheckpointWriter(Closing):
             )
         with translate_os_errors("write the checkpoint", self.out):
             _write_all(place.file, view, place.start + offset)
-        self._count(place, len(view))
+        if self._journal is not None:
+            self._journal.note(tensor, offset, view)
+        if self._count(place, len(view)) and self._journal is not None:
+            self._journal.finish(tensor)
 
     def copy(self, tensor: str, source: Tensor, progress: Progress | None = None) -> None:
         """Write all of a tensor from another checkpoint, inside the kernel where that is possible."""
@@ -124,16 +202,16 @@ class CheckpointWriter(Closing):
     def add_file(self, relative: str, data: bytes) -> None:
         """Add a file such as `config.json` or `1_Pooling/config.json`. Raises BadCheckpoint where it may not lie."""
         with translate_os_errors("write the checkpoint", self.out):
-            _write_all(self._create(relative), memoryview(data), 0)
+            file = self._create(relative)
+            os.ftruncate(file, 0)  # an earlier writer of the job may have come as far
+            _write_all(file, memoryview(data), 0)
 
-    def commit(self) -> None:
-        """Make the checkpoint durable and visible under its name. Raises OutputExists if another process was faster."""
-        directory = self._open_directory()
-        missing = [name for name, place in self._places.items() if place.written < place.nbytes]
+    def sync(self) -> None:
+        """Make what this process has written durable. Raises RuntimeError where something of its own is missing."""
+        own = self._places if self._member is None else self._member.tensors
+        missing = [name for name in own if self._places[name].written < self._places[name].nbytes]
         if missing:
             raise RuntimeError(f"{len(missing)} tensors are not written: {', '.join(missing[:5])}")
-        if len(set(self._weight_map.values())) > 1:
-            self.add_file(INDEX_FILE, self._index())
         with translate_os_errors("write the checkpoint", self.out):
             for file in self._files.values():
                 early = self._syncs.pop(file, None)
@@ -141,21 +219,67 @@ class CheckpointWriter(Closing):
                     early.result()
                 else:
                     os.fsync(file)
+
+    def commit(self) -> None:
+        """Make the checkpoint durable and visible under its name. Raises OutputExists if another process was faster."""
+        directory = self._open_directory()
+        if len(set(self._weight_map.values())) > 1:
+            sizes = {name: place.nbytes for name, place in self._places.items()}
+            self.add_file(INDEX_FILE, index_json(self._weight_map, sizes))
+        self.sync()
+        with translate_os_errors("write the checkpoint", self.out):
+            for journal in journals_in(directory):
+                journal.unlink()
             self._directory = publish(directory, self.out, overwrite=self._overwrite)
+            self._keep = False
         self.close()
 
     def close(self) -> None:
-        """Close the files, and remove them unless they were committed."""
+        """Close the files, and remove them unless they were committed, or are kept for the next writer of the job."""
         self._syncing.shutdown(cancel_futures=True)
         for file in self._files.values():
             os.close(file)
         self._files = {}
-        if self._directory is not None:
+        if self._journal is not None:
+            self._journal.close()
+        joined = self._member is not None and self._member.staging is not None
+        if self._directory is not None and not self._keep and not joined:
             shutil.rmtree(self._directory, ignore_errors=True)
-            self._directory = None
+        self._directory = None
         if self._held >= 0:
             os.close(self._held)
             self._held = -1
+
+    def _begin(self) -> None:
+        """Make the directory, or take the one of the same job that a killed writer has left."""
+        adopted = None
+        if self._job is not None and self._job.resume:
+            digest = self._job.digest
+            adopted = adopt_stale(
+                self.out, lambda path: any(finished_tensors(one, digest) for one in journals_in(path))
+            )
+        try:
+            remove_stale(self.out)
+            check_free(self.out, self._overwrite)
+        except BaseException:
+            if adopted is not None:
+                os.close(adopted[1])
+            raise
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self._directory, self._held = adopted or create_staging(self.out)
+
+    def _is_as_noted(self, name: str, blocks: Sequence[Block]) -> str | None:
+        """The name of a tensor whose bytes are those that were noted; None for one that is to be written again."""
+        place = self._places[name]
+        due = 0
+        for offset, length, digest in sorted(blocks):
+            if offset != due or not 0 < length <= place.nbytes - offset:
+                return None
+            data = memoryview(bytearray(length))
+            if os.preadv(place.file, [data], place.start + offset) != length or block_digest(data) != digest:
+                return None
+            due += length
+        return name if due == place.nbytes else None
 
     def _open_directory(self) -> Path:
         if self._directory is None:
@@ -166,7 +290,7 @@ class CheckpointWriter(Closing):
         directory = self._open_directory()
         placed = [lay_out(plan.tensors) for plan in shards]
         sizes = [len(header) + (infos[-1].end if infos else 0) for header, infos in zip(headers, placed, strict=True)]
-        free = shutil.disk_usage(directory).free
+        free = shutil.disk_usage(directory).free + sum(_reserved(directory / plan.file) for plan in shards)
         if sum(sizes) > free:
             raise DiskFull(
                 f"the output takes {sum(sizes)} bytes, {free} are free: {self.out}",
@@ -179,21 +303,22 @@ class CheckpointWriter(Closing):
             file = self._create(plan.file)
             _allocate(file, size)
             _write_all(file, memoryview(header), 0)
-            self._missing[file] = sum(info.nbytes for info in infos)
+            self._missing[file] = sum(info.nbytes for info in infos if self._is_own(info.name))
             for info in infos:
                 if info.name in self._places:
                     raise BadCheckpoint(f"tensor {info.name!r} is planned in two shards", tensor=info.name)
                 self._places[info.name] = _Place(file, len(header) + info.start, info.nbytes)
                 self._weight_map[info.name] = plan.file
 
+    def _is_own(self, tensor: str) -> bool:
+        return self._member is None or tensor in self._member.tensors
+
     def _create(self, relative: str) -> int:
         """Create a file of the output. Raises BadCheckpoint for a path that leads out of it, or is taken."""
-        path = PurePosixPath(relative)
-        if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in relative or str(path) in self._files:
-            raise BadCheckpoint(f"{relative!r} is no place for a file of the output, or taken", file=relative)
+        path = output_path(relative, self._files)
         place = self._open_directory() / path
         place.parent.mkdir(parents=True, exist_ok=True)
-        self._files[str(path)] = file = os.open(place, _FLAGS, 0o666)
+        self._files[path] = file = os.open(place, _FLAGS, 0o666)
         return file
 
     def _copy_range(self, place: _Place, source: Tensor, progress: Progress | None) -> int:
@@ -220,8 +345,11 @@ class CheckpointWriter(Closing):
         self._count(place, done)
         return done
 
-    def _count(self, place: _Place, count: int) -> None:
-        """Note that bytes were written, and begin to make a file durable once it has all of its own."""
+    def _count(self, place: _Place, count: int) -> bool:
+        """Note that bytes were written, and begin to make a file durable once it has all of its own.
+
+        Returns whether the tensor is complete with them.
+        """
         with self._counting:
             place.written += count
             self._missing[place.file] -= count
@@ -230,11 +358,15 @@ class CheckpointWriter(Closing):
                 self._syncs[place.file] = self._syncing.submit(os.fsync, place.file)
             elif self._missing[place.file] < 0:  # something was written twice: the file is synced in the end
                 self._syncs.pop(place.file, None)
+            return place.written == place.nbytes
 
-    def _index(self) -> bytes:
-        total = sum(place.nbytes for place in self._places.values())
-        document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(self._weight_map.items()))}
-        return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+def _reserved(path: Path) -> int:
+    """Bytes that a file of an earlier writer has already."""
+    try:
+        return path.stat().st_blocks * 512
+    except FileNotFoundError:
+        return 0
 
 
 def _allocate(file: int, size: int) -> None:

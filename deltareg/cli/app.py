@@ -53,7 +53,7 @@ app = typer.Typer(
     weighted and with others if you like, to any checkpoint of the same parameter space.
 
     A delta is named namespace/name:1.2.3, namespace/name:channel or namespace/name@sha256:…; a checkpoint is a
-    directory, a .safetensors file or hf://org/name@revision.
+    directory, a .safetensors file, hf://org/name@revision or s3://bucket/prefix (gs://, az://).
     """,
     epilog=_EPILOG,
     # Plain help: rich would take longer to load than all the rest. Errors are told in `run`, in one form.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "fingerprint"]
 
-_CHECKPOINT = "a directory, a .safetensors file or hf://org/name[@revision]"
+_CHECKPOINT = "a directory, a .safetensors file, hf://org/name[@revision] or s3://bucket/prefix (gs://, az://)"
 _INCOMPATIBLE = 3
 _ROWS = 60
 

@@ -29,7 +29,7 @@ class SideFiles(StrEnum):
     target = "target"
 
 
-CHECKPOINT = "a directory, a .safetensors file or hf://org/name[@revision]"
+CHECKPOINT = "a directory, a .safetensors file, hf://org/name[@revision] or s3://bucket/prefix (gs://, az://)"
 
 
 def diff(
@@ -114,7 +114,12 @@ def apply(
             autocompletion=complete_delta,
         ),
     ],
-    out: Annotated[str, typer.Option("--out", "-o", metavar="OUT", help="The directory to make.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out", "-o", metavar="OUT", help="What to make: a directory, or s3://bucket/prefix (gs://, az://)."
+        ),
+    ],
     method: Annotated[
         str,
         typer.Option(
@@ -163,7 +168,33 @@ def apply(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT, if it is a checkpoint, with all that is in it.")
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on where the same command was killed: what it finished is read again and kept. Should this run "
+            "fail, what it has finished stays for the next.",
+        ),
+    ] = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            help="Memory to use at most, such as 2GiB, by doing less at a time. The result does not depend on it.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Threads = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            metavar="DEVICE",
+            help="What computes: cpu, or GPUs by way of torch: cuda, cuda:1, cuda:0,cuda:1, cuda:all. The result is "
+            "the same.",
+        ),
+    ] = "cpu",
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -172,29 +203,35 @@ def apply(
     Writes target + Σ weight · delta, rounded once, as a new checkpoint with its config, side files and a model card.
     It appears whole or not at all. With weight 1 on its own base a delta gives post, bit for bit. Each delta is
     checked first, as deltareg check does: what is incompatible is refused; what is adaptable is adapted, and the model
-    card says how. Another method than the sum is chosen with --method.
+    card says how. Another method than the sum is chosen with --method. Started by torchrun, several processes share the
+    work: torchrun --nproc-per-node 4 -m deltareg apply …
 
     \b
       deltareg apply target/ acme/search:1.0.0=0.5 acme/chat:2.1.0=0.5 -o merged/
       deltareg apply target/ acme/search:1.0.0 acme/chat:2.1.0 --method ties --param density=0.5 -o merged/
     """
+    import os
+    from contextlib import closing
+
     from deltareg.apply import apply
+    from deltareg.apply.ranks import ranks_of
     from deltareg.cli.output import print_report, warn
     from deltareg.cli.progress import watched
     from deltareg.cli.schedules import parse_parameters, parse_weights
     from deltareg.cli.session import current_settings, open_registry
-    from deltareg.cli.units import speed
+    from deltareg.cli.units import duration, parse_size, size, speed
     from deltareg.merge import value_text
 
     weighted = parse_weights(deltas, weights or [])
+    bound = None if memory is None else parse_size(memory)
     settings = current_settings()
     registry = open_registry(settings)
-    with watched() as progress:
+    with closing(ranks_of(os.environ)) as ranks, watched(shown=ranks.number == 0) as progress:
         report = apply(
             target,
             weighted,
             registry,
-            output_directory(out),
+            _output(out),
             method=method,
             parameters=parse_parameters(method, parameters or []),
             seed=seed,
@@ -202,10 +239,16 @@ def apply(
             with_added=with_added,
             force=force,
             overwrite=overwrite,
+            resume=resume,
+            memory=bound,
             threads=threads or settings.threads,
+            ranks=ranks,
+            device=device,
             dry_run=dry_run,
             progress=progress,
         )
+    if ranks.number:
+        return  # the first one tells
     for finding in report.overridden:
         warn(f"forced: {finding}")
     for line in [*report.remedies, *report.warnings]:
@@ -214,9 +257,15 @@ def apply(
         f"delta {number}": f"{_weight(one.weight)} × {one.reference}" for number, one in enumerate(report.deltas, 1)
     }
     more |= {name: value_text(value) for name, value in report.settings.items()}
+    more["memory"] = f"{size(report.peak_memory or report.expected_memory)}{' expected' if dry_run else ' at most'}"
+    if report.expected_seconds is not None:
+        more["time"] = f"about {duration(report.expected_seconds)}, and what the disk takes"
     if report.bytes_written:
         more["speed"] = speed(report.bytes_written, report.seconds - report.load_seconds)
-    print_report(report, json=json, leave_out=["deltas", "settings", "remedies", "overridden", "warnings"], more=more)
+    unshown = ["deltas", "settings", "remedies", "overridden", "warnings", "bytes_per_second", "peak_memory"]
+    unshown += ["expected_memory", "expected_seconds", *([] if ranks.count > 1 else ["ranks"])]
+    unshown += [] if report.resumed_tensors else ["resumed_tensors"]
+    print_report(report, json=json, leave_out=unshown, more=more)
 
 
 def _weight(weight: float | str) -> str:
@@ -225,7 +274,18 @@ def _weight(weight: float | str) -> str:
     return weight if isinstance(weight, str) else ratio(weight)
 
 
+def _output(out: str) -> str | Path:
+    from deltareg.checkpoint.bucket import is_bucket
+
+    return out if is_bucket(out) else output_directory(out)
+
+
 def output_directory(out: str) -> Path:
+    """The directory that a command is to make. Raises InvalidArgument where it has no name."""
+    from deltareg.checkpoint.bucket import is_bucket
+
     if not out:
         raise InvalidArgument("the output has no name", hint="name the directory to make: -o merged/")
+    if is_bucket(out):
+        raise InvalidArgument(f"{out} is no directory", hint="name a directory to make, and copy that")
     return expand_home(out)

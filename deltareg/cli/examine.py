@@ -31,6 +31,7 @@ PACKAGES = (
     "huggingface-hub",
     "numba",
     "numpy",
+    "obstore",
     "platformdirs",
     "pydantic",
     "rfc8785",

@@ -38,9 +38,9 @@ class _Shown(Progress):
 
 
 @contextmanager
-def watched() -> Generator[Progress]:
+def watched(*, shown: bool = True) -> Generator[Progress]:
     """A `Progress` to hand to whatever takes long. It shows nothing where stderr is no terminal."""
-    if not sys.stderr.isatty():
+    if not shown or not sys.stderr.isatty():
         yield SILENT
         return
     columns = (

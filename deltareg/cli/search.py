@@ -29,7 +29,8 @@ def search(
         typer.Option(
             "--for",
             metavar="TARGET",
-            help="The checkpoint to fit: a directory, a .safetensors file or hf://org/name[@revision].",
+            help="The checkpoint to fit: a directory, a .safetensors file, hf://org/name[@revision] or "
+            "s3://bucket/prefix (gs://, az://).",
         ),
     ] = None,
     licence: Annotated[

@@ -7,9 +7,11 @@ import re
 
 from deltareg.errors import InvalidArgument
 
-__all__ = ["counted", "duration", "number", "parse_duration", "ratio", "shape", "size", "speed"]
+__all__ = ["counted", "duration", "number", "parse_duration", "parse_size", "ratio", "shape", "size", "speed"]
 
 _SIZES = ("KiB", "MiB", "GiB", "TiB", "PiB")
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s?([KMGT]?)(?:iB|B)?", re.ASCII | re.IGNORECASE)
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", re.ASCII)
 
 
@@ -54,6 +56,14 @@ def duration(seconds: float) -> str:
 def shape(sides: list[int]) -> str:
     """A tensor's shape: `384×1536`; `scalar` for one of no dimension."""
     return "×".join(map(str, sides)) if sides else "scalar"
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `2GiB`, `500M` or `1073741824`; units are powers of 1024. Raises InvalidArgument."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise InvalidArgument(f"{text!r} is no size", hint="write 2GiB, 500MiB or a number of bytes")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
 def parse_duration(text: str) -> int:

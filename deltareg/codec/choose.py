@@ -14,11 +14,11 @@ import numpy as np
 
 from deltareg.codec import arithmetic, kernels, palette, planes, sparse
 from deltareg.codec.lanes import Array, Lane
-from deltareg.codec.palette import Histogram
+from deltareg.codec.palette import Histogram, Tokens
 from deltareg.codec.streams import Preset, StreamReader
 from deltareg.errors import BadRecord
 
-__all__ = ["Chosen", "Kind", "decode_symbols", "encode_bits", "encode_symbols"]
+__all__ = ["Chosen", "Kind", "decode_symbols", "decode_tokens", "encode_bits", "encode_symbols"]
 
 _TRIES = {"fast": 1, "small": 3}
 # So few lanes that every try is quick.
@@ -111,6 +111,21 @@ def decode_symbols(reader: StreamReader, kind: int, lanes: int, lane: Lane) -> t
         positions = sparse.decode_positions(reader, lanes)
         return _decode_values(reader, reader.byte(), positions.size, lane), positions
     return _decode_values(reader, kind, lanes, lane), None
+
+
+def decode_tokens(
+    reader: StreamReader, kind: int, lanes: int, lane: Lane
+) -> tuple[Array | Tokens | None, Array | None]:
+    """As `decode_symbols`, but those of a palette are still to be looked up. Raises BadRecord."""
+    if kind == Kind.SPARSE:
+        positions = sparse.decode_positions(reader, lanes)
+        kind = reader.byte()
+        if kind == Kind.PALETTE and lane.width == 2:
+            return palette.decode_tokens(reader, positions.size, lane), positions
+        return _decode_values(reader, kind, positions.size, lane), positions
+    if kind == Kind.PALETTE and lane.width == 2:
+        return palette.decode_tokens(reader, lanes, lane), None
+    return decode_symbols(reader, kind, lanes, lane)
 
 
 def _encode_thin(

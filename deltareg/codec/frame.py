@@ -15,10 +15,11 @@ from enum import IntFlag
 import numpy as np
 
 from deltareg.codec import kernels
-from deltareg.codec.choose import Kind, decode_symbols, encode_bits, encode_symbols
+from deltareg.codec.choose import Kind, decode_symbols, decode_tokens, encode_bits, encode_symbols
 from deltareg.codec.lanes import Array, Lane
 from deltareg.codec.memory import empty
 from deltareg.codec.mend import Mending, Overwrites, can_mend, find_mending
+from deltareg.codec.palette import Tokens
 from deltareg.codec.streams import Preset, StreamReader
 from deltareg.errors import BadRecord
 
@@ -51,7 +52,7 @@ class Frame:
     """A decoded frame.
 
     `symbols` holds one unsigned integer for each lane, or for each of `positions` (int64, ascending) where these are
-    given; None where no lane changes.
+    given; None where no lane changes, and where `tokens` has them, still to be looked up.
     """
 
     lanes: int
@@ -59,6 +60,12 @@ class Frame:
     positions: Array | None = None
     mending: Mending | None = None
     overwrites: Overwrites | None = None
+    tokens: Tokens | None = None
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether no lane changes."""
+        return self.symbols is None and self.tokens is None
 
 
 @dataclass(frozen=True)
@@ -133,11 +140,13 @@ def encode_replaced(base: Array | None, post: Array, lane: Lane, preset: Preset)
     return EncodedFrame(FRAME_HEAD.pack(kind, 0, len(body)) + body, kind, count)
 
 
-def decode_frame(data: memoryview, lanes: int, base_lane: Lane | None, lane: Lane) -> Frame:
+def decode_frame(
+    data: memoryview, lanes: int, base_lane: Lane | None, lane: Lane, *, keep_tokens: bool = False
+) -> Frame:
     """Read one whole frame, of `lanes` lanes. Raises BadRecord.
 
     `lane` is that of its symbols. `base_lane` is given where the frame may mend and overwrite: where it adds to
-    something, in post's own dtype.
+    something, in post's own dtype. With `keep_tokens`, the frame has the tokens of a palette in place of their symbols.
     """
     if len(data) < FRAME_HEAD.size:
         raise BadRecord("a frame ends in its head")
@@ -147,26 +156,31 @@ def decode_frame(data: memoryview, lanes: int, base_lane: Lane | None, lane: Lan
     if flags and base_lane is None:
         raise BadRecord("a frame mends a tensor that nothing is added to, or nothing in post's own dtype")
     reader = StreamReader(data[FRAME_HEAD.size :])
-    symbols, positions = decode_symbols(reader, kind, lanes, lane)
+    decode = decode_tokens if keep_tokens else decode_symbols
+    found, positions = decode(reader, kind, lanes, lane)
     mending, overwrites = None, None
     if flags & Flag.MENDING:
         mending = Mending.decode(reader, lanes, lane)
-        if symbols is None or not lane.additive or not can_mend(lane):
+        if found is None or not lane.additive or not can_mend(lane):
             raise BadRecord("a frame mends lanes that do not change, or that are never mended")
-        _check_mended(symbols, positions, mending.positions, lane)
+        _check_mended(found, positions, mending.positions, lane)
     if flags & Flag.OVERWRITES and base_lane is not None:
         overwrites = Overwrites.decode(reader, lanes, base_lane, lane)
     reader.close()
-    return Frame(lanes, symbols, positions, mending, overwrites)
+    if isinstance(found, Tokens):
+        return Frame(lanes, None, positions, mending, overwrites, found)
+    return Frame(lanes, found, positions, mending, overwrites)
 
 
-def _check_mended(symbols: Array, positions: Array | None, mended: Array, lane: Lane) -> None:
+def _check_mended(symbols: Array | Tokens, positions: Array | None, mended: Array, lane: Lane) -> None:
     """Only a D1 that is finite and not zero has a second term: of no other the distance to its neighbours is known."""
     places = mended
     if positions is not None:
         places = np.searchsorted(positions, mended)
         if mended.size and (places[-1] == positions.size or np.any(positions[places] != mended)):
             raise BadRecord("a frame mends lanes that do not change")
+    if isinstance(symbols, Tokens):
+        symbols, places = symbols.at(places), np.arange(places.size)
     if not kernels.are_numbers(symbols, places, lane.marker, lane.infinity):
         raise BadRecord("a frame mends lanes whose difference is zero or not finite")
 

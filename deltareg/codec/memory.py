@@ -7,7 +7,7 @@ the time of an apply.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,16 +16,21 @@ import numpy.typing as npt
 
 from deltareg.codec.lanes import Array
 
-__all__ = ["empty", "frame_memory"]
+__all__ = ["empty", "frame_memory", "take_frame_memory_from"]
 
 _BLOCK = 16 * 2**20
 _ALIGNMENT = 64
+
+
+def _from_system(nbytes: int) -> Array:
+    return np.empty(nbytes, np.uint8)
 
 
 class _Arena(threading.local):
     """Blocks of bytes that are given out from the front; all of them become free together."""
 
     def __init__(self) -> None:
+        self.source: Callable[[int], Array] = _from_system
         self.depth = 0
         self.blocks: list[Array] = []
         self.number = 0
@@ -40,7 +45,7 @@ class _Arena(threading.local):
                 return block[start : start + nbytes]
             self.number += 1
             self.used = 0
-        self.blocks.append(np.empty(max(_BLOCK, nbytes), np.uint8))
+        self.blocks.append(self.source(max(_BLOCK, nbytes)))
         return self.take(nbytes)
 
 
@@ -57,6 +62,12 @@ def frame_memory() -> Generator[None]:
         _arena.depth -= 1
         if _arena.depth == 0:
             _arena.number = _arena.used = 0
+
+
+def take_frame_memory_from(source: Callable[[int], Array]) -> None:
+    """From now on this thread's frame memory is bytes (uint8) that `source` gives: such as a device can copy from."""
+    if _arena.source != source:
+        _arena.source, _arena.blocks = source, []
 
 
 def empty(count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:

@@ -17,7 +17,7 @@ from deltareg.codec.streams import Preset, StreamReader, pack_number, pack_strea
 from deltareg.codec.tokens import ROOM, highest_token, symbols_of
 from deltareg.errors import BadRecord
 
-__all__ = ["BYTES", "NIBBLES", "Histogram", "decode", "encode", "entropy", "estimate"]
+__all__ = ["BYTES", "NIBBLES", "Histogram", "Tokens", "decode", "decode_tokens", "encode", "entropy", "estimate"]
 
 BYTES = 255
 """Ranks where tokens are bytes."""
@@ -30,6 +30,34 @@ _TABLE_BYTES = 5 * BYTES
 _RARE = 8
 # Below this, sorting the symbols is faster than looking through 65,536 counts.
 _FEW = 4096
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Symbols that are still to be looked up: `table` (uint16) has that of each token (uint8).
+
+    Those of the tokens `escape` are `escapes` (uint16), in order; `room` is these with `ROOM` that are not used.
+    """
+
+    tokens: Array
+    table: Array
+    escape: int
+    room: Array
+
+    @property
+    def escapes(self) -> Array:
+        """The symbols of the tokens `escape`."""
+        return self.room[: self.room.size - ROOM]
+
+    def at(self, places: Array) -> Array:
+        """The symbols of the tokens at these places."""
+        tokens = self.tokens[places]
+        symbols = self.table[tokens]
+        escaped = tokens == self.escape
+        if escaped.any():
+            order = np.searchsorted(np.flatnonzero(self.tokens == self.escape), places[escaped])
+            symbols[escaped] = self.escapes[order]
+        return symbols
 
 
 @dataclass(frozen=True)
@@ -118,6 +146,21 @@ def encode(symbols: Array, histogram: Histogram, most: int, lane: Lane, preset: 
 
 def decode(reader: StreamReader, count: int, lane: Lane) -> Array:
     """The inverse of `encode` for `count` symbols. Raises BadRecord."""
+    found = _read(reader, count, lane)
+    symbols = empty(count, np.uint16)
+    asked = symbols_of(found.tokens, found.table, found.escape, found.room, symbols)
+    _check(found, asked)
+    return symbols
+
+
+def decode_tokens(reader: StreamReader, count: int, lane: Lane) -> Tokens:
+    """As `decode`, for whoever looks the symbols up. Raises BadRecord."""
+    found = _read(reader, count, lane)
+    _check(found, int(np.count_nonzero(found.tokens == found.escape)))
+    return found
+
+
+def _read(reader: StreamReader, count: int, lane: Lane) -> Tokens:
     most, size, used = reader.byte(), reader.byte(), reader.number()
     if most not in (BYTES, NIBBLES) or size > most or used > count:
         raise BadRecord(f"a palette of {size} ranks among {most} with {used} escapes for {count} symbols")
@@ -136,9 +179,11 @@ def decode(reader: StreamReader, count: int, lane: Lane) -> Array:
         escapes[:used] = planes.decode(reader, used, lane)
     table = np.zeros(256, np.uint16)
     table[:size] = positions
-    symbols = empty(count, np.uint16)
-    highest = BYTES if size == BYTES else int(highest_token(tokens))
-    asked = symbols_of(tokens, table, size, escapes, symbols)
+    return Tokens(tokens, table, size, escapes)
+
+
+def _check(found: Tokens, asked: int) -> None:
+    size, used = found.escape, found.escapes.size
+    highest = BYTES if size == BYTES else int(highest_token(found.tokens))
     if asked != used or highest > size:
         raise BadRecord(f"a palette's tokens ask for {asked} escapes and rank {highest}; it has {used} and {size}")
-    return symbols

@@ -66,8 +66,8 @@ class RecordReader:
         """Bytes of the record that a frame takes on average."""
         return sum(place.length for place in self.frames) // max(self.count, 1)
 
-    def read(self, number: int) -> Frame:
-        """Decode a frame, by its number."""
+    def read(self, number: int, *, keep_tokens: bool = False) -> Frame:
+        """Decode a frame, by its number; `keep_tokens` is as in `decode_frame`."""
         if self._product is not None:
             first = number * FRAME_LANES
             lanes = min(FRAME_LANES, self.head.lanes - first)
@@ -76,7 +76,7 @@ class RecordReader:
             if rest is not None:
                 add_rest(symbols, self._read(len(self.frames) - self.count + number, None, rest), rest)
             return Frame(lanes, symbols)
-        frame = self._read(number, self.head.mended_base, self.head.delta)
+        frame = self._read(number, self.head.mended_base, self.head.delta, keep_tokens=keep_tokens)
         whole = frame.symbols is not None and frame.positions is None
         if self.head.mode is Mode.REPLACE and not self.head.sparse and not whole:
             with self._told(self._where(number)):
@@ -96,12 +96,12 @@ class RecordReader:
                 raise BadRecord("a frame leaves lanes of a factor open")
         return frame.symbols
 
-    def _read(self, number: int, mended_base: Lane | None, lane: Lane) -> Frame:
+    def _read(self, number: int, mended_base: Lane | None, lane: Lane, *, keep_tokens: bool = False) -> Frame:
         place = self.frames[number]
         with self._told(self._where(number)):
             data = view_of(empty(place.length, np.uint8))
             place.source.read_into(place.start, data)
-            return decode_frame(data, place.lanes, mended_base, lane)
+            return decode_frame(data, place.lanes, mended_base, lane, keep_tokens=keep_tokens)
 
     def _where(self, number: int) -> str:
         place = self.frames[number]

@@ -9,8 +9,6 @@ from typing import Any, Literal
 import numpy as np
 
 from deltareg.codec import Array, Lane, lane_of
-from deltareg.codec.memory import empty
-from deltareg.merge import loops
 from deltareg.merge.search import Counts, Ranks, Search, keep_largest
 from deltareg.merge.stage import Gathering, Stage, Sums
 from deltareg.merge.values import Extent, Values
@@ -27,7 +25,7 @@ class Weigh(Stage):
 
     def act(self, settled: Sequence[Any], values: Values, position: int, extent: Extent) -> None:
         if (values.weights != 1).any():
-            values.array *= values.numbers(values.weights)[:, None]
+            values.loops.scale_rows(values.array, values.numbers(values.weights))
             values.weights = np.ones(values.deltas)
 
 
@@ -44,9 +42,9 @@ class Sum(Stage):
         return weights * scales * (self.scale / (total or 1.0))
 
     def act(self, settled: Sequence[Any], values: Values, position: int, extent: Extent) -> None:
-        values.merged = empty(values.lanes, values.array.dtype)
+        values.merged = values.empty()
         factors = values.numbers(self.factors(values.weights, values.scales))
-        loops.weighted_sum(values.array, factors, values.merged)
+        values.loops.weighted_sum(values.array, factors, values.merged)
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,8 @@ class Elect(Stage):
         shares = values.weights if self.normalize == "weights" else np.ones(values.deltas)
         if self.normalize == "none":
             shares = np.zeros(values.deltas)
-        values.merged = empty(values.lanes, values.array.dtype)
-        loops.elect(
+        values.merged = values.empty()
+        values.loops.elect(
             values.array,
             values.numbers(factors),
             values.numbers(votes),
@@ -101,7 +99,7 @@ class SelectVariance(Stage):
     def measure(self, number: int, settled: Sequence[Ranks], values: Values, extent: Extent) -> Any:
         spread = _variance(values)
         found = self._search(extent).measure(number, settled, spread)
-        return found if number else (found, int(np.count_nonzero(spread.array)))
+        return found if number else (found, int(values.loops.count_nonzero(spread.array[0])))
 
     def act(self, settled: Sequence[Ranks], values: Values, position: int, extent: Extent) -> None:
         if self.density >= 1:
@@ -113,7 +111,7 @@ class SelectVariance(Stage):
         spread = _variance(values)
         symbols, mask = spread.magnitudes(0, spread.kinds[0])
         for row in values.array:
-            keep_largest(row, symbols, mask, cut, position, values.number(0))
+            keep_largest(values, row, symbols, mask, cut, position)
 
     def _search(self, extent: Extent) -> Search:
         # The variance has the accumulator's type. How many lanes are sought is known after the first pass.
@@ -134,17 +132,21 @@ class _OfVarying:
         self._varying += found[1]
         self._counts.add(position, found[0])
 
+    def merge(self, other: _OfVarying) -> None:
+        """Take the counts of other blocks."""
+        self._varying += other._varying
+        self._counts.merge(other._counts)
+
     def settle(self) -> Any:
         """What is known of the cut."""
         return self._counts.settle_for(int(self._varying * self._density))
 
 
 def _variance(values: Values) -> Values:
-    spread = empty(values.lanes, values.array.dtype)
-    loops.variance(values.array, values.number(values.deltas), values.number(0), spread)
-    lane = _variance_lane(spread.dtype == np.float64)
-    row = spread[None]
-    return Values(row, (spread.view(lane.bits),), (lane,), values.first, values.row, np.ones(1), (0,))
+    spread = values.empty()
+    values.loops.variance(values.array, values.number(values.deltas), values.number(0), spread)
+    bits, lane = values.loops.bits_of(spread, values.kind), _variance_lane(values.kind is np.float64)
+    return Values(spread[None], (bits,), (lane,), values.first, values.row, np.ones(1), (0,), values.loops)
 
 
 def _variance_lane(wide: bool) -> Lane:
@@ -162,7 +164,7 @@ class EnergyShares(Stage):
         return Sums()
 
     def measure(self, number: int, settled: Sequence[Any], values: Values, extent: Extent) -> list[float]:
-        return [float(loops.dot(row, row)) for row in values.array]
+        return [float(values.loops.dot(row, row)) for row in values.array]
 
     def act(self, settled: Sequence[list[float]], values: Values, position: int, extent: Extent) -> None:
         energies = np.array(settled[0])
@@ -191,8 +193,8 @@ class Reinforce(Stage):
 
     def measure(self, number: int, settled: Sequence[Any], values: Values, extent: Extent) -> list[int]:
         shared, alone = np.zeros(values.deltas, np.int64), np.zeros(values.deltas, np.int64)
-        counts = empty(values.lanes, np.uint8)
-        loops.contributions(values.array, values.number(self.epsilon), counts, shared, alone)
+        counts = values.loops.empty(values.lanes, np.uint8)
+        values.loops.contributions(values.array, values.number(self.epsilon), counts, shared, alone)
         return [*shared.tolist(), *alone.tolist()]
 
     def act(self, settled: Sequence[list[float]], values: Values, position: int, extent: Extent) -> None:
@@ -200,8 +202,8 @@ class Reinforce(Stage):
         if self.r:
             shared, alone = np.array(settled[0]).reshape(2, -1)
             reinforced += self.r * np.clip(shared / np.maximum(alone, self.epsilon), 0, self.alpha)
-        values.merged = empty(values.lanes, values.array.dtype)
-        loops.reinforce(
+        values.merged = values.empty()
+        values.loops.reinforce(
             values.array,
             values.number(self.epsilon),
             values.numbers(values.weights * self.scale),
@@ -219,5 +221,6 @@ class Near(Stage):
     scale: float = 1.0
 
     def act(self, settled: Sequence[Any], values: Values, position: int, extent: Extent) -> None:
-        loops.shrink(values.array[0], values.number(self.limit), values.number(1))
-        values.merged = values.array[0] * values.number(self.scale)
+        values.loops.shrink(values.array[0], values.number(self.limit), values.number(1))
+        values.merged = values.empty()
+        values.loops.weighted_sum(values.array, values.numbers(np.array([self.scale])), values.merged)

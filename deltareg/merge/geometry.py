@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from deltareg.errors import InvalidArgument
-from deltareg.merge import loops
 from deltareg.merge.stage import Gathering, Stage, Sums
 from deltareg.merge.values import Extent, Values
 
@@ -40,7 +39,7 @@ class _Combination(Stage):
 
     def measure(self, number: int, settled: Sequence[Any], values: Values, extent: Extent) -> list[float]:
         rows = values.array
-        return [float(loops.dot(rows[i], rows[j])) for i in range(len(rows)) for j in range(i + 1)]
+        return [float(values.loops.dot(rows[i], rows[j])) for i in range(len(rows)) for j in range(i + 1)]
 
     def act(self, settled: Sequence[list[float]], values: Values, position: int, extent: Extent) -> None:
         products = np.zeros((values.deltas, values.deltas))

@@ -11,23 +11,29 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba import njit
 
 from deltareg.codec.kernels import kernel
+from deltareg.codec.memory import empty
 
 __all__ = [
     "absolute_sum",
+    "bits_of",
     "contributions",
     "count_magnitude",
+    "count_nonzero",
     "dot",
     "draw",
     "drop",
     "drop_by_rank",
     "elect",
+    "empty",
     "keep_at_least",
     "keep_below",
     "magnitude_counts",
     "rank_rows",
     "reinforce",
+    "scale_rows",
     "settle_ties",
     "shrink",
     "variance",
@@ -39,16 +45,38 @@ _COLUMNS = 4096
 _STRIP = 64
 
 
+def bits_of(values: Any, kind: Any) -> Any:
+    """The bits of the values as float32 or float64, whichever `kind` is."""
+    return values.astype(kind, copy=False).view(np.uint64 if kind == np.float64 else np.uint32)
+
+
 # --- by magnitude -----------------------------------------------------------------------------------------------------
 
 
 @kernel
 def magnitude_counts(symbols: Any, mask: Any, shift: Any, prefix: Any, counts: Any) -> Any:
     """Count bits `shift` to `shift` + 15 of those magnitudes whose higher bits are `prefix`; `counts` has 65,536."""
+    # Two counts in turn: one that was just written is not read again at once, for which the processor would wait.
+    other = np.zeros(65536, np.uint32)
+    if symbols.itemsize == 2:
+        half = symbols.size // 2 * 2
+        for i in range(0, half, 2):
+            counts[symbols[i] & mask] += np.uint32(1)
+            other[symbols[i + 1] & mask] += np.uint32(1)
+        for i in range(half, symbols.size):
+            counts[symbols[i] & mask] += np.uint32(1)
+        for i in range(65536):
+            counts[i] += other[i]
+        return
     for i in range(symbols.size):
         part = np.uint64(symbols[i] & mask) >> np.uint64(shift)
         if part >> np.uint64(16) == np.uint64(prefix):
-            counts[part & np.uint64(0xFFFF)] += np.uint32(1)
+            if i & 1:
+                other[part & np.uint64(0xFFFF)] += np.uint32(1)
+            else:
+                counts[part & np.uint64(0xFFFF)] += np.uint32(1)
+    for i in range(65536):
+        counts[i] += other[i]
 
 
 @kernel
@@ -89,10 +117,59 @@ def settle_ties(values: Any, symbols: Any, mask: Any, magnitude: Any, first: Any
 def rank_rows(symbols: Any, mask: Any, digits: Any, width: Any, ranks: Any) -> Any:
     """The rank of each lane in its row of `width` lanes: 0 for the largest magnitude, equal ones by their places.
 
-    `digits` is the bytes of a symbol. A radix sort, least significant byte first, whose last pass gives the ranks. Four
-    rows are sorted side by side: a count that is read just after it was written makes the processor wait, and four
-    chains of such waits take no longer than one.
+    `digits` is the bytes of a symbol. Magnitudes of 16 bits are few: they are numbered from the largest on, and counted
+    in each row. Where there are more of them than a row has lanes, and wider ones, are sorted.
     """
+    if digits == 2:
+        counts = np.zeros(65536, np.uint32)
+        for i in range(symbols.size):
+            counts[symbols[i] & mask] += np.uint32(1)
+        numbers = np.empty(65536, np.uint16)
+        found = 0
+        for magnitude in range(65535, -1, -1):
+            if counts[magnitude]:
+                numbers[magnitude] = np.uint16(found)
+                found += 1
+        if found <= 2 * width and found < 65536:
+            _rank_by_counts(symbols, mask, numbers, found, width, ranks)
+            return
+    _rank_by_digits(symbols, mask, digits, width, ranks)
+
+
+@kernel
+def _rank_by_counts(symbols, mask, numbers, found, width, ranks):
+    # Four rows side by side: a count that is read just after it was written makes the processor wait, and four chains
+    # of such waits take no longer than one.
+    counts = np.empty((4, found), np.int32)
+    keys = np.empty((4, width), np.uint16)
+    rows = symbols.size // width
+    for first in range(0, rows, 4):
+        counts[:] = np.int32(0)
+        for r in range(4):
+            # Where fewer than four are left, the last is ranked more than once.
+            row = symbols[min(first + r, rows - 1) * width :]
+            for i in range(width):
+                keys[r, i] = numbers[row[i] & mask]
+        for i in range(np.uint64(width)):
+            for r in range(4):
+                counts[r, np.uint64(keys[r, i])] += np.int32(1)
+        for r in range(4):
+            total = np.int32(0)
+            for n in range(found):
+                count = counts[r, n]
+                counts[r, n] = total
+                total += count
+        for i in range(np.uint64(width)):
+            for r in range(4):
+                key = np.uint64(keys[r, i])
+                place = counts[r, key]
+                counts[r, key] = place + np.int32(1)
+                ranks[np.uint64(min(first + r, rows - 1) * width) + i] = place
+
+
+@kernel
+def _rank_by_digits(symbols, mask, digits, width, ranks):
+    # A radix sort, least significant byte first, whose last pass gives the ranks; four rows side by side here too.
     keys = np.empty((4, width), symbols.dtype)
     order = np.empty((4, width), np.int32)
     other = np.empty((4, width), np.int32)
@@ -100,7 +177,6 @@ def rank_rows(symbols: Any, mask: Any, digits: Any, width: Any, ranks: Any) -> A
     rows = symbols.size // width
     for first in range(0, rows, 4):
         for r in range(4):
-            # Where fewer than four are left, the last is sorted more than once.
             row = symbols[min(first + r, rows - 1) * width :]
             for i in range(width):
                 keys[r, i] = mask - (row[i] & mask)
@@ -145,16 +221,29 @@ def draw(key: Any, first: Any, chances: Any) -> Any:
     i = 0
     while i < chances.size:
         lane = first + i
+        low = chances[i:]
+        start = key + np.uint64((lane >> 13 << 12) + (lane & 4095) + 1) * np.uint64(0x9E3779B97F4A7C15)
+        if lane & 8191 == 0 and chances.size - i >= 8192:
+            high = chances[i + 4096 :]
+            for j in range(4096):
+                z = _mixed(start, j)
+                low[j] = np.uint32(z)
+                high[j] = np.uint32(z >> np.uint64(32))
+            i += 8192
+            continue
         run = min(4096 - (lane & 4095), chances.size - i)
-        counter = np.uint64((lane >> 13 << 12) + (lane & 4095))
         shift = np.uint64(32 * ((lane >> 12) & 1))
         for j in range(run):
-            z = key + (counter + np.uint64(j) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            z = z ^ (z >> np.uint64(31))
-            chances[i + j] = np.uint32(z >> shift)
+            low[j] = np.uint32(_mixed(start, j) >> shift)
         i += run
+
+
+@njit
+def _mixed(start, step):
+    z = start + np.uint64(step) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 @kernel
@@ -248,7 +337,26 @@ def contributions(values: Any, epsilon: Any, counts: Any, shared: Any, alone: An
         alone[n] += single
 
 
+@kernel
+def count_nonzero(values: Any) -> Any:
+    """How many values are not zero."""
+    found = 0
+    for i in range(values.size):
+        found += np.int64(values[i] != 0)
+    return found
+
+
 # --- from many deltas to one ------------------------------------------------------------------------------------------
+
+
+@kernel
+def scale_rows(values: Any, factors: Any) -> Any:
+    """Multiply each delta with its factor."""
+    for n in range(values.shape[0]):
+        row = values[n]
+        factor = factors[n]
+        for i in range(row.size):
+            row[i] = row[i] * factor
 
 
 @kernel
@@ -278,32 +386,41 @@ def elect(values: Any, factors: Any, votes: Any, by_sign: Any, shares: Any, scal
     elected = np.empty(_CHUNK, values.dtype)
     divisors = np.empty(_CHUNK, values.dtype)
     for start in range(0, merged.size, _CHUNK):
-        total = merged[start : start + _CHUNK]
-        elected[:] = zero
-        divisors[:] = zero
-        total[:] = zero
+        size = min(_CHUNK, merged.size - start)
+        total = merged[start : start + size]
         for n in range(values.shape[0]):
-            row = values[n, start : start + _CHUNK]
+            row = values[n, start : start + size]
             vote = votes[n]
+            # The first sum is begun with zero, as the others are gone on with: zero + −0 is zero.
             if by_sign:
-                for j in range(total.size):
+                for j in range(size):
                     x = row[j] * vote
-                    elected[j] = elected[j] + (one if x > zero else (-one if x < zero else zero))
+                    before = zero if n == 0 else elected[j]
+                    elected[j] = before + (one if x > zero else (-one if x < zero else zero))
+            elif n == 0:
+                for j in range(size):
+                    elected[j] = zero + row[j] * vote
             else:
-                for j in range(total.size):
+                for j in range(size):
                     elected[j] = elected[j] + row[j] * vote
-        for j in range(total.size):
-            elected[j] = one if elected[j] >= zero else -one
         for n in range(values.shape[0]):
-            row = values[n, start : start + _CHUNK]
+            row = values[n, start : start + size]
             vote = votes[n]
             factor = factors[n]
             share = shares[n]
-            for j in range(total.size):
-                agrees = (row[j] * vote) * elected[j] > zero
-                total[j] = total[j] + (row[j] * factor if agrees else zero)
-                divisors[j] = divisors[j] + (share if agrees else zero)
-        for j in range(total.size):
+            if n == 0:
+                for j in range(size):
+                    x = row[j] * vote
+                    agrees = x > zero if elected[j] >= zero else x < zero
+                    total[j] = zero + (row[j] * factor if agrees else zero)
+                    divisors[j] = share if agrees else zero
+            else:
+                for j in range(size):
+                    x = row[j] * vote
+                    agrees = x > zero if elected[j] >= zero else x < zero
+                    total[j] = total[j] + (row[j] * factor if agrees else zero)
+                    divisors[j] = divisors[j] + (share if agrees else zero)
+        for j in range(size):
             divisor = divisors[j] if divisors[j] != zero else one
             total[j] = (total[j] / divisor) * scale
 
@@ -333,25 +450,39 @@ def reinforce(values: Any, epsilon: Any, factors: Any, alone: Any, one: Any, mer
 
 @kernel
 def variance(values: Any, count: Any, zero: Any, out: Any) -> Any:
-    """The variance of each lane over the deltas, that of a population; `count` is how many they are."""
+    """The variance of each lane over the deltas, that of a population; `count` is how many they are.
+
+    Every NaN is the same one: magnitudes are compared by their bits.
+    """
+    nan = zero / zero
     means = np.empty(_CHUNK, values.dtype)
     for start in range(0, out.size, _CHUNK):
-        total = out[start : start + _CHUNK]
+        size = min(_CHUNK, out.size - start)
+        total = out[start : start + size]
+        if values.shape[0] == 2:  # the same sums, without a way to memory between them
+            one = values[0, start : start + size]
+            other = values[1, start : start + size]
+            for j in range(size):
+                mean = ((zero + one[j]) + other[j]) / count
+                spread = ((zero + (one[j] - mean) * (one[j] - mean)) + (other[j] - mean) * (other[j] - mean)) / count
+                total[j] = spread if spread == spread else nan
+            continue
         means[:] = zero
         total[:] = zero
         for n in range(values.shape[0]):
-            row = values[n, start : start + _CHUNK]
-            for j in range(total.size):
+            row = values[n, start : start + size]
+            for j in range(size):
                 means[j] = means[j] + row[j]
-        for j in range(total.size):
+        for j in range(size):
             means[j] = means[j] / count
         for n in range(values.shape[0]):
-            row = values[n, start : start + _CHUNK]
-            for j in range(total.size):
+            row = values[n, start : start + size]
+            for j in range(size):
                 distance = row[j] - means[j]
                 total[j] = total[j] + distance * distance
-        for j in range(total.size):
-            total[j] = total[j] / count
+        for j in range(size):
+            spread = total[j] / count
+            total[j] = spread if spread == spread else nan
 
 
 @kernel

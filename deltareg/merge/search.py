@@ -14,7 +14,6 @@ from typing import Any, cast
 import numpy as np
 
 from deltareg.codec import Array
-from deltareg.merge import loops
 from deltareg.merge.values import Extent, Values
 
 __all__ = ["Counts", "Cut", "Ranks", "Search", "drop_largest", "keep_largest"]
@@ -92,7 +91,7 @@ class Search:
         found: list[list[Array | int | None]] = []
         for delta, row in enumerate(self.known(settled)):
             symbols, mask = values.magnitudes(delta, self._extent.kinds[delta])
-            found.append([self._count(sought, number, delta, symbols, mask) for sought in row])
+            found.append([self._count(values.loops, sought, number, delta, symbols, mask) for sought in row])
         return found
 
     def _begin(self, count: int) -> _Sought:
@@ -101,7 +100,7 @@ class Search:
         return _Sought(0, 0, _ALL) if count >= self._extent.lanes else _Sought(0, count)
 
     def _count(
-        self, sought: _Sought, number: int, delta: int, symbols: Array, mask: np.unsignedinteger
+        self, loops: Any, sought: _Sought, number: int, delta: int, symbols: Any, mask: Any
     ) -> Array | int | None:
         if sought.cut is not None:
             return None
@@ -132,11 +131,22 @@ class Counts:
                 if isinstance(counts, int):
                     self._ties.setdefault((delta, rank), {})[position] = counts
                 elif counts is not None:
-                    parts = -(-self._blocks // self._length)
-                    runs = self._runs.setdefault((delta, rank), [None] * parts)
-                    before = runs[position // self._length]
-                    # Of runs of one block no sum is needed; longer ones may have more lanes than 32 bits can count.
-                    runs[position // self._length] = counts if before is None else counts + before.astype(np.uint64)
+                    self._add((delta, rank), position // self._length, counts)
+
+    def merge(self, other: Counts) -> None:
+        """Take the counts of other blocks."""
+        for place, ties in other._ties.items():
+            self._ties.setdefault(place, {}).update(ties)
+        for place, runs in other._runs.items():
+            for run, counts in enumerate(runs):
+                if counts is not None:
+                    self._add(place, run, counts)
+
+    def _add(self, place: tuple[int, int], run: int, counts: Array) -> None:
+        runs = self._runs.setdefault(place, [None] * -(-self._blocks // self._length))
+        before = runs[run]
+        # Of runs of one block no sum is needed; longer ones may have more lanes than 32 bits can count.
+        runs[run] = counts if before is None else counts + before.astype(np.uint64)
 
     def settle(self) -> list[list[_Sought]]:
         """What is known now."""
@@ -186,18 +196,19 @@ def _ends(counts: Sequence[int], wanted: int) -> tuple[int, int]:
     raise AssertionError("fewer lanes were counted than there are")
 
 
-def keep_largest(row: Array, symbols: Array, mask: Any, cut: Cut, position: int, zero: Any) -> None:
-    """Zero the values of `row` that are not within `cut`, in the block at `position`; `zero` has their type."""
-    _select(row, symbols, mask, cut, position, zero, inside=True)
+def keep_largest(values: Values, row: Any, symbols: Any, mask: Any, cut: Cut, position: int) -> None:
+    """Zero the values of `row` that are not within `cut`, in the block at `position`."""
+    _select(values, row, symbols, mask, cut, position, inside=True)
 
 
-def drop_largest(row: Array, symbols: Array, mask: Any, cut: Cut, position: int, zero: Any) -> None:
-    """Zero the values of `row` that are within `cut`, in the block at `position`; `zero` has their type."""
-    _select(row, symbols, mask, cut, position, zero, inside=False)
+def drop_largest(values: Values, row: Any, symbols: Any, mask: Any, cut: Cut, position: int) -> None:
+    """Zero the values of `row` that are within `cut`, in the block at `position`."""
+    _select(values, row, symbols, mask, cut, position, inside=False)
 
 
-def _select(row: Array, symbols: Array, mask: Any, cut: Cut, position: int, zero: Any, *, inside: bool) -> None:
+def _select(values: Values, row: Any, symbols: Any, mask: Any, cut: Cut, position: int, *, inside: bool) -> None:
     bits = cast("Any", type(mask))
+    zero, loops = values.number(0), values.loops
     # Ties before the block where they run out are within the cut, those after it are not.
     least = cut.magnitude if position < cut.block else cut.magnitude + 1
     split = position == cut.block and cut.first > 0

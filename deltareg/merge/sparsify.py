@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from deltareg.codec.memory import empty
-from deltareg.merge import loops
 from deltareg.merge.search import Ranks, Search, drop_largest, keep_largest
 from deltareg.merge.stage import Gathering, Scope, Stage, Sums
 from deltareg.merge.values import Extent, Values
@@ -59,9 +57,9 @@ class Band(Stage):
             cuts = [sought.cut for sought in row]
             symbols, mask = values.magnitudes(delta, extent.kinds[delta])
             if cuts[0] is not None:
-                keep_largest(values.array[delta], symbols, mask, cuts[0], position, values.number(0))
+                keep_largest(values, values.array[delta], symbols, mask, cuts[0], position)
             if len(cuts) > 1 and cuts[1] is not None:
-                drop_largest(values.array[delta], symbols, mask, cuts[1], position, values.number(0))
+                drop_largest(values, values.array[delta], symbols, mask, cuts[1], position)
 
     def _search(self, extent: Extent) -> Search:
         kept = self._kept(extent.lanes)
@@ -90,10 +88,10 @@ class Drop(Stage):
     def act(self, settled: Sequence[Any], values: Values, position: int, extent: Extent) -> None:
         _remember(self.rescale, values)
         limit = round(self.density * 2**32)
-        chances = empty(values.lanes, np.uint32)
+        chances = values.loops.empty(values.lanes, np.uint32)
         for row, key in zip(values.array, values.keys, strict=True):
-            loops.draw(np.uint64(key), values.first, chances)
-            loops.drop(row, chances, limit, values.number(0))
+            values.loops.draw(np.uint64(key), values.first, chances)
+            values.loops.drop(row, chances, limit, values.number(0))
         if self.rescale == "inverse" and self.density > 0:
             values.scales /= self.density
 
@@ -118,14 +116,14 @@ class MagPrune(Stage):
     def act(self, settled: Sequence[Any], values: Values, position: int, extent: Extent) -> None:
         _remember(self.rescale, values)
         most, step = self._line(values.row)
-        chances = empty(values.lanes, np.uint32)
-        ranks = empty(values.lanes, np.int32)
+        chances = values.loops.empty(values.lanes, np.uint32)
+        ranks = values.loops.empty(values.lanes, np.int32)
         inverse = self.rescale == "inverse"
         for delta, (row, key) in enumerate(zip(values.array, values.keys, strict=True)):
             symbols, mask = values.magnitudes(delta, values.kinds[delta])
-            loops.rank_rows(symbols, mask, symbols.itemsize, values.row, ranks)
-            loops.draw(np.uint64(key), values.first, chances)
-            loops.drop_by_rank(row, chances, ranks, most, step, inverse, values.number(0))
+            values.loops.rank_rows(symbols, mask, symbols.itemsize, values.row, ranks)
+            values.loops.draw(np.uint64(key), values.first, chances)
+            values.loops.drop_by_rank(row, chances, ranks, most, step, inverse, values.number(0))
 
     def _line(self, row: int) -> tuple[float, float]:
         """The chance of rank 0, and by how much it falls from rank to rank."""
@@ -148,7 +146,7 @@ class MatchNorm(Stage):
 
     def measure(self, number: int, settled: Sequence[Any], values: Values, extent: Extent) -> list[float]:
         assert values.before is not None
-        return [*values.before, *(float(loops.absolute_sum(row)) for row in values.array)]
+        return [*values.before, *(float(values.loops.absolute_sum(row)) for row in values.array)]
 
     def act(self, settled: Sequence[list[float]], values: Values, position: int, extent: Extent) -> None:
         before, after = settled[0][: values.deltas], settled[0][values.deltas :]
@@ -157,4 +155,4 @@ class MatchNorm(Stage):
 
 def _remember(rescale: Rescale, values: Values) -> None:
     if rescale == "l1":
-        values.before = [float(loops.absolute_sum(row)) for row in values.array]
+        values.before = [float(values.loops.absolute_sum(row)) for row in values.array]

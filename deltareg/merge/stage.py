@@ -26,6 +26,10 @@ class Gathering(Protocol):
         """Take what was found in the block at a position of the extent."""
         ...
 
+    def merge(self, other: Any) -> None:
+        """Take what another gathering of the same pass was given, in another process."""
+        ...
+
     def settle(self) -> Any:
         """What follows from all of it."""
         ...
@@ -74,6 +78,10 @@ class Sums:
     def add(self, position: int, found: Sequence[float]) -> None:
         """Take the numbers of one block."""
         self._found.append(found)
+
+    def merge(self, other: Sums) -> None:
+        """Take the numbers of other blocks."""
+        self._found += other._found
 
     def settle(self) -> list[float]:
         """The sum of each number over the blocks."""

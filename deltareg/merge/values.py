@@ -10,6 +10,7 @@ import numpy as np
 
 from deltareg.codec import Array, Lane, kernels
 from deltareg.codec.memory import empty
+from deltareg.merge import loops as host_loops
 from deltareg.merge.block import Addend
 
 __all__ = ["Extent", "Values", "values_of"]
@@ -36,18 +37,22 @@ class Values:
     are the bits of D1. `first` is the block's first lane in the tensor, `row` the lanes in one of the tensor's rows.
     `weights` and `scales` (float64) are what each delta is multiplied with in the end: what the user gave, and what the
     stages add to it. `keys` (64 bits) are the seeds of the deltas' random masks. The last stage gives `merged`.
+
+    `array`, `symbols` and `merged` may be on a device; then `loops` are those that work there. Stages do with them what
+    `loops` has, and nothing else.
     """
 
-    array: Array
-    symbols: tuple[Array, ...]
+    array: Any
+    symbols: tuple[Any, ...]
     kinds: tuple[Lane, ...]
     first: int
     row: int
     weights: Array
     keys: tuple[int, ...]
+    loops: Any = host_loops
     scales: Array = field(init=False)
     before: list[float] | None = None
-    merged: Array | None = None
+    merged: Any = None
 
     def __post_init__(self) -> None:
         self.scales = np.ones(len(self.symbols), np.float64)
@@ -62,22 +67,31 @@ class Values:
         """How many deltas there are."""
         return self.array.shape[0]
 
+    @property
+    def kind(self) -> type[np.floating[Any]]:
+        """The type of the values: NumPy's, wherever they are."""
+        return np.float64 if self.array.itemsize == 8 else np.float32
+
+    def empty(self) -> Any:
+        """An undefined value for each lane, where the values are."""
+        return self.loops.empty(self.lanes, self.kind)
+
     def number(self, value: float) -> Any:
         """A number in the type of the values."""
-        return self.array.dtype.type(value)
+        return self.kind(value)
 
     def numbers(self, values: Array) -> Array:
         """Numbers in the type of the values, each rounded once."""
         with np.errstate(over="ignore"):
-            return np.asarray(values, np.float64).astype(self.array.dtype)
+            return np.asarray(values, np.float64).astype(self.kind)
 
-    def magnitudes(self, delta: int, kind: Lane | None) -> tuple[Array, Any]:
+    def magnitudes(self, delta: int, kind: Lane | None) -> tuple[Any, Any]:
         """Symbols of a delta by whose bits magnitudes compare, and the mask that takes their signs away.
 
         Those of D1 in its own `kind`; where that is None, the values as float64.
         """
         if kind is None:
-            return self.array[delta].astype(np.float64).view(np.uint64), np.uint64(2**63 - 1)
+            return self.loops.bits_of(self.array[delta], np.float64), np.uint64(2**63 - 1)
         return self.symbols[delta], kind.bits(int(kind.marker) - 1)
 
 

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from tests import raw, weights
 from tests.bench import peers
+from tests.bench.device import measure_device
 from tests.bench.lossy import measure_lossy
 from tests.bench.measured import Case, Goal, Row
 from tests.bench.methods import measure_methods
@@ -51,6 +52,7 @@ CASES: dict[str, Callable[[], Case]] = {
 
 _METHODS = "methods"
 _LOSSY = "lossy"
+_DEVICE = "device"
 
 
 def measure(case: Case, scratch: Path) -> Iterator[Row | Goal]:
@@ -141,14 +143,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write. The exit status is 1 when a goal was missed."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument(
-        "--case", action="append", choices=[*CASES, _LOSSY, _METHODS], help="measure this one only; may be repeated"
+        "--case",
+        action="append",
+        choices=[*CASES, _LOSSY, _METHODS, _DEVICE],
+        help="measure this one only; may be repeated",
     )
     parser.add_argument("--output", type=Path, default=Path("bench.json"), help="the JSON file (default: %(default)s)")
     chosen = parser.parse_args(arguments)
     found: list[Row | Goal] = []
-    wanted: list[str] = chosen.case or [*CASES, _LOSSY, _METHODS]
+    wanted: list[str] = chosen.case or [*CASES, _LOSSY, _METHODS, _DEVICE]
     for name in wanted:
-        if name in (_LOSSY, _METHODS):
+        if name in (_LOSSY, _METHODS, _DEVICE):
             continue
         print(f"measuring {name}", file=sys.stderr, flush=True)
         case = CASES[name]()
@@ -163,6 +168,10 @@ def main(arguments: list[str] | None = None) -> int:
         print("measuring merge methods beside mergekit", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=weights.CACHE, prefix="bench-") as scratch:
             found += measure_methods(CASES["generated"](), Path(scratch))
+    if _DEVICE in wanted:
+        print("measuring apply on a device", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory(dir=weights.CACHE, prefix="bench-") as scratch:
+            found += measure_device(CASES["generated"], Path(scratch))
     with tempfile.TemporaryDirectory(dir=weights.CACHE, prefix="bench-") as scratch:
         found += measure_start_up(Path(scratch))
         print("measuring check", file=sys.stderr, flush=True)

@@ -219,8 +219,10 @@ def load_low_rank() -> list[LowRankGolden]:
 
 def _read_low_rank(path: Path) -> LowRankGolden:
     document = json.loads(path.read_text())
-    tensors = {name: Raw(*document[name][:2], bytes.fromhex(document[name][2])) for name in _LOW_RANK_TENSORS}
-    tensors = {name: Raw(one.dtype, tuple(one.shape), one.data) for name, one in tensors.items()}
+    tensors = {
+        name: Raw(dtype, tuple(shape), bytes.fromhex(data))
+        for name, (dtype, shape, data) in ((name, document[name]) for name in _LOW_RANK_TENSORS)
+    }
     records = {key: bytes.fromhex(value) for key, value in document["records"].items()}
     rest = None
     if "rest" in document:
@@ -294,7 +296,7 @@ def encoded_low_rank(case: LowRankGolden, preset: Preset) -> bytes:
     rest = b""
     if case.rest is not None and lane is not None:
         rest = encode_given(np.frombuffer(case.rest.data, lane.stored), lane, preset).data
-    return head.pack() + b"".join(Factors(low_rank, *bits).encode(preset)) + rest
+    return head.pack() + b"".join(Factors(low_rank, bits[0], bits[1]).encode(preset)) + rest
 
 
 def _write_low_rank() -> None:

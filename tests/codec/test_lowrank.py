@@ -54,7 +54,7 @@ def recorded(factors: Factors, shape: tuple[int, ...]) -> Record:
 
 def entry(shape: tuple[int, ...], rank: int | None, **more: Any) -> TensorEntry:
     """The inventory's entry of a BF16 tensor with factors."""
-    dtypes = {"base_dtype": "BF16", "post_dtype": "BF16", "delta_dtype": "F32"} | more
+    dtypes: dict[str, Any] = {"base_dtype": "BF16", "post_dtype": "BF16", "delta_dtype": "F32"} | more
     return TensorEntry(name="w", kind="lowrank", shape=list(shape), rank=rank, packs=[0], **dtypes)
 
 
@@ -132,7 +132,9 @@ def test_a_record_may_lie_in_several_packs() -> None:
     cuts = [0, *(place.start for place in reader.frames[1:4]), len(record.data)]
     parts = [Part(Bytes(record.data[start:stop]), 0, stop - start) for start, stop in pairwise(cuts)]
     divided = RecordReader(record.entry, parts)
-    assert np.array_equal(divided.read(2).symbols, product(factors, (300_000, 16))[2 * FRAME_LANES :][:FRAME_LANES])
+    found = divided.read(2).symbols
+    assert found is not None
+    assert np.array_equal(found, product(factors, (300_000, 16))[2 * FRAME_LANES :][:FRAME_LANES])
 
 
 def test_zeros_change_nothing_and_nan_is_the_canonical_one() -> None:

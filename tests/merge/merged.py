@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from deltareg.apply.merging import Merging, Part
 from deltareg.codec import FRAME_LANES, Frame, lane_of
-from deltareg.codec.memory import frame_memory
 from deltareg.merge import METHODS, Value
+from deltareg.merge.processor import CPU, Processor
 
 __all__ = ["KEYS", "frames_of", "merge"]
 
@@ -36,6 +36,7 @@ def merge(
     weights: Sequence[float] | None = None,
     dtype: str = "F64",
     keys: Sequence[int] = KEYS,
+    processor: Processor = CPU,
 ) -> Array:
     """What `method` makes of `deltas`, arrays of one shape whose items are lanes of `dtype`."""
     shape = deltas[0].shape
@@ -46,15 +47,18 @@ def merge(
     ]
     stages = METHODS[method].stages(parameters or {})
     row = shape[-1] if len(shape) > 1 else max(deltas[0].size, 1)
-    merging = Merging(deltas[0].size, row, parts, stages, np.float64 if lane.wide else np.float32)
-    if merging.blocks == 1:
-        with frame_memory():
-            return merging.merge_alone().copy().reshape(shape)
+    accumulator = np.float64 if lane.wide else np.float32
+    merging = Merging(deltas[0].size, row, parts, stages, accumulator, processor=processor)
+    if merging.blocks == 1 and not processor.repeats:
+        return processor.step(lambda: merging.merge_alone().copy().reshape(shape))
     for steps in merging.measuring():
         for step in reversed(steps):  # the order does not matter
             step()
-    out: list[Array] = []
-    for block in range(merging.blocks):
-        with frame_memory():
-            out.append(merging.merge(block).copy())
+    blocks = range(merging.blocks)
+    out = [processor.step(lambda block=block: _copied(merging.merge(block))) for block in blocks]
     return np.concatenate(out).reshape(shape)
+
+
+def _copied(merged: Any) -> Array:
+    """A copy of what a block became, here."""
+    return merged.copy() if isinstance(merged, np.ndarray) else merged.cpu().numpy().copy()

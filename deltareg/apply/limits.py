@@ -1,0 +1,116 @@
+"""How much of a machine a run takes: threads, and what it holds in memory. What it gives does not depend on it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from deltareg.apply.merging import blocks_of
+from deltareg.apply.plan import Plan, PlannedTensor
+from deltareg.codec import FRAME_LANES, delta_lane_of, lane_of
+from deltareg.errors import InvalidArgument
+from deltareg.merge import accumulator_of
+
+__all__ = ["Limits", "held_bytes", "limits_for", "peak_memory", "resident_memory"]
+
+# Up to so many bytes of a tensor's decoded deltas are kept from one pass to the next.
+_MOST_KEPT = 48 * 2**20
+# So many tensors are on their way at a time: while the last steps of one pass are done, others need not wait for it.
+_AHEAD = 3
+# What the interpreter, the allocator and the results that wait to be taken need beside all that is counted here.
+_SLACK = 24 * 2**20
+# Frame memory is taken in blocks: see `codec/memory.py`.
+_ARENA_BLOCK = 16 * 2**20
+_COUNTS = 65_536 * 4
+_RUNS = 64
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Threads; tensors that are on their way at a time; bytes of decoded deltas that are kept of each of them."""
+
+    threads: int
+    ahead: int = _AHEAD
+    kept: int = _MOST_KEPT
+
+
+def limits_for(plan: Plan, threads: int, memory: int | None, resident: int) -> tuple[Limits, int]:
+    """The most that `memory` bytes allow, of which `resident` are taken already, and about how many are held then.
+
+    Without a bound it is what is fastest. Else fewer tensors are on their way, then nothing is kept, then threads go.
+    Raises InvalidArgument where one thread needs more.
+    """
+    best = Limits(threads)
+    if memory is None:
+        return best, resident + held_bytes(plan, best)
+    leaner = [best, replace(best, ahead=1), replace(best, ahead=1, kept=0)]
+    leaner += [Limits(count, 1, 0) for count in range(threads - 1, 0, -1)]
+    for limits in leaner:
+        held = resident + held_bytes(plan, limits)
+        if held <= memory:
+            return limits, held
+    least = resident + held_bytes(plan, leaner[-1])
+    raise InvalidArgument(
+        f"{memory // 2**20} MiB of memory are too few: {resident // 2**20} MiB are taken before the work begins",
+        hint=f"this needs --memory {-(-least // 2**20)}MiB",
+        needed=least,
+    )
+
+
+def held_bytes(plan: Plan, limits: Limits) -> int:
+    """About how many bytes of memory a run holds at most, beside what the process holds before it."""
+    changed = [tensor for tensor in plan.tensors.values() if tensor.action != "copy"]
+    frame = max((_frame_bytes(tensor) for tensor in changed), default=0)
+    frames = limits.threads * (frame + _ARENA_BLOCK) if frame else 0
+    flight = sorted((_flight_bytes(tensor, limits) for tensor in changed), reverse=True)
+    return _SLACK + frames + sum(flight[: limits.ahead + 1])
+
+
+def _frame_bytes(tensor: PlannedTensor) -> int:
+    """What the work on one block takes: of each delta compressed bytes, tokens and symbols, then values and results."""
+    lanes = tensor.nbytes // lane_of(tensor.dtype).width
+    target = 0 if tensor.source is None else lane_of(tensor.source.dtype).width
+    kinds = [delta_lane_of(piece.entry) for piece in (*tensor.pieces, *tensor.idle)]
+    known = [lane_of(tensor.dtype), *kinds, *([] if tensor.source is None else [lane_of(tensor.source.dtype)])]
+    wide = np.dtype(accumulator_of(known)).itemsize
+    decoded = sum(2 * kind.width + 1 for kind in kinds)
+    values = 2 * wide if tensor.is_sum or not tensor.stages else (len(kinds) + 3) * wide + 8
+    block = FRAME_LANES
+    if any(stage.whole_rows for stage in tensor.stages):
+        block = max(block, tensor.shape[-1] if tensor.shape else 1) + FRAME_LANES
+    return min(lanes, block) * (decoded + values + target + lane_of(tensor.dtype).width)
+
+
+def _flight_bytes(tensor: PlannedTensor, limits: Limits) -> int:
+    """What is held of a tensor from one pass over it to the next: counts of magnitudes, and decoded frames."""
+    if tensor.is_sum or not tensor.stages:
+        return 0
+    lanes = tensor.nbytes // lane_of(tensor.dtype).width
+    kinds = [delta_lane_of(piece.entry) for piece in tensor.pieces]
+    decoded = lanes * sum(kind.width for kind in kinds)
+    blocks = min(_RUNS, blocks_of(lanes, max(1, tensor.shape[-1] if tensor.shape else 1), tensor.stages))
+    return (decoded if decoded <= limits.kept else 0) + blocks * _COUNTS * len(kinds)
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process has held at a time."""
+    try:
+        # Not getrusage's where it can be helped: Linux counts in what the parent held before it started this program.
+        with open("/proc/self/status", "rb") as file:
+            return 1024 * next(int(line.split()[1]) for line in file if line.startswith(b"VmHWM:"))
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def resident_memory() -> int:
+    """Bytes of memory that this process holds now; the most so far where the system does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return peak_memory()

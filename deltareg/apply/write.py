@@ -1,0 +1,134 @@
+"""Doing what was prepared, and making it visible: by one process, or by several that share the work."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltareg.apply.card import card
+from deltareg.apply.limits import Limits, peak_memory
+from deltareg.apply.plan import Plan
+from deltareg.apply.prepare import Prepared
+from deltareg.apply.ranks import Ranks, share
+from deltareg.apply.run import NOTHING, Outcome, Share, run
+from deltareg.checkpoint import Job, Member
+from deltareg.checkpoint.output import Writer, open_writer
+from deltareg.errors import BadHeader, BadRecord, DigestMismatch
+from deltareg.merge.processor import Processor
+from deltareg.progress import Progress
+from deltareg.store import Store
+
+__all__ = ["Means", "Written", "write"]
+
+
+@dataclass(frozen=True)
+class Means:
+    """With what the work is done; the output depends on none of it."""
+
+    limits: Limits
+    ranks: Ranks
+    processor: Processor
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the writing came to."""
+
+    outcome: Outcome = NOTHING
+    nbytes: int = 0
+    resumed: int = 0
+    load_seconds: float = 0.0
+    sync_seconds: float = 0.0
+    peak_memory: int | None = None
+
+
+def write(
+    job: Prepared,
+    out: str | os.PathLike[str],
+    store: Store,
+    means: Means,
+    resumption: Job | None,
+    *,
+    overwrite: bool,
+) -> Written:
+    """Do what was planned; of several ranks each its share, and the first what is left. Raises what `apply` does."""
+    ranks = means.ranks
+    own = share(job.plan, ranks.count)[ranks.number]
+    with ExitStack() as stack:
+        writer = stack.enter_context(_writer(job, out, ranks, own, resumption, overwrite=overwrite))
+        done = writer.recover(_recoverable(job.plan, own), means.limits.threads)
+        part = Share(own - done, own, ranks)
+        try:
+            outcome = run(
+                job.plan,
+                job.active,
+                store,
+                writer,
+                limits=means.limits,
+                progress=means.progress,
+                part=part,
+                verified=writer.vouch,
+                processor=means.processor,
+            )
+        except (DigestMismatch, BadHeader, BadRecord):
+            writer.discard()  # nothing that was made of damaged input is gone on with
+            raise
+        before = time.monotonic()
+        if ranks.count > 1:
+            writer.sync()
+        outcome = sum(ranks.each(outcome), NOTHING)
+        if ranks.number == 0:
+            _finish(job, writer, outcome)
+        for _ in ranks.each(None):
+            pass
+        resumed = sum(ranks.each(len(done)))
+        return Written(outcome, job.plan.nbytes, resumed, 0.0, time.monotonic() - before, peak_memory())
+
+
+def _writer(
+    job: Prepared,
+    out: str | os.PathLike[str],
+    ranks: Ranks,
+    own: frozenset[str],
+    resumption: Job | None,
+    *,
+    overwrite: bool,
+) -> Writer:
+    if ranks.count == 1:
+        return open_writer(out, job.plan.shards, overwrite=overwrite, job=resumption)
+    if ranks.number == 0:
+        leader = Member(0, own)
+        writer = open_writer(out, job.plan.shards, overwrite=overwrite, job=resumption, member=leader)
+        try:
+            for _ in ranks.each(str(writer.staging)):
+                pass
+        except BaseException:
+            writer.close()
+            raise
+        return writer
+    staging = next(iter(list(ranks.each(None))))
+    member = Member(ranks.number, own, Path(staging))
+    return open_writer(out, job.plan.shards, overwrite=overwrite, job=resumption, member=member)
+
+
+def _recoverable(planned: Plan, own: frozenset[str]) -> list[str]:
+    """The tensors that may be taken over: of those with overwrites the report must tell, so that they are done anew."""
+    return [
+        name
+        for name, tensor in planned.tensors.items()
+        if name in own and not any(piece.entry.overwritten for piece in tensor.pieces)
+    ]
+
+
+def _finish(job: Prepared, writer: Writer, outcome: Outcome) -> None:
+    """Add the files beside the weights, and make all of it visible."""
+    for name, data in job.files.items():
+        writer.add_file(name, data)
+    notes = job.notes(outcome)
+    told = {"Remedies": job.placement.remedies, "Overridden findings": job.overridden, "Notes": notes}
+    writer.add_file("README.md", card(job.target, job.wanted, job.merge, told))
+    writer.commit()

@@ -1,0 +1,66 @@
+"""What computes: by default the processor that runs the program, with compiled loops on NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from deltareg.codec import Array, Lane, kernels
+from deltareg.codec.memory import frame_memory
+from deltareg.merge import loops
+from deltareg.merge.block import Addend, Block
+from deltareg.merge.linear import linear
+from deltareg.merge.values import values_of
+
+__all__ = ["CPU", "Processor"]
+
+Result = TypeVar("Result")
+
+
+class Processor:
+    """Does the arithmetic of an apply. This one is the host's; subclasses are devices, with arrays of their own.
+
+    All of them give the same bits.
+    """
+
+    keeps_tokens: bool = False
+    """Whether it looks up the symbols of a palette itself."""
+
+    repeats: bool = False
+    """Whether a step may be done more than once, since memory may run out in it."""
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        return "cpu"
+
+    @property
+    def loops(self) -> ModuleType | Any:
+        """The loops of the merge methods, as `loops.py` has them, on its arrays."""
+        return loops
+
+    def step(self, work: Callable[[], Result]) -> Result:
+        """Do `work` in frame memory. It waits for no other step, and nothing of it is kept but what it returns."""
+        with frame_memory():
+            return work()
+
+    def linear(self, block: Block) -> None:
+        """As `deltareg.merge.linear`."""
+        linear(block)
+
+    def values_of(
+        self, addends: Sequence[Addend], accumulator: type[np.floating[Any]]
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """The array and the symbols of `Values`, on this processor."""
+        return values_of(addends, accumulator)
+
+    def add_merged(self, target: Array, target_lane: Lane, merged: Any, out: Array, out_lane: Lane) -> None:
+        """out = round(target + merged), of the lanes that they are: `target` and `out` here, `merged` there."""
+        kernels.add_merged(target, merged, out)
+
+
+CPU = Processor()
+"""The host itself."""

@@ -1,0 +1,175 @@
+"""Several processes, started by torchrun, that write one output."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import deltareg
+from deltareg import Registry
+from deltareg.apply.plan import Plan, PlannedTensor
+from deltareg.apply.ranks import share
+from deltareg.checkpoint import ShardPlan
+from tests.apply.test_resume import files, staged
+from tests.weights import Pair
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def torchrun(home: Path, processes: int, *arguments: str | Path) -> subprocess.Popen[str]:
+    """Start `deltareg apply` in so many processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [*launcher, "-m", "deltareg", "apply", *map(str, arguments), "--threads", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DELTAREG_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """The status, stdout and stderr of a job."""
+    try:
+        out, err = process.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return process.returncode, out, err
+
+
+# --- who does what ------------------------------------------------------------------------------------------------
+
+
+def planned(*shards: Sequence[int]) -> Plan:
+    """A plan of files with tensors of these sizes."""
+    tensors: dict[str, PlannedTensor] = {}
+    plans: list[ShardPlan] = []
+    for number, sizes in enumerate(shards):
+        names = [f"{number}.{place}" for place in range(len(sizes))]
+        for name, size in zip(names, sizes, strict=True):
+            tensors[name] = PlannedTensor(name, "copy", "U8", (size,), size, None, ())
+        plans.append(ShardPlan(f"{number}.safetensors", tuple((name, "U8", tensors[name].shape) for name in names)))
+    return Plan(tensors, tuple(plans), (), (), {}, 0)
+
+
+def test_each_tensor_is_written_by_one_rank() -> None:
+    plan = planned([5, 3, 1], [7], [2, 2])
+    for count in range(1, 8):
+        shares = share(plan, count)
+        assert len(shares) == count
+        assert sorted(name for one in shares for name in one) == sorted(plan.tensors)
+
+
+def test_rank_writes_whole_files_where_there_are_enough() -> None:
+    assert share(planned([5, 3, 1], [7], [2, 2]), 2) == [{"0.0", "0.1", "0.2"}, {"1.0", "2.0", "2.1"}]
+
+
+def test_tensors_of_one_file_are_shared_by_bytes() -> None:
+    assert share(planned([8, 5, 4, 1]), 2) == [{"0.0", "0.3"}, {"0.1", "0.2"}]
+
+
+def test_more_ranks_than_tensors_leave_some_without_work() -> None:
+    assert share(planned([3]), 3) == [{"0.0"}, frozenset(), frozenset()]
+
+
+# --- processes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, small_llama: Pair) -> Registry:
+    """`acme/llama`, and `acme/back`, which is taken the other way round."""
+    registry = Registry(tmp_path_factory.mktemp("two"))
+    deltareg.diff(small_llama.base, small_llama.post, registry, "acme/llama:1.0.0")
+    deltareg.diff(small_llama.post, small_llama.base, registry, "acme/back:1.0.0")
+    return registry
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_any_number_of_processes_writes_the_same_bytes(
+    tmp_path: Path, two: Registry, small_llama: Pair, processes: int
+) -> None:
+    # The threshold of ties is the whole model's: what each rank counts has to come together.
+    deltas = {"acme/llama:1.0.0": 0.5, "acme/back:1.0.0": 0.25}
+    deltareg.apply(small_llama.base, deltas, two, tmp_path / "alone", method="ties", parameters={"density": 0.3})
+    arguments = [small_llama.base, *(f"{name}={weight}" for name, weight in deltas.items())]
+    options = ["--method", "ties", "--param", "density=0.3", "-o", tmp_path / "out", "--json"]
+    status, out, err = ended(torchrun(two.home, processes, *arguments, *options))
+    assert status == 0, err
+    assert files(tmp_path / "out") == files(tmp_path / "alone")
+    report = json.loads(out)  # one of them tells, and one only
+    assert report["ranks"] == processes
+    assert staged(tmp_path / "out") == []
+
+
+@pytest.mark.slow
+def test_what_one_process_finds_wrong_ends_all_of_them(tmp_path: Path, two: Registry, small_llama: Pair) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    status, out, err = ended(torchrun(two.home, 2, small_llama.base, "acme/llama:1.0.0", "-o", tmp_path / "out"))
+    assert status != 0
+    assert out == ""
+    assert "error[DR0104]: the output exists already" in err  # the first one looks
+    assert "error[DR0008]: rank 0 of 2 failed: the output exists already" in err
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.slow
+def test_lost_rank_fails_the_job_and_resume_goes_on(tmp_path: Path, two: Registry, small_llama: Pair) -> None:
+    deltareg.apply(small_llama.base, {"acme/llama:1.0.0": 0.5}, two, tmp_path / "alone")
+    out = tmp_path / "out"
+    arguments = [small_llama.base, "acme/llama:1.0.0=0.5", "-o", out, "--resume"]
+    lost = 0
+    for _ in range(10):
+        job = torchrun(two.home, 4, *arguments)
+        killer = threading.Thread(target=_kill_one_that_writes, args=(job.pid, out))
+        killer.start()
+        status, _, err = ended(job)
+        killer.join()
+        if status == 0:
+            break
+        lost += 1
+        assert not out.exists()
+        assert "SIGKILL" in err or "DR0008" in err
+        if lost == 2:
+            break
+    assert lost, "every job came to its end before a rank was killed"
+    if not out.exists():
+        status, _, err = ended(torchrun(two.home, 4, *arguments))
+        assert status == 0, err
+    assert files(out) == files(tmp_path / "alone")
+    assert staged(out) == []
+
+
+def _kill_one_that_writes(launcher: int, out: Path) -> None:
+    """Kill the last process of a job as soon as the first has begun its output."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        children = Path(f"/proc/{launcher}/task/{launcher}/children")
+        try:
+            ranks = [int(one) for one in children.read_text().split()]
+        except OSError:
+            return  # it has ended
+        if staged(out) and ranks:
+            try:
+                os.kill(ranks[-1], signal.SIGKILL)
+            except ProcessLookupError:
+                return
+            return
+        time.sleep(0.002)
+
+
+def test_alone_without_torchrun() -> None:
+    from deltareg.apply.ranks import ALONE, ranks_of
+
+    assert ranks_of({}) is ALONE
+    assert ranks_of({"WORLD_SIZE": "4"}) is ALONE  # a cluster's own variable, not torchrun's
+    assert list(ALONE.each("value")) == ["value"]

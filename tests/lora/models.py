@@ -1,0 +1,130 @@
+"""Tiny real models, and adapters that PEFT itself makes of them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft", reason="needs the extra `oracle`")
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+__all__ = ["MODELS", "Adapted", "adapted", "changed", "load_file", "peft", "save_file", "tokens", "torch"]
+
+
+def _bert() -> Any:
+    config = transformers.BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        num_labels=3,
+    )
+    return transformers.BertForSequenceClassification(config)
+
+
+def _llama(tied: bool = False) -> Any:
+    config = transformers.LlamaConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=32,
+        tie_word_embeddings=tied,
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def _gpt2() -> Any:
+    config = transformers.GPT2Config(
+        vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=0, eos_token_id=0
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+def _resnet() -> Any:
+    config = transformers.ResNetConfig(
+        num_channels=3, embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic", num_labels=2
+    )
+    return transformers.ResNetForImageClassification(config)
+
+
+MODELS: Mapping[str, Callable[[], Any]] = {
+    "bert": _bert,
+    "llama": _llama,
+    "tied-llama": lambda: _llama(tied=True),
+    "gpt2": _gpt2,
+    "resnet": _resnet,
+}
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A base, an adapter of it on disk, and the model that PEFT has with it."""
+
+    base: Path
+    adapter: Path
+    model: Any
+
+    def merged(self) -> dict[str, Any]:
+        """PEFT's own merge, by the names of the base's file."""
+        return copy.deepcopy(self.model).merge_and_unload().state_dict()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The adapter's config."""
+        return json.loads((self.adapter / "adapter_config.json").read_text())
+
+    def with_config(self, **more: Any) -> None:
+        """Change the adapter's config on disk."""
+        (self.adapter / "adapter_config.json").write_text(json.dumps(self.config | more))
+
+    @property
+    def tensors(self) -> dict[str, Any]:
+        """The adapter's tensors."""
+        return load_file(self.adapter / "adapter_model.safetensors")
+
+    def with_tensors(self, tensors: Mapping[str, Any]) -> None:
+        """Put other tensors into the adapter's file."""
+        save_file(dict(tensors), self.adapter / "adapter_model.safetensors", {"format": "pt"})
+
+
+def adapted(path: Path, model: str, *, dtype: Any = None, seed: int = 0, **config: Any) -> Adapted:
+    """A tiny model below `path`, and a random adapter of it; `config` is that of PEFT's `LoraConfig`."""
+    torch.manual_seed(seed)
+    base = MODELS[model]()
+    if dtype is not None:
+        base = base.to(dtype)
+    base.save_pretrained(path / "base")
+    wrapped = peft.get_peft_model(base.eval(), peft.LoraConfig(**config)).eval()
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data += (0.1 * torch.randn_like(parameter, dtype=torch.float32)).to(parameter.dtype)
+    wrapped.save_pretrained(path / "adapter", save_embedding_layers=False)
+    return Adapted(path / "base", path / "adapter", wrapped)
+
+
+def changed(path: Path, model: str, *, width: float = 0.05, seed: int = 0) -> tuple[Any, Any]:
+    """A tiny model and a fine-tune of it in which every parameter differs, stored below `path`."""
+    torch.manual_seed(seed)
+    base = MODELS[model]().eval()
+    post = copy.deepcopy(base)
+    for parameter in post.parameters():
+        parameter.data += width * torch.randn_like(parameter)
+    base.save_pretrained(path / "base")
+    post.save_pretrained(path / "post")
+    return base, post
+
+
+def tokens() -> Any:
+    """A text of ten tokens."""
+    return torch.arange(10)[None]

@@ -1,0 +1,335 @@
+"""Deltas as adapters: what PEFT loads, how near it is, and what is told of that."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import deltareg
+from deltareg import Registry
+from deltareg.codec.truncate import truncate
+from deltareg.errors import InvalidArgument, NotFound, NotHomologous, OutputExists
+from tests.lora.models import adapted, changed, load_file, peft, tokens, torch
+from tests.lora.test_import import ATTENTION, DORA
+
+NAME = "acme/full:1.0.0"
+
+
+def taken(path: Path, model: str, **options: Any) -> tuple[Registry, Any, Any]:
+    """A registry with the delta of a tiny fine-tune, and the two models."""
+    base, post = changed(path, model, **options)
+    registry = Registry(path / "home")
+    deltareg.diff(path / "base", path / "post", registry, NAME)
+    return registry, base, post
+
+
+def loaded(base: Any, adapter: Path) -> Any:
+    """The adapter as PEFT loads it; a warning of PEFT's that something is missing is an error."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*missing adapter keys.*")
+        warnings.filterwarnings("error", message=".*unexpected keys.*")
+        return peft.PeftModel.from_pretrained(copy.deepcopy(base), adapter).eval()
+
+
+def outputs(model: Any) -> Any:
+    with torch.no_grad():
+        return model(tokens()).logits
+
+
+def written(adapter: Path) -> dict[str, Any]:
+    return load_file(adapter / "adapter_model.safetensors")
+
+
+def independent(path: Path, rank: int) -> dict[str, tuple[float, float]]:
+    """By tensor: ‖Δ‖² and the least ‖Δ − B·A‖² of that rank (Eckart and Young), by NumPy."""
+    base, post = (load_file(path / side / "model.safetensors") for side in ("base", "post"))
+    found: dict[str, tuple[float, float]] = {}
+    for name in base:
+        delta = post[name].double().numpy() - base[name].double().numpy()
+        squares = float((delta**2).sum())
+        least = squares
+        if delta.ndim == 2:
+            least = float((np.linalg.svd(delta, compute_uv=False)[rank:] ** 2).sum())
+        found[name] = squares, least
+    return found
+
+
+@pytest.mark.parametrize("model", ["bert", "llama", "tied-llama", "gpt2"])
+@pytest.mark.parametrize("rank", [1, 4, 7])
+def test_peft_computes_with_the_adapter_what_the_truncated_delta_makes(tmp_path: Path, model: str, rank: int) -> None:
+    registry, base, _ = taken(tmp_path, model)
+    report = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=rank)
+    with_adapter = loaded(base, tmp_path / "adapter")
+    # What the adapter says, added by hand to the base's tensors.
+    truncated = copy.deepcopy(base)
+    state = truncated.state_dict()
+    tensors = written(tmp_path / "adapter")
+    for tensor in report.tensors:
+        start = f"base_model.model.{tensor.name.removesuffix('.weight')}"
+        if f"{start}.lora_embedding_A" in tensors:
+            added = (tensors[f"{start}.lora_embedding_B"] @ tensors[f"{start}.lora_embedding_A"]).T
+        else:
+            added = tensors[f"{start}.lora_B.weight"] @ tensors[f"{start}.lora_A.weight"]
+            added = added.T if model == "gpt2" and "lm_head" not in tensor.name else added
+        state[tensor.name] += added
+    expected = outputs(truncated)
+    assert not torch.allclose(expected, outputs(base), atol=1e-3)
+    assert torch.allclose(outputs(with_adapter), expected, atol=2e-6)
+    assert torch.allclose(outputs(with_adapter.merge_and_unload()), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("model", ["bert", "llama", "gpt2"])
+@pytest.mark.parametrize("rank", [1, 4, 12])
+def test_error_is_the_least_that_there_is_as_numpy_computes_it(tmp_path: Path, model: str, rank: int) -> None:
+    registry, _, _ = taken(tmp_path, model)
+    report = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=rank)
+    due = independent(tmp_path, rank)
+    for tensor in report.tensors:
+        squares, least = due[tensor.name]
+        assert tensor.error == pytest.approx((least / squares) ** 0.5, rel=1e-5, abs=1e-6)
+        assert not tensor.exact
+    expressed = {tensor.name for tensor in report.tensors}
+    residue = sum(least if name in expressed else squares for name, (squares, least) in due.items())
+    assert report.error == pytest.approx((residue / sum(squares for squares, _ in due.values())) ** 0.5, rel=1e-5)
+    assert {one.name for one in report.left_out} == due.keys() - expressed
+    for one in report.left_out:
+        assert one.share == pytest.approx(due[one.name][0] / residue, rel=1e-4)
+
+
+@pytest.mark.parametrize("model", ["bert", "llama", "gpt2"])
+def test_with_the_base_and_the_whole_rank_nothing_is_missing(tmp_path: Path, model: str) -> None:
+    registry, base, post = taken(tmp_path, model)
+    report = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=64, base=tmp_path / "base")
+    tied = [one.name for one in report.left_out]
+    assert tied == (["transformer.wte.weight"] if model == "gpt2" else [])
+    with_adapter = loaded(base, tmp_path / "adapter")
+    if tied:
+        post.transformer.wte.weight.data = base.transformer.wte.weight.data.clone()
+    else:
+        assert report.error < 1e-7
+    assert torch.allclose(outputs(with_adapter), outputs(post), atol=1e-6)
+    assert torch.allclose(outputs(with_adapter.merge_and_unload()), outputs(post), atol=1e-6)
+
+
+def test_embeddings_that_are_tied_are_left_out_and_said_to_be(tmp_path: Path) -> None:
+    registry, _, _ = taken(tmp_path, "tied-llama")
+    report = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=4, base=tmp_path / "base")
+    (left,) = report.left_out
+    assert left.name == "model.embed_tokens.weight" and "output" in left.reason and 0 < left.share < 1
+    assert not any("embed_tokens" in name for name in written(tmp_path / "adapter"))
+
+
+def test_config_tells_peft_what_it_needs(tmp_path: Path) -> None:
+    registry, _, _ = taken(tmp_path, "bert")
+    deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=4, base=tmp_path / "base")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"], config["lora_alpha"], config["bias"]) == ("LORA", 4, 4, "lora_only")
+    assert config["base_model_name_or_path"] == "base"
+    assert "bert.encoder.layer.1.attention.self.query" in config["target_modules"]
+    assert "bert.embeddings.LayerNorm" in config["modules_to_save"]
+    # Matrices with a shorter side than the rank: the head of three labels, the embedding of two types.
+    assert config["rank_pattern"] == {"bert.embeddings.token_type_embeddings": 2, "classifier": 3}
+    assert {tensor.dtype for tensor in written(tmp_path / "adapter").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_factors_that_the_delta_stores_come_out_as_they_went_in(tmp_path: Path, rslora: bool) -> None:
+    one = adapted(
+        tmp_path,
+        "bert",
+        r=4,
+        lora_alpha=7,
+        use_rslora=rslora,
+        target_modules=[*ATTENTION, "word_embeddings"],
+        rank_pattern={"key": 2},
+    )
+    registry = Registry(tmp_path / "home")
+    deltareg.import_lora(one.adapter, one.base, registry, "acme/lora:1.0.0")
+    report = deltareg.export_lora("acme/lora:1.0.0", registry, tmp_path / "again", rank=4)
+    assert report.error == 0 and all(tensor.exact for tensor in report.tensors)
+    before, after = one.tensors, written(tmp_path / "again")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    base = copy.deepcopy(one.model).unload()
+    assert torch.allclose(outputs(loaded(base, tmp_path / "again")), outputs(one.model), atol=1e-7)
+
+
+def test_factors_of_a_higher_rank_are_truncated(tmp_path: Path) -> None:
+    one = adapted(tmp_path, "llama", r=6, target_modules=["q_proj"])
+    registry = Registry(tmp_path / "home")
+    deltareg.import_lora(one.adapter, one.base, registry, "acme/lora:1.0.0")
+    report = deltareg.export_lora("acme/lora:1.0.0", registry, tmp_path / "less", rank=3)
+    tensors = one.tensors
+    for tensor in report.tensors:
+        start = f"base_model.model.{tensor.name.removesuffix('.weight')}"
+        scale = 8 / 6
+        values = np.linalg.svd(
+            scale * (tensors[f"{start}.lora_B.weight"].double() @ tensors[f"{start}.lora_A.weight"].double()).numpy(),
+            compute_uv=False,
+        )
+        assert tensor.error == pytest.approx(float(np.sqrt((values[3:] ** 2).sum() / (values**2).sum())), rel=1e-5)
+        assert (tensor.rank, tensor.exact) == (3, False)
+
+
+def test_dora_comes_out_as_plain_factors(tmp_path: Path) -> None:
+    model, config = DORA["linear"]
+    one = adapted(tmp_path, model, use_dora=True, **config)
+    registry = Registry(tmp_path / "home")
+    deltareg.import_lora(one.adapter, one.base, registry, "acme/dora:1.0.0")
+    deltareg.export_lora("acme/dora:1.0.0", registry, tmp_path / "plain", rank=16)
+    base = copy.deepcopy(one.model).unload()
+    assert torch.allclose(outputs(loaded(base, tmp_path / "plain")), outputs(one.model), atol=1e-6)
+
+
+def test_exported_adapter_can_be_imported(tmp_path: Path) -> None:
+    registry, _, _ = taken(tmp_path, "llama")
+    report = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=4, base=tmp_path / "base")
+    back = deltareg.import_lora(tmp_path / "adapter", tmp_path / "base", registry, "acme/lora:1.0.0")
+    assert back.low_rank == len(report.tensors)
+    assert back.full == 5  # the norms
+    deltareg.apply(tmp_path / "base", {"acme/lora:1.0.0": 1.0}, registry, tmp_path / "out")
+    found, post = (load_file(tmp_path / side / "model.safetensors") for side in ("out", "post"))
+    residue = sum(float(((found[name].double() - post[name].double()) ** 2).sum()) for name in post)
+    total = sum(squares for squares, _ in independent(tmp_path, 4).values())
+    assert (residue / total) ** 0.5 == pytest.approx(report.error, rel=1e-4)
+
+
+def test_head_that_only_post_has_goes_along_whole(tmp_path: Path) -> None:
+    _, post = changed(tmp_path, "bert")
+    bare = {name: one for name, one in load_file(tmp_path / "base" / "model.safetensors").items()}
+    del bare["classifier.weight"], bare["classifier.bias"]
+    from safetensors.torch import save_file
+
+    save_file(bare, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    registry = Registry(tmp_path / "home")
+    deltareg.diff(tmp_path / "base", tmp_path / "post", registry, NAME)
+    report = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=4)
+    assert report.saved_modules == ["classifier"]
+    found = written(tmp_path / "adapter")
+    assert torch.equal(found["base_model.model.classifier.weight"], post.classifier.weight)
+    assert torch.equal(found["base_model.model.classifier.bias"], post.classifier.bias)
+
+
+def test_the_same_export_gives_the_same_bytes(tmp_path: Path) -> None:
+    registry, _, _ = taken(tmp_path, "llama")
+    for number, threads in enumerate((1, 3)):
+        deltareg.export_lora(NAME, registry, tmp_path / str(number), rank=4, threads=threads)
+    for name in ("adapter_model.safetensors", "adapter_config.json", "README.md"):
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
+
+
+def test_card_tells_the_error_and_what_is_left_out(tmp_path: Path) -> None:
+    registry, _, _ = taken(tmp_path, "llama")
+    report = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=4)
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert f"{report.error:.4g}" in card and report.digest in card
+    assert "library_name: peft" in card and 'base_model: "base"' in card
+    assert "`model.norm.weight`: it is no matrix" in card
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_output_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    one = adapted(tmp_path, "llama", r=4, target_modules=["q_proj", "v_proj"])
+    tensors = one.tensors
+    tensors["base_model.model.model.layers.1.self_attn.v_proj.lora_A.weight"][0, 0] = float("nan")
+    one.with_tensors(tensors)
+    registry = Registry(tmp_path / "home")
+    deltareg.import_lora(one.adapter, one.base, registry, "acme/lora:1.0.0")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InvalidArgument, match=r"layers\.1\.self_attn\.v_proj"):
+        deltareg.export_lora("acme/lora:1.0.0", registry, tmp_path / "again", rank=2)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_existing_output_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    registry, _, _ = taken(tmp_path, "llama")
+    deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=2)
+    first = written(tmp_path / "adapter")
+    with pytest.raises(OutputExists):
+        deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=3)
+    assert written(tmp_path / "adapter").keys() == first.keys()
+    deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=3, overwrite=True)
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 3
+    (tmp_path / "adapter" / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputExists, match="exists"):
+        deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=3, overwrite=True)
+
+
+def test_dry_run_writes_nothing_and_tells_the_same(tmp_path: Path) -> None:
+    registry, _, _ = taken(tmp_path, "llama")
+    would = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=4, dry_run=True)
+    assert not (tmp_path / "adapter").exists()
+    did = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=4)
+    assert (would.error, would.tensors, would.size) == (did.error, did.tensors, did.size)
+
+
+@pytest.mark.parametrize("rank", [0, -1, 2**17])
+def test_ranks_that_no_adapter_has_are_refused(tmp_path: Path, rank: int) -> None:
+    with pytest.raises(InvalidArgument, match="rank"):
+        deltareg.export_lora(NAME, Registry(tmp_path / "home"), tmp_path / "adapter", rank=rank)
+
+
+def test_unknown_delta_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        deltareg.export_lora(NAME, Registry(tmp_path / "home"), tmp_path / "adapter", rank=4)
+
+
+def test_base_of_another_delta_is_refused(tmp_path: Path) -> None:
+    registry, _, _ = taken(tmp_path, "llama")
+    changed(tmp_path / "other", "bert")
+    with pytest.raises(NotHomologous, match="not the base"):
+        deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=4, base=tmp_path / "other" / "base")
+
+
+def test_delta_without_matrices_is_refused(tmp_path: Path) -> None:
+    changed(tmp_path, "llama")
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    base["model.norm.weight"] += 1
+    from safetensors.torch import save_file
+
+    save_file(base, tmp_path / "post" / "model.safetensors", {"format": "pt"})
+    registry = Registry(tmp_path / "home")
+    deltareg.diff(tmp_path / "base", tmp_path / "post", registry, NAME)
+    with pytest.raises(InvalidArgument, match="changes nothing"):
+        deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=4)
+
+
+# --- factors of large matrices ----------------------------------------------------------------------------------------
+
+
+def test_large_matrix_gets_factors_nearly_as_near_as_the_best() -> None:
+    rows, columns, rank = 4096, 1024, 16
+    draw = np.random.default_rng(5)
+    left = np.linalg.qr(draw.normal(size=(rows, 256)))[0]
+    right = np.linalg.qr(draw.normal(size=(columns, 256)))[0]
+    values = np.arange(1, 257) ** -0.5
+    matrix = (left * values) @ right.T
+    read = [0]
+
+    def stretches() -> Any:
+        read[0] += 1
+        for row in range(0, rows, 300):
+            yield row, matrix[row : row + 300]
+
+    found = truncate(stretches, (rows, columns), rank, "w")
+    assert read[0] == 7  # five steps, the image, the error: no more is read of a large delta
+    product = found.left.astype(np.float64) @ found.right.astype(np.float64)
+    assert found.residue == pytest.approx(float(((matrix - product) ** 2).sum()), rel=1e-9)
+    assert found.total == pytest.approx(float((matrix**2).sum()), rel=1e-9)
+    assert found.residue <= 1.002 * float((values[rank:] ** 2).sum())
+    again = truncate(stretches, (rows, columns), rank, "w")
+    assert np.array_equal(found.left, again.left) and np.array_equal(found.right, again.right)
+
+
+def test_matrix_of_zeros_has_factors_of_zeros() -> None:
+    for shape in ((9, 7), (4096, 1024)):
+        found = truncate(lambda shape=shape: iter([(0, np.zeros(shape))]), shape, 3, "w")
+        assert not (found.left @ found.right).any() and found.residue == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,31 @@ def test_the_way_of_a_delta(workplace: Workplace, pair: Pair) -> None:
 
 
 # --- diff ---
+
+
+def test_lossy_delta_is_told_as_such_everywhere(workplace: Workplace, anarcii_bf16: Mapping[str, Path]) -> None:
+    base, post = anarcii_bf16["antibody_4_2"], anarcii_bf16["shark_4_2"]
+    taken = workplace.ok("diff", base, post, "--tag", DELTA, "--codec", "int4", "--json").document("diff")
+    assert taken["codec"] == "int4"
+    assert 0 < taken["relativeError"] < 1
+    told = f"lossy, int4, relative error {taken['relativeError']:.4g}"
+    assert told in workplace.ok("show", DELTA).out
+    shown = workplace.ok("show", DELTA, "--tensors", "--json").document("show")
+    errors = [entry["error"] for entry in shown["tensors"] if entry.get("error") is not None]
+    assert errors and all(f"{error:.4g}" in workplace.ok("show", DELTA, "--tensors").out for error in errors[:2])
+    assert "lossy" in workplace.ok("list").out
+    checked = workplace.ok("check", DELTA, "--base", base)
+    assert "delta-lossy" in checked.out and told in checked.out
+    applied = workplace.ok("apply", base, DELTA, "-o", "out")
+    assert f"{DELTA} is an approximation: {told}" in " ".join(applied.err.split())
+    sound = workplace.ok("verify", DELTA, "--base", base, "--post", post, "--json").document("verify")
+    assert sound["relativeError"] == pytest.approx(taken["relativeError"], rel=1e-4)
+
+
+def test_unknown_codec_is_refused_before_anything_is_read(workplace: Workplace) -> None:
+    failed = workplace.run("diff", "nowhere", "elsewhere", "--tag", DELTA, "--codec", "int5")
+    assert failed.status == 2
+    assert "codecs are: exact, bf16" in " ".join(failed.err.split())
 
 
 def test_diff_dry_run_tells_the_size_and_stores_nothing(workplace: Workplace, pair: Pair) -> None:

@@ -82,6 +82,7 @@ class Device(Processor):
 
     keeps_tokens = True
     repeats = True
+    divides = False
 
     def __init__(self, names: Sequence[str], *, lanes: int = FRAME_LANES) -> None:
         self._devices = [_One(name, lanes) for name in names]
@@ -124,9 +125,12 @@ class Device(Processor):
         self.loops.linear(block)
         self._stream.wait()
 
-    def values_of(self, addends: Sequence[Addend], accumulator: type[np.floating[Any]]) -> tuple[Any, tuple[Any, ...]]:
-        """The array and the symbols of `Values`, on this thread's device."""
-        return self.loops.values_of(addends, accumulator)
+    def values_of(
+        self, addends: Sequence[Addend], accumulator: type[np.floating[Any]]
+    ) -> tuple[tuple[Any, ...], Callable[[int, int], Any]]:
+        """The symbols of `Values`, and what makes its array, on this thread's device."""
+        array, symbols = self.loops.values_of(addends, accumulator)
+        return symbols, lambda start, stop: array[:, start:stop]
 
     def add_merged(self, target: Array, target_lane: Lane, merged: Any, out: Array, out_lane: Lane) -> None:
         """out = round(target + merged)."""

@@ -63,4 +63,5 @@ def _merge_one_lane(target: Lane, out: Lane, pieces: tuple[tuple[Lane, Lane], ..
     # Two deltas at least, which some methods need.
     parts = [one(delta) for _, delta in (pieces if len(pieces) > 1 else pieces * 2)]
     merging = Merging(1, 1, parts, stages, accumulator_of([target, out, *(delta for _, delta in pieces)]))
-    kernels.add_merged(np.zeros(1, target.stored), merging.merge_alone(), np.zeros(1, out.stored))
+    for _, merged in merging.merge_alone():
+        kernels.add_merged(np.zeros(1, target.stored), merged, np.zeros(1, out.stored))

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from deltareg.apply.ranks import ALONE, Ranks
-from deltareg.codec import FRAME_LANES, Array, Frame, Lane
+from deltareg.codec import FRAME_LANES, Frame, Lane
+from deltareg.codec.memory import Recycled, part_memory
 from deltareg.codec.mend import Mending
 from deltareg.codec.palette import Tokens
 from deltareg.merge.block import Addend
@@ -21,6 +22,10 @@ from deltareg.merge.stage import Gathering, Stage
 from deltareg.merge.values import Extent, Values
 
 __all__ = ["Course", "Merging", "Part", "blocks_of"]
+
+# So many lanes of two deltas, their values and what is made of them take about 5 MB: a share of a cache, where the
+# 20 MB of a whole block would go to memory and back between each two loops.
+_PART_LANES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,10 @@ class Course:
             make = partial(self.stage.gathering, number, self.settled(number), self.extent)
             self._passes[number].exchange(make, self._ranks)
 
+    def divisible(self, position: int) -> bool:
+        """Whether the stage can act on parts of the block."""
+        return self.stage.divisible(self.settled(self.passes), position, self.extent)
+
     def act(self, values: Values, position: int) -> None:
         """Do the stage's work on one block."""
         self.stage.act(self.settled(self.passes), values, position, self.extent)
@@ -170,7 +179,9 @@ class Merging:
         shared: Course | None = None,
         offset: int = 0,
         processor: Processor = CPU,
+        memory: Recycled | None = None,
     ) -> None:
+        self._memory = memory or Recycled()
         self._lanes = lanes
         self._row = row
         self._parts = parts
@@ -185,7 +196,9 @@ class Merging:
         self._kept: dict[tuple[int, int], Frame] | None = None
         self._courses = [*([] if shared is None else [shared]), *(Course(stage, extent) for stage in own)]
         decoded = lanes * sum(part.lane.width for part in parts)
-        if decoded <= most_kept and any(course.passes for course in self._courses if course is not shared):
+        again = any(course.passes for course in self._courses if course is not shared)
+        # Blocks that are no frames share frames: those at their borders are read for both.
+        if decoded <= most_kept and (again or self.block_lanes != FRAME_LANES):
             self._kept = {}
 
     def measuring(self) -> Generator[list[Callable[[], None]]]:
@@ -203,14 +216,37 @@ class Merging:
         """Wait for all that is measured, before the step that merges, so that no step waits for another."""
         _wait(self._courses)
 
-    def merge(self, block: int) -> Array:
-        """What is added to the target, in the accumulator's type, where `measuring` has been done. In frame memory."""
-        values = self._load(block, len(self._courses))
-        assert values.merged is not None
-        return values.merged
+    def merge(self, block: int) -> Generator[tuple[slice, Any]]:
+        """What is added to the target, in the accumulator's type, where `measuring` has been done.
 
-    def merge_alone(self) -> Array:
-        """All of it in one step, for a tensor of one block: measuring and merging from values that are read once."""
+        Comes in one or several parts, with the block's lanes that each is for; all of it is in frame memory, and a part
+        is gone when the next one is asked for.
+        """
+        values = self._read(block)
+        courses = [(course, self._position(course, block)) for course in self._courses]
+        step = values.lanes
+        if self._processor.divides and all(course.divisible(position) for course, position in courses):
+            step = _PART_LANES
+        for start in range(0, values.lanes, step):
+            here = slice(start, min(start + step, values.lanes))
+            with part_memory():
+                part = values if step >= values.lanes else values.part(here.start, here.stop)
+                for course, position in courses:
+                    course.act(part, position)
+                assert part.merged is not None
+                yield here, part.merged
+
+    def release(self, block: int) -> None:
+        """The block was merged: what was kept for it may be given to another."""
+        if self._kept is None or self.block_lanes != FRAME_LANES:
+            return
+        for place in range(len(self._parts)):
+            frame = self._kept.pop((place, block), None)
+            if frame is not None and frame.symbols is not None:
+                self._memory.give_back(frame.symbols)
+
+    def merge_alone(self) -> Generator[tuple[slice, Any]]:
+        """As `merge`, for a tensor of one block: measuring and merging from values that are read once."""
         values = self._read(0)
         for course in self._courses:
             if course is not self._shared:
@@ -218,7 +254,7 @@ class Merging:
                     course.measure(number, 0, lambda: values)
             course.act(values, self._position(course, 0))
         assert values.merged is not None
-        return values.merged
+        yield slice(0, values.lanes), values.merged
 
     def _measure(self, place: int, number: int, block: int) -> None:
         course = self._courses[place]
@@ -239,23 +275,24 @@ class Merging:
         first = block * self.block_lanes
         lanes = min(self.block_lanes, self._lanes - first)
         if self.block_lanes == FRAME_LANES:
-            array, symbols = self._processor.values_of(
+            symbols, make = self._processor.values_of(
                 [self._addend(place, block, lanes) for place in range(len(self._parts))], self._accumulator
             )
         else:
-            array, symbols = self._gather(first, lanes)
+            symbols, make = self._gather(first, lanes)
         return Values(
-            array,
             symbols,
             tuple(part.lane for part in self._parts),
             first,
             self._row,
             np.array([part.weight for part in self._parts], np.float64),
             tuple(part.key for part in self._parts),
+            self._accumulator,
+            make,
             self._processor.loops,
         )
 
-    def _gather(self, first: int, lanes: int) -> tuple[Array, tuple[Array, ...]]:
+    def _gather(self, first: int, lanes: int) -> tuple[tuple[Any, ...], Callable[[int, int], Any]]:
         """The lanes of a block that is no frame, from the frames that hold them."""
         empty = self._processor.loops.empty
         array = empty(len(self._parts) * lanes, self._accumulator).reshape(-1, lanes)
@@ -266,10 +303,10 @@ class Merging:
             here = slice(max(first - start, 0), min(first + lanes - start, count))
             there = slice(start + here.start - first, start + here.stop - first)
             for place in range(len(self._parts)):
-                found, bits = self._processor.values_of([self._addend(place, number, count)], self._accumulator)
-                array[place, there] = found[0, here]
+                bits, make = self._processor.values_of([self._addend(place, number, count)], self._accumulator)
+                array[place, there] = make(0, count)[0, here]
                 symbols[place][there] = bits[0][here]
-        return array, symbols
+        return symbols, lambda start, stop: array[:, start:stop]
 
     def _addend(self, place: int, number: int, lanes: int) -> Addend:
         part = self._parts[place]
@@ -281,7 +318,8 @@ class Merging:
         frame = self._kept.get((place, number))
         if frame is None:
             # Two threads may both come here: they find the same.
-            frame = self._kept[place, number] = _out_of_frame_memory(self._parts[place].read(number, lanes))
+            found = self._parts[place].read(number, lanes)
+            frame = self._kept[place, number] = _out_of_frame_memory(found, self._memory)
         return frame
 
 
@@ -290,9 +328,9 @@ def _wait(courses: Sequence[Course]) -> None:
         course.settled(course.passes)
 
 
-def _out_of_frame_memory(frame: Frame) -> Frame:
-    """The same frame in memory of its own."""
-    symbols = None if frame.symbols is None else frame.symbols.copy()
+def _out_of_frame_memory(frame: Frame, memory: Recycled) -> Frame:
+    """The same frame in memory of its own, its symbols in memory that is given again."""
+    symbols = None if frame.symbols is None else memory.copy(frame.symbols)
     positions = None if frame.positions is None else frame.positions.copy()
     mending = frame.mending
     if mending is not None:

@@ -33,7 +33,7 @@ from deltareg.codec import (
     replaced,
 )
 from deltareg.codec.lanes import view_of
-from deltareg.codec.memory import empty
+from deltareg.codec.memory import Recycled, empty
 from deltareg.errors import BadHeader, BadRecord, UnsupportedFormat
 from deltareg.manifest import INVENTORY_TYPE, SIDE_FILE_TYPE, Descriptor
 from deltareg.merge import Addend, Block, Stage, accumulator_of
@@ -185,6 +185,7 @@ class _Steps:
         self._sink = sink
         self._progress = progress
         self._processor = processor
+        self._memory = Recycled()
         self._shared: dict[str, tuple[Course, int]] = {}
 
     def verifying(self) -> Generator[_Step]:
@@ -297,6 +298,7 @@ class _Steps:
             shared=shared,
             offset=offset,
             processor=self._processor,
+            memory=self._memory,
         )
 
     def _part(self, tensor: PlannedTensor, piece: Piece, *, idle: bool) -> Part:
@@ -309,17 +311,19 @@ class _Steps:
         if not alone:
             merging.wait()
         self._processor.step(partial(self._merge_block, tensor, merging, block, alone=alone))
+        merging.release(block)
         # What no sum can give is taken over where a delta is added as it is, and nowhere else.
         return Outcome(0, sum(piece.entry.overwritten for piece in tensor.pieces) if block == 0 else 0)
 
     def _merge_block(self, tensor: PlannedTensor, merging: Merging, block: int, *, alone: bool) -> Outcome:
         assert tensor.source is not None
         target_lane, out_lane = lane_of(tensor.source.dtype), lane_of(tensor.dtype)
-        merged = merging.merge_alone() if alone else merging.merge(block)
-        first, lanes = block * merging.block_lanes, len(merged)
+        first = block * merging.block_lanes
+        lanes = min(merging.block_lanes, _lanes(tensor) - first)
         target = _read(tensor.source, first, lanes).view(target_lane.stored)
         out = empty(lanes, out_lane.stored)
-        self._processor.add_merged(target, target_lane, merged, out, out_lane)
+        for here, merged in merging.merge_alone() if alone else merging.merge(block):
+            self._processor.add_merged(target[here], target_lane, merged, out[here], out_lane)
         return self._write(tensor, first, out)
 
     # --- frame by frame -----------------------------------------------------------------------------------------------

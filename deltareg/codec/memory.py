@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from deltareg.codec.lanes import Array
 
-__all__ = ["empty", "frame_memory", "take_frame_memory_from"]
+__all__ = ["Recycled", "empty", "frame_memory", "part_memory", "take_frame_memory_from"]
 
 _BLOCK = 16 * 2**20
 _ALIGNMENT = 64
@@ -62,6 +62,42 @@ def frame_memory() -> Generator[None]:
         _arena.depth -= 1
         if _arena.depth == 0:
             _arena.number = _arena.used = 0
+
+
+@contextmanager
+def part_memory() -> Generator[None]:
+    """Within frame memory: what `empty` gives in here is given again as soon as it is left."""
+    number, used = _arena.number, _arena.used
+    try:
+        yield
+    finally:
+        _arena.number, _arena.used = number, used
+
+
+class Recycled:
+    """Memory that outlives a frame, and is given again once it was given back. Used from many threads.
+
+    What the operating system hands out anew it clears first, page by page, which takes longer than what is done in it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: dict[int, list[Array]] = {}
+
+    def copy(self, array: Array) -> Array:
+        """The same numbers (one-dimensional) in memory from here."""
+        with self._lock:
+            free = self._free.get(array.nbytes)
+            block = free.pop() if free else None
+        taken = np.empty(array.nbytes, np.uint8) if block is None else block
+        found = taken.view(array.dtype)
+        found[:] = array
+        return found
+
+    def give_back(self, array: Array) -> None:
+        """Take memory back that `copy` gave; nobody may look at it any more."""
+        with self._lock:
+            self._free.setdefault(array.nbytes, []).append(array.view(np.uint8))
 
 
 def take_frame_memory_from(source: Callable[[int], Array]) -> None:

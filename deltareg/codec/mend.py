@@ -39,6 +39,11 @@ class Mending:
         kernels.mended_terms(delta, self.positions, self.codes, lane.precision, lane.least, terms)
         return terms
 
+    def within(self, start: int, stop: int) -> Mending:
+        """The second terms of the lanes from `start` to `stop`, whose positions are counted from there."""
+        first, last = np.searchsorted(self.positions, (start, stop)).tolist()
+        return Mending(self.positions[first:last] - start, self.codes[first:last])
+
     @classmethod
     def decode(cls, reader: StreamReader, lanes: int, lane: Lane) -> Mending:
         """The inverse of `encode`. Raises BadRecord."""

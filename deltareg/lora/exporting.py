@@ -398,7 +398,7 @@ def _values(reader: RecordReader, number: int) -> Array:
     head = reader.head
     assert head.base is not None
     addend = Addend(reader.read(number), head.base, head.delta, 1.0)
-    values = values_of([addend], accumulator_of([lane_of("F64")]))[0][0]
+    values = values_of([addend], accumulator_of([lane_of("F64")]))[0]
     if not np.isfinite(values).all():
         raise InvalidArgument(
             f"the delta of {reader.name!r:.120} has numbers that are not finite",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from deltareg.codec import Array, Lane, lane_of
-from deltareg.merge.search import Counts, Ranks, Search, keep_largest
+from deltareg.merge.search import Counts, Ranks, Search, keep_largest, splits
 from deltareg.merge.stage import Gathering, Stage, Sums
 from deltareg.merge.values import Extent, Values
 
@@ -101,6 +101,9 @@ class SelectVariance(Stage):
         found = self._search(extent).measure(number, settled, spread)
         return found if number else (found, int(values.loops.count_nonzero(spread.array[0])))
 
+    def divisible(self, settled: Sequence[Ranks], position: int, extent: Extent) -> bool:
+        return not 0 < self.density < 1 or not splits(self._search(extent).known(settled), position)
+
     def act(self, settled: Sequence[Ranks], values: Values, position: int, extent: Extent) -> None:
         if self.density >= 1:
             return
@@ -146,7 +149,8 @@ def _variance(values: Values) -> Values:
     spread = values.empty()
     values.loops.variance(values.array, values.number(values.deltas), values.number(0), spread)
     bits, lane = values.loops.bits_of(spread, values.kind), _variance_lane(values.kind is np.float64)
-    return Values(spread[None], (bits,), (lane,), values.first, values.row, np.ones(1), (0,), values.loops)
+    shape = (lane,), values.first, values.row, np.ones(1), (0,), values.kind
+    return Values((bits,), *shape, lambda start, stop: spread[None, start:stop], values.loops)
 
 
 def _variance_lane(wide: bool) -> Lane:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -32,6 +33,9 @@ class Processor:
     repeats: bool = False
     """Whether a step may be done more than once, since memory may run out in it."""
 
+    divides: bool = True
+    """Whether a block is worked on in parts, so that what is done with it stays in a cache."""
+
     @property
     def name(self) -> str:
         """What to call it."""
@@ -53,9 +57,9 @@ class Processor:
 
     def values_of(
         self, addends: Sequence[Addend], accumulator: type[np.floating[Any]]
-    ) -> tuple[Array, tuple[Array, ...]]:
-        """The array and the symbols of `Values`, on this processor."""
-        return values_of(addends, accumulator)
+    ) -> tuple[tuple[Any, ...], Callable[[int, int], Any]]:
+        """The symbols of `Values`, and what makes its array, on this processor."""
+        return tuple(addend.symbols for addend in addends), partial(values_of, addends, accumulator)
 
     def add_merged(self, target: Array, target_lane: Lane, merged: Any, out: Array, out_lane: Lane) -> None:
         """out = round(target + merged), of the lanes that they are: `target` and `out` here, `merged` there."""

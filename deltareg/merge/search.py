@@ -16,7 +16,7 @@ import numpy as np
 from deltareg.codec import Array
 from deltareg.merge.values import Extent, Values
 
-__all__ = ["Counts", "Cut", "Ranks", "Search", "drop_largest", "keep_largest"]
+__all__ = ["Counts", "Cut", "Ranks", "Search", "drop_largest", "keep_largest", "splits"]
 
 _RUNS = 64
 _BINS = 1 << 16
@@ -194,6 +194,11 @@ def _ends(counts: Sequence[int], wanted: int) -> tuple[int, int]:
             return part, wanted
         wanted -= count
     raise AssertionError("fewer lanes were counted than there are")
+
+
+def splits(ranks: Ranks, position: int) -> bool:
+    """Whether a cut goes through the block at `position`, whose lanes then have to be seen together."""
+    return any(one.cut is not None and one.cut.block == position and one.cut.first > 0 for row in ranks for one in row)
 
 
 def keep_largest(values: Values, row: Any, symbols: Any, mask: Any, cut: Cut, position: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from deltareg.merge.search import Ranks, Search, drop_largest, keep_largest
+from deltareg.merge.search import Ranks, Search, drop_largest, keep_largest, splits
 from deltareg.merge.stage import Gathering, Scope, Stage, Sums
 from deltareg.merge.values import Extent, Values
 
@@ -50,6 +50,9 @@ class Band(Stage):
     def measure(self, number: int, settled: Sequence[Ranks], values: Values, extent: Extent) -> Any:
         return self._search(extent).measure(number, settled, values)
 
+    def divisible(self, settled: Sequence[Ranks], position: int, extent: Extent) -> bool:
+        return self.rescale != "l1" and not splits(self._search(extent).known(settled), position)
+
     def act(self, settled: Sequence[Ranks], values: Values, position: int, extent: Extent) -> None:
         _remember(self.rescale, values)
         known = self._search(extent).known(settled)
@@ -85,6 +88,9 @@ class Drop(Stage):
     density: float
     rescale: Rescale = "inverse"
 
+    def divisible(self, settled: Sequence[Any], position: int, extent: Extent) -> bool:
+        return self.rescale != "l1"
+
     def act(self, settled: Sequence[Any], values: Values, position: int, extent: Extent) -> None:
         _remember(self.rescale, values)
         limit = round(self.density * 2**32)
@@ -112,6 +118,9 @@ class MagPrune(Stage):
     def whole_rows(self) -> bool:
         """Ranks are those in a row."""
         return True
+
+    def divisible(self, settled: Sequence[Any], position: int, extent: Extent) -> bool:
+        return False
 
     def act(self, settled: Sequence[Any], values: Values, position: int, extent: Extent) -> None:
         _remember(self.rescale, values)

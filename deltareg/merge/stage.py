@@ -64,8 +64,12 @@ class Stage:
         """What pass `number` finds in one block."""
         raise NotImplementedError
 
+    def divisible(self, settled: Sequence[Any], position: int, extent: Extent) -> bool:
+        """Whether `act` does the same on any part of the block at `position` as on all of it."""
+        return True
+
     def act(self, settled: Sequence[Any], values: Values, position: int, extent: Extent) -> None:
-        """Do the stage's work on one block, in place."""
+        """Do the stage's work on one block, in place; or on a part of it, where it is divisible."""
         raise NotImplementedError
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,22 +34,23 @@ class Extent:
 class Values:
     """One block of lanes of all deltas, which stages change in place.
 
-    `array` is float32 or float64 of shape (deltas, lanes) and holds D1 + D2, a zero where nothing changes. `symbols`
-    are the bits of D1. `first` is the block's first lane in the tensor, `row` the lanes in one of the tensor's rows.
+    `symbols` are the bits of D1. `first` is the block's first lane in the tensor, `row` the lanes in one of its rows.
     `weights` and `scales` (float64) are what each delta is multiplied with in the end: what the user gave, and what the
-    stages add to it. `keys` (64 bits) are the seeds of the deltas' random masks. The last stage gives `merged`.
+    stages add to it. `keys` (64 bits) are the seeds of the deltas' random masks. `kind` is float32 or float64, `make`
+    gives the numbers of the lanes from one to another. The last stage gives `merged`.
 
     `array`, `symbols` and `merged` may be on a device; then `loops` are those that work there. Stages do with them what
     `loops` has, and nothing else.
     """
 
-    array: Any
     symbols: tuple[Any, ...]
     kinds: tuple[Lane, ...]
     first: int
     row: int
     weights: Array
     keys: tuple[int, ...]
+    kind: type[np.floating[Any]]
+    make: Callable[[int, int], Any]
     loops: Any = host_loops
     scales: Array = field(init=False)
     before: list[float] | None = None
@@ -57,20 +59,37 @@ class Values:
     def __post_init__(self) -> None:
         self.scales = np.ones(len(self.symbols), np.float64)
 
+    @cached_property
+    def array(self) -> Any:
+        """D1 + D2 as numbers of `kind`, of shape (deltas, lanes), a zero where nothing changes.
+
+        Made when it is first asked for: what compares magnitudes has no need of it.
+        """
+        return self.make(0, self.lanes)
+
+    def part(self, start: int, stop: int) -> Values:
+        """The lanes from `start` to `stop`, of which no number was made so far."""
+        return Values(
+            tuple(symbols[start:stop] for symbols in self.symbols),
+            self.kinds,
+            self.first + start,
+            self.row,
+            self.weights,
+            self.keys,
+            self.kind,
+            lambda lower, upper: self.make(start + lower, start + upper),
+            self.loops,
+        )
+
     @property
     def lanes(self) -> int:
         """Lanes of the block."""
-        return self.array.shape[1]
+        return len(self.symbols[0])
 
     @property
     def deltas(self) -> int:
         """How many deltas there are."""
-        return self.array.shape[0]
-
-    @property
-    def kind(self) -> type[np.floating[Any]]:
-        """The type of the values: NumPy's, wherever they are."""
-        return np.float64 if self.array.itemsize == 8 else np.float32
+        return len(self.symbols)
 
     def empty(self) -> Any:
         """An undefined value for each lane, where the values are."""
@@ -95,13 +114,17 @@ class Values:
         return self.symbols[delta], kind.bits(int(kind.marker) - 1)
 
 
-def values_of(addends: Sequence[Addend], accumulator: type[np.floating[Any]]) -> tuple[Array, tuple[Array, ...]]:
-    """The array and the symbols of `Values`, from decoded frames of one length."""
-    lanes = addends[0].frame.lanes
-    array = empty(len(addends) * lanes, accumulator).reshape(len(addends), lanes)
+def values_of(
+    addends: Sequence[Addend], accumulator: type[np.floating[Any]], start: int = 0, stop: int | None = None
+) -> Array:
+    """The array of `Values`, from decoded frames of one length: all lanes, or those from `start` to `stop`."""
+    stop = addends[0].frame.lanes if stop is None else stop
+    array = empty(len(addends) * (stop - start), accumulator).reshape(len(addends), stop - start)
     for row, addend in zip(array, addends, strict=True):
-        kernels.widen_all(addend.delta, row)
+        delta = addend.delta[start:stop]
+        kernels.widen_all(delta, row)
         mending = addend.frame.mending
         if mending is not None:
-            row[mending.positions] = mending.terms(addend.delta, addend.lane, accumulator)
-    return array, tuple(addend.symbols for addend in addends)
+            here = mending.within(start, stop)
+            row[here.positions] = here.terms(delta, addend.lane, accumulator)
+    return array

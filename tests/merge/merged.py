@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -50,15 +50,16 @@ def merge(
     accumulator = np.float64 if lane.wide else np.float32
     merging = Merging(deltas[0].size, row, parts, stages, accumulator, processor=processor)
     if merging.blocks == 1 and not processor.repeats:
-        return processor.step(lambda: merging.merge_alone().copy().reshape(shape))
+        return processor.step(lambda: _whole(merging.merge_alone())).reshape(shape)
     for steps in merging.measuring():
         for step in reversed(steps):  # the order does not matter
             step()
     blocks = range(merging.blocks)
-    out = [processor.step(lambda block=block: _copied(merging.merge(block))) for block in blocks]
+    out = [processor.step(lambda block=block: _whole(merging.merge(block))) for block in blocks]
     return np.concatenate(out).reshape(shape)
 
 
-def _copied(merged: Any) -> Array:
-    """A copy of what a block became, here."""
-    return merged.copy() if isinstance(merged, np.ndarray) else merged.cpu().numpy().copy()
+def _whole(parts: Iterable[tuple[slice, Any]]) -> Array:
+    """A copy of what a block became, part by part, here."""
+    found = [part.copy() if isinstance(part, np.ndarray) else part.cpu().numpy().copy() for _, part in parts]
+    return np.concatenate(found)

@@ -82,9 +82,9 @@ class Device(Processor):
 
     keeps_tokens = True
     repeats = True
-    divides = False
 
     def __init__(self, names: Sequence[str], *, lanes: int = FRAME_LANES) -> None:
+        super().__init__(part_lanes=None)  # its loops divide a block themselves
         self._devices = [_One(name, lanes) for name in names]
         self._next = itertools.count()
         self._threads = threading.local()

@@ -23,10 +23,6 @@ from deltareg.merge.values import Extent, Values
 
 __all__ = ["Course", "Merging", "Part", "blocks_of"]
 
-# So many lanes of two deltas, their values and what is made of them take about 5 MB: a share of a cache, where the
-# 20 MB of a whole block would go to memory and back between each two loops.
-_PART_LANES = 1 << 18
-
 
 @dataclass(frozen=True)
 class Part:
@@ -224,9 +220,9 @@ class Merging:
         """
         values = self._read(block)
         courses = [(course, self._position(course, block)) for course in self._courses]
-        step = values.lanes
-        if self._processor.divides and all(course.divisible(position) for course, position in courses):
-            step = _PART_LANES
+        step = self._processor.part_lanes or values.lanes
+        if not all(course.divisible(position) for course, position in courses):
+            step = values.lanes
         for start in range(0, values.lanes, step):
             here = slice(start, min(start + step, values.lanes))
             with part_memory():

@@ -20,6 +20,10 @@ __all__ = ["CPU", "Processor"]
 
 Result = TypeVar("Result")
 
+# So many lanes of two deltas, their values and what is made of them take about 5 MB: a share of a cache, where the
+# 20 MB of a whole block would go to memory and back between each two loops.
+_PART_LANES = 1 << 18
+
 
 class Processor:
     """Does the arithmetic of an apply. This one is the host's; subclasses are devices, with arrays of their own.
@@ -33,8 +37,9 @@ class Processor:
     repeats: bool = False
     """Whether a step may be done more than once, since memory may run out in it."""
 
-    divides: bool = True
-    """Whether a block is worked on in parts, so that what is done with it stays in a cache."""
+    def __init__(self, part_lanes: int | None = _PART_LANES) -> None:
+        """Work on so many lanes of a block at a time; None for all."""
+        self.part_lanes = part_lanes
 
     @property
     def name(self) -> str:

@@ -74,7 +74,13 @@ class Models:
         return write_checkpoint(self.path / name, raws)
 
     def apply(
-        self, method: str = "linear", parameters: Any = None, *, weights: Any = None, **options: Any
+        self,
+        method: str = "linear",
+        parameters: Any = None,
+        *,
+        weights: Any = None,
+        target: Path | None = None,
+        **options: Any,
     ) -> tuple[dict[str, Raw], deltareg.apply.ApplyReport]:
         """What comes out, and the report."""
         self._made += 1
@@ -82,7 +88,14 @@ class Models:
         names = NAMES[: 1 if METHODS[method].most == 1 else 2]
         deltas = dict(weights or {f"acme/{name}:1.0.0": 1.0 for name in names})
         report = deltareg.apply(
-            self.target_path, deltas, self.registry, out, method=method, parameters=parameters, force=True, **options
+            target or self.target_path,
+            deltas,
+            self.registry,
+            out,
+            method=method,
+            parameters=parameters,
+            force=True,
+            **options,
         )
         return read_tensors(out), report
 
@@ -305,6 +318,31 @@ def test_a_tensor_that_one_delta_lacks_is_merged_from_the_others(tmp_path: Path)
     )
     assert any("1 tensor had fewer deltas than slerp takes" in warning for warning in report.warnings)
     assert read_tensors(tmp_path / "out")["own"] == moved["own"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_no_number_in_a_target_stays_in_its_lanes(models: Models, method: str) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    sound, _ = models.apply(method, REQUIRED.get(method))
+    odd = {key: bits.copy() for key, bits in models.target.items()}
+    odd[name][3:6] = models.format.narrow(np.array([np.nan, np.inf, -np.inf]))
+    found, _ = models.apply(method, REQUIRED.get(method), target=models.write(f"odd-{method}", odd))
+    got, due = (np.frombuffer(one[name].data, models.format.bits) for one in (found, sound))
+    others = (np.arange(got.size) < 3) | (np.arange(got.size) > 5)
+    assert np.array_equal(got[others], due[others])
+    assert all(found[key] == sound[key] for key in sound if key != name)
+    merged = models.format.widen(got[3:6])
+    assert np.isnan(merged[0]) and merged[1] == np.inf and merged[2] == -np.inf
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("karcher", "multislerp")])
+@pytest.mark.parametrize("weight", [-1.5, 3e38])
+def test_weights_may_be_negative_and_huge(models: Models, method: str, weight: float) -> None:
+    names = NAMES[: 1 if METHODS[method].most == 1 else 2]
+    weights = {f"acme/{name}:1.0.0": weight for name in names}
+    found, report = models.apply(method, REQUIRED.get(method), weights=weights)
+    assert [delta.weight for delta in report.deltas] == [weight] * len(names)
+    assert found != read_tensors(models.target_path)
 
 
 def test_what_is_damaged_stops_a_merge_of_many_passes(models: Models, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from deltareg.errors import InvalidArgument
 from deltareg.merge import METHODS, Value, loops
 from deltareg.merge.combine import EnergyShares, SelectVariance
 from deltareg.merge.geometry import Karcher, ModelStock, MultiSlerp, Slerp
+from deltareg.merge.processor import Processor
 from deltareg.merge.values import Extent
 from tests.merge.merged import KEYS, merge
 
@@ -149,6 +150,22 @@ def test_rows_that_blocks_cut_give_what_whole_rows_give(method: str) -> None:
     changed = merged[row] != 0
     assert not (changed & ~kept).any()
     assert changed.sum() > 0.9 * kept.sum()
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_size_of_parts_does_not_change_a_bit(method: str, dtype: str) -> None:
+    # A few magnitudes that are all common, so that cuts go through the midst of them; a row that two blocks share.
+    shape = (3, FRAME_LANES // 2)
+    wide = [np.rint(np.random.default_rng(seed).standard_normal(shape) * 8) / 64 for seed in range(COUNTS[method])]
+    deltas = [one.astype(np.float32) for one in wide]
+    if dtype == "BF16":
+        deltas = [(one.view(np.uint32) >> np.uint32(16)).astype(np.uint16) for one in deltas]
+    whole = merge(method, deltas, REQUIRED.get(method), dtype=dtype, processor=Processor(None))
+    assert np.any(whole)
+    for lanes in (7_777, 1 << 18, FRAME_LANES - 1):
+        parts = merge(method, deltas, REQUIRED.get(method), dtype=dtype, processor=Processor(lanes))
+        assert np.array_equal(parts.view(np.uint8), whole.view(np.uint8)), lanes
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -86,7 +86,7 @@ def apply(
     with ExitStack() as stack:
         stack.enter_context(_told_to(ranks))
         before = time.monotonic()
-        processor = open_processor(device)
+        processor = open_processor(device, ranks.local)
         loaded = time.monotonic() - before
         checkpoint = target if isinstance(target, Checkpoint) else stack.enter_context(Checkpoint.open(target))
         refuse_input(checkpoint, out)

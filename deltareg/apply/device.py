@@ -32,10 +32,11 @@ LEAST_LANES = 1 << 14
 """Fewer lanes at a time are not tried: what they need is a few hundred kilobytes."""
 
 
-def open_processor(name: str) -> Processor:
+def open_processor(name: str, rank: int = 0) -> Processor:
     """The processor of that name: `cpu`, `cuda`, `cuda:1`, `cuda:all`, several with commas between them.
 
-    `torch:cpu` is a device's way on the host, to test it. Raises InvalidArgument, naming what there is.
+    Of several processes on one machine each takes another GPU for `cuda`, by its `rank` there. `torch:cpu` is a
+    device's way on the host, to test it. Raises InvalidArgument, naming what there is.
     """
     if name == "cpu":
         return CPU
@@ -51,7 +52,8 @@ def open_processor(name: str) -> Processor:
     there = [f"cuda:{number}" for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
     found: list[str] = []
     for part in asked:
-        here = there if part == "cuda:all" else [{"cuda": "cuda:0", "torch:cpu": "cpu"}.get(part, part)]
+        own = f"cuda:{rank % max(len(there), 1)}"
+        here = there if part == "cuda:all" else [{"cuda": own, "torch:cpu": "cpu"}.get(part, part)]
         missing = [one for one in here if one not in [*there, "cpu"]]
         if missing or not here:
             built = "" if there else f": torch {torch.__version__} finds none that it can use"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import os
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any, Protocol
@@ -23,6 +24,11 @@ class Ranks(Protocol):
     @property
     def number(self) -> int:
         """The number of this one."""
+        ...
+
+    @property
+    def local(self) -> int:
+        """Its number among those on the same machine."""
         ...
 
     @property
@@ -50,6 +56,7 @@ class _Alone:
     """One process."""
 
     number = 0
+    local = 0
     count = 1
 
     def each(self, value: Any) -> Iterator[Any]:
@@ -84,6 +91,7 @@ class TorchRanks(Closing):
             # What is exchanged are paths and counts, from this machine's memory: gloo, whatever the device.
             self._distributed.init_process_group("gloo", timeout=_PATIENCE)
         self.number = int(self._distributed.get_rank())
+        self.local = int(os.environ.get("LOCAL_RANK", "0"))
         self.count = int(self._distributed.get_world_size())
 
     def each(self, value: Any) -> Iterator[Any]:

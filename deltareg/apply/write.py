@@ -110,7 +110,7 @@ def _writer(
             writer.close()
             raise
         return writer
-    staging = next(iter(list(ranks.each(None))))
+    staging, *_ = ranks.each(None)
     member = Member(ranks.number, own, Path(staging))
     return open_writer(out, job.plan.shards, overwrite=overwrite, job=resumption, member=member)
 

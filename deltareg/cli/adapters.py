@@ -7,8 +7,18 @@ from typing import Annotated
 
 import typer
 
-from deltareg.cli.checkpoints import CHECKPOINT, Preset
-from deltareg.cli.options import DryRun, Json, Threads, check_text, complete_delta
+from deltareg.cli.checkpoints import CHECKPOINT
+from deltareg.cli.options import (
+    Description,
+    DryRun,
+    Json,
+    Licence,
+    Preset,
+    PresetOption,
+    Tag,
+    Threads,
+    complete_delta,
+)
 
 __all__ = ["export_lora", "import_lora"]
 
@@ -23,24 +33,10 @@ def import_lora(
     base: Annotated[
         str, typer.Option("--base", metavar="BASE", help=f"The checkpoint that it was trained on: {CHECKPOINT}.")
     ],
-    tag: Annotated[
-        str, typer.Option("--tag", metavar="REFERENCE", help="What to call the delta: namespace/name:1.2.3.")
-    ],
-    preset: Annotated[
-        Preset, typer.Option("--preset", help="small takes longer and gives a smaller artifact.")
-    ] = Preset.fast,
-    licence: Annotated[
-        str | None,
-        typer.Option(
-            "--licence", metavar="SPDX", help="Licence of the delta, such as apache-2.0.", callback=check_text
-        ),
-    ] = None,
-    description: Annotated[
-        str | None,
-        typer.Option(
-            "--description", metavar="TEXT", help="One line about what the training taught.", callback=check_text
-        ),
-    ] = None,
+    tag: Tag,
+    preset: PresetOption = Preset.fast,
+    licence: Licence = None,
+    description: Description = None,
     threads: Threads = None,
     dry_run: DryRun = False,
     json: Json = False,

@@ -8,18 +8,21 @@ from typing import Annotated
 
 import typer
 
-from deltareg.cli.options import DryRun, Json, Threads, check_text, complete_delta
+from deltareg.cli.options import (
+    Description,
+    DryRun,
+    Json,
+    Licence,
+    Preset,
+    PresetOption,
+    Tag,
+    Threads,
+    complete_delta,
+)
 from deltareg.errors import InvalidArgument
 from deltareg.paths import expand_home
 
-__all__ = ["CHECKPOINT", "Preset", "SideFiles", "apply", "diff", "output_directory"]
-
-
-class Preset(StrEnum):
-    """How hard `diff` tries."""
-
-    fast = "fast"
-    small = "small"
+__all__ = ["CHECKPOINT", "SideFiles", "apply", "diff", "output_directory"]
 
 
 class SideFiles(StrEnum):
@@ -35,12 +38,8 @@ CHECKPOINT = "a directory, a .safetensors file, hf://org/name[@revision] or s3:/
 def diff(
     base: Annotated[str, typer.Argument(metavar="BASE", help=f"The checkpoint before training: {CHECKPOINT}.")],
     post: Annotated[str, typer.Argument(metavar="POST", help="The checkpoint after training.")],
-    tag: Annotated[
-        str, typer.Option("--tag", metavar="REFERENCE", help="What to call the delta: namespace/name:1.2.3.")
-    ],
-    preset: Annotated[
-        Preset, typer.Option("--preset", help="small takes longer and gives a smaller artifact.")
-    ] = Preset.fast,
+    tag: Tag,
+    preset: PresetOption = Preset.fast,
     codec: Annotated[
         str,
         typer.Option(
@@ -49,18 +48,8 @@ def diff(
             help="exact, or how to approximate: bf16, fp16, int8, int4, bit1, rank:R, topk:P. The error is recorded.",
         ),
     ] = "exact",
-    licence: Annotated[
-        str | None,
-        typer.Option(
-            "--licence", metavar="SPDX", help="Licence of the delta, such as apache-2.0.", callback=check_text
-        ),
-    ] = None,
-    description: Annotated[
-        str | None,
-        typer.Option(
-            "--description", metavar="TEXT", help="One line about what the training taught.", callback=check_text
-        ),
-    ] = None,
+    licence: Licence = None,
+    description: Description = None,
     threads: Threads = None,
     dry_run: DryRun = False,
     json: Json = False,

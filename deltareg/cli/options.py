@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 __all__ = [
+    "Description",
     "DryRun",
     "Json",
+    "Licence",
+    "Preset",
+    "PresetOption",
     "ReferenceArgument",
     "RemoteOption",
+    "Tag",
     "Threads",
     "check_text",
     "complete_delta",
     "complete_remote",
 ]
+
+
+class Preset(StrEnum):
+    """How hard `diff` tries."""
+
+    fast = "fast"
+    small = "small"
 
 
 def complete_remote(incomplete: str) -> list[str]:
@@ -55,6 +68,16 @@ Threads = Annotated[
     typer.Option(
         "--threads", metavar="N", min=1, help="Threads to use. The result does not depend on it.", show_default=False
     ),
+]
+Tag = Annotated[str, typer.Option("--tag", metavar="REFERENCE", help="What to call the delta: namespace/name:1.2.3.")]
+PresetOption = Annotated[Preset, typer.Option("--preset", help="small takes longer and gives a smaller artifact.")]
+Licence = Annotated[
+    str | None,
+    typer.Option("--licence", metavar="SPDX", help="Licence of the delta, such as apache-2.0.", callback=check_text),
+]
+Description = Annotated[
+    str | None,
+    typer.Option("--description", metavar="TEXT", help="One line about what the training taught.", callback=check_text),
 ]
 RemoteOption = Annotated[
     str | None,

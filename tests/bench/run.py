@@ -178,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = [one for one in found if isinstance(one, Row)]
     goals = [one for one in found if isinstance(one, Goal)]
     console = Console()
-    console.width = max(console.width, 100)
+    console.width = max(console.width, 120)
     console.print(row_table(rows))
     if goals:
         console.print(goal_table(goals))

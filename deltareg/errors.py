@@ -104,7 +104,7 @@ class CheckpointNotFound(DeltaregError):
 
 
 class DiskFull(DeltaregError):
-    """The disk has no room for what was being written. Nothing half written was kept.
+    """The disk has no room for what was being written. No half of it is visible.
 
     Free space, or name an output or a `DELTAREG_HOME` on a larger disk, and run the command again.
     """
@@ -113,7 +113,7 @@ class DiskFull(DeltaregError):
 
 
 class Busy(DeltaregError):
-    """Another process holds the lock of this registry or of this output.
+    """Another process holds the lock of this registry.
 
     Wait until it ends and run the command again.
     """

@@ -94,7 +94,7 @@ def apply(
         job = prepare(checkpoint, wanted, merge, side_files, count, with_added=with_added, force=force)
         written, expected = Written(), None
         before = time.monotonic()
-        if processor is CPU and not dry_run:
+        if processor is CPU:
             load_loops(job.plan)
         loaded += time.monotonic() - before
         limits, held = limits_for(job.plan, count, memory, resident_memory())

@@ -44,6 +44,8 @@ def limits_for(plan: Plan, threads: int, memory: int | None, resident: int) -> t
     Without a bound it is what is fastest. Else fewer tensors are on their way, then nothing is kept, then threads go.
     Raises InvalidArgument where one thread needs more.
     """
+    if memory is not None and memory < 1:
+        raise InvalidArgument(f"{memory} bytes of memory hold nothing", hint="write 2GiB, 500MiB or a number of bytes")
     best = Limits(threads)
     if memory is None:
         return best, resident + held_bytes(plan, best)
@@ -67,7 +69,8 @@ def held_bytes(plan: Plan, limits: Limits) -> int:
     frame = max((_frame_bytes(tensor) for tensor in changed), default=0)
     frames = limits.threads * (frame + _ARENA_BLOCK) if frame else 0
     flight = sorted((_flight_bytes(tensor, limits) for tensor in changed), reverse=True)
-    return _SLACK + frames + sum(flight[: limits.ahead + 1])
+    waiting = limits.kept if any(flight) else 0
+    return _SLACK + frames + waiting + sum(flight[: limits.ahead + 1]) + _model_bytes(plan)
 
 
 def _frame_bytes(tensor: PlannedTensor) -> int:
@@ -93,7 +96,18 @@ def _flight_bytes(tensor: PlannedTensor, limits: Limits) -> int:
     kinds = [delta_lane_of(piece.entry) for piece in tensor.pieces]
     decoded = lanes * sum(kind.width for kind in kinds)
     blocks = min(_RUNS, blocks_of(lanes, max(1, tensor.shape[-1] if tensor.shape else 1), tensor.stages))
-    return (decoded if decoded <= limits.kept else 0) + blocks * _COUNTS * len(kinds)
+    return (decoded if decoded <= limits.kept else 0) + blocks * 2 * _COUNTS * len(kinds)
+
+
+def _model_bytes(plan: Plan) -> int:
+    """What stages that settle something for the whole model hold of it: counts of the magnitudes of each delta."""
+    found: dict[object, int] = {}
+    deltas = 1 + max((piece.delta for tensor in plan.tensors.values() for piece in tensor.pieces), default=0)
+    for tensor in plan.tensors.values():
+        if tensor.stages and tensor.stages[0].scope == "model":
+            lanes = tensor.nbytes // lane_of(tensor.dtype).width
+            found[tensor.stages[0]] = found.get(tensor.stages[0], 0) + blocks_of(lanes, lanes, tensor.stages)
+    return sum((min(_RUNS, blocks) + 1) * 2 * _COUNTS * deltas for blocks in found.values())
 
 
 def peak_memory() -> int:

@@ -177,7 +177,7 @@ class Merging:
         processor: Processor = CPU,
         memory: Recycled | None = None,
     ) -> None:
-        self._memory = memory or Recycled()
+        self._memory = memory or Recycled(most_kept)
         self._lanes = lanes
         self._row = row
         self._parts = parts

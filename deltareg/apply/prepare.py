@@ -73,8 +73,9 @@ class Prepared:
                 f"{self.target.dequantised} tensors of scaled 8-bit floats in the target are bfloat16 in the output"
             )
         counts = Counter(delta.artifact.digest for delta in self.wanted)
+        how = "its weights add up" if self.merge.method.name == "linear" else "each time as a delta of its own"
         notes.extend(
-            f"{delta.reference} is named more than once: the weights of one delta add up"
+            f"{delta.reference} is named more than once: {how}"
             for delta in {delta.artifact.digest: delta for delta in self.wanted}.values()
             if counts[delta.artifact.digest] > 1
         )

@@ -47,6 +47,13 @@ class Ranks(Protocol):
         """Tell the others that this one gives up; no call is made after it."""
         ...
 
+    def leave(self) -> None:
+        """Say nothing any more, not even of a failure: the others are at work and would hear of it when they are done.
+
+        Who started the ranks ends the others when this one has ended.
+        """
+        ...
+
     def close(self) -> None:
         """Part from the others."""
         ...
@@ -65,6 +72,9 @@ class _Alone:
 
     def fail(self, error: BaseException) -> None:
         """Nobody is there to hear it."""
+
+    def leave(self) -> None:
+        """Nobody is there."""
 
     def close(self) -> None:
         """Nobody is there."""
@@ -110,6 +120,10 @@ class TorchRanks(Closing):
                 pass
         except DeltaregError:
             return  # they have failed too, or are gone
+
+    def leave(self) -> None:
+        """Say nothing any more: see `Ranks`."""
+        self._failed = True
 
     def close(self) -> None:
         """Part from the others."""

@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -185,7 +185,7 @@ class _Steps:
         self._sink = sink
         self._progress = progress
         self._processor = processor
-        self._memory = Recycled()
+        self._memory = Recycled(limits.kept)
         self._shared: dict[str, tuple[Course, int]] = {}
 
     def verifying(self) -> Generator[_Step]:
@@ -284,10 +284,14 @@ class _Steps:
         pieces = {piece.delta: self._part(tensor, piece, idle=False) for piece in tensor.pieces}
         pieces |= {piece.delta: self._part(tensor, piece, idle=True) for piece in tensor.idle}
         if shared is not None:
-            # Every delta has its place in what is settled for the whole model, whether it has this tensor or not.
+            # Every delta has its place in what is settled for the whole model, whether it has this tensor or not, and
+            # there the lanes that it has elsewhere: magnitudes of other widths cannot be counted together.
             other = next(iter(pieces.values()))
-            for number in range(len(self._deltas)):
-                pieces.setdefault(number, Part(_unchanged, other.base_lane, other.lane, 0.0, 0))
+            for number, kind in enumerate(shared.extent.kinds):
+                here = pieces.get(number, Part(_unchanged, other.base_lane, other.lane, 0.0, 0))
+                if here.read is _unchanged and kind is not None:
+                    here = replace(here, lane=kind)
+                pieces[number] = here
         return Merging(
             _lanes(tensor),
             _row(tensor),

@@ -74,8 +74,10 @@ def write(
                 verified=writer.vouch,
                 processor=means.processor,
             )
-        except (DigestMismatch, BadHeader, BadRecord):
-            writer.discard()  # nothing that was made of damaged input is gone on with
+        except BaseException as error:
+            if isinstance(error, DigestMismatch | BadHeader | BadRecord):
+                writer.discard()  # nothing that was made of damaged input is gone on with
+            ranks.leave()
             raise
         before = time.monotonic()
         if ranks.count > 1:
@@ -86,7 +88,9 @@ def write(
         for _ in ranks.each(None):
             pass
         resumed = sum(ranks.each(len(done)))
-        return Written(outcome, job.plan.nbytes, resumed, 0.0, time.monotonic() - before, peak_memory())
+        kept = sum(ranks.each(sum(job.plan.tensors[name].nbytes for name in done)))
+        nbytes = job.plan.nbytes - kept
+        return Written(outcome, nbytes, resumed, 0.0, time.monotonic() - before, peak_memory())
 
 
 def _writer(

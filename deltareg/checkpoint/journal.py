@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -91,8 +92,14 @@ class Journal:
 
 
 def journals_in(directory: Path) -> list[Path]:
-    """The journals that processes have left in a directory."""
-    return sorted(path for path in directory.iterdir() if path.name.startswith(_PREFIX))
+    """The journals that this user's processes have left in a directory."""
+    return sorted(path for path in directory.iterdir() if path.name.startswith(_PREFIX) and _is_ours(path))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it is a file of this user: what anybody else has laid there may be a link, or a pipe that never ends."""
+    status = path.lstat()
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
 
 
 def finished_tensors(journal: Path, job: str) -> dict[str, list[Block]]:

@@ -57,5 +57,7 @@ def refuse_input(target: Checkpoint, out: str | os.PathLike[str]) -> None:
         place = Path(out).resolve()
         root = target.root.resolve() if target.is_local else None
         held = root is not None and place in (target.path.resolve(), root, *root.parents)
+        if root is not None:  # a snapshot's files are links to elsewhere
+            held = held or any(place in (root / shard.file).resolve().parents for shard in target.shards)
     if held:
         raise OutputExists(f"{os.fspath(out)} is the target itself, or holds it", hint="choose another -o", path=out)

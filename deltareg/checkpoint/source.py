@@ -108,7 +108,7 @@ class FileSource:
                 raise CheckpointNotFound(f"{path} does not exist", path=path) from error
             status = os.fstat(self._file)
         self.size = status.st_size
-        self.stamp = f"{status.st_ino} {status.st_mtime_ns}"
+        self.stamp = f"{status.st_ino} {status.st_mtime_ns} {status.st_ctime_ns}"
         if not stat.S_ISREG(status.st_mode):
             self.close()
             raise CheckpointNotFound(f"{path} is not a regular file", path=path)

@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -104,10 +105,10 @@ def _lock(file: int) -> bool | None:
     return True
 
 
-def remove_stale(out: Path) -> None:
-    """Remove what killed writers to `out` have left: directories that nobody holds locked."""
+def remove_stale(out: Path, keep: Callable[[Path], bool] = lambda path: False) -> None:
+    """Remove what killed writers to `out` have left, but for what to `keep`: directories that nobody holds locked."""
     for path in _left_beside(out):
-        _remove_unlocked(path, out)
+        _remove_unlocked(path, out, keep)
 
 
 def adopt_stale(out: Path, wanted: Callable[[Path], bool]) -> tuple[Path, int] | None:
@@ -123,10 +124,16 @@ def adopt_stale(out: Path, wanted: Callable[[Path], bool]) -> tuple[Path, int] |
             file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
             continue
-        if _lock(file) is True and path.exists() and wanted(path):
+        if _is_ours(file) and _lock(file) is True and path.exists() and wanted(path):
             return path, file
         os.close(file)
     return None
+
+
+def _is_ours(file: int) -> bool:
+    """Whether an open directory is this user's, and not everybody's to write to: only then is it gone on with."""
+    status = os.fstat(file)
+    return status.st_uid == os.geteuid() and not status.st_mode & stat.S_IWOTH
 
 
 def _left_beside(out: Path) -> list[Path]:
@@ -141,7 +148,7 @@ def _left_beside(out: Path) -> list[Path]:
     ]
 
 
-def _remove_unlocked(path: Path, out: Path) -> None:
+def _remove_unlocked(path: Path, out: Path, keep: Callable[[Path], bool]) -> None:
     try:
         file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -150,8 +157,9 @@ def _remove_unlocked(path: Path, out: Path) -> None:
         if _lock(file) is not True:
             return
         if path.name.endswith(_OLD) and not os.path.lexists(out):
-            path.rename(out)  # killed in `replace_by_renames`
-        else:
+            if _is_ours(file):
+                path.rename(out)  # killed in `replace_by_renames`
+        elif not keep(path):
             shutil.rmtree(path, ignore_errors=True)
     except OSError:
         return

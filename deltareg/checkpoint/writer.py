@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from deltareg.checkpoint.reader import Tensor
 from deltareg.checkpoint.source import bytes_of
 from deltareg.checkpoint.staging import adopt_stale, check_free, create_staging, publish, remove_stale
 from deltareg.closing import Closing
-from deltareg.errors import BadCheckpoint, DiskFull, translate_os_errors
+from deltareg.errors import BadCheckpoint, DiskFull, NotAllowed, translate_os_errors
 from deltareg.progress import Progress
 from deltareg.threads import in_order
 
@@ -32,7 +33,7 @@ __all__ = ["CheckpointWriter", "Job", "Member", "ShardPlan"]
 _BLOCK = 4 * 2**20
 _COPY_STEP = 64 * 2**20
 _NO_COPY_RANGE = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY)
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class CheckpointWriter(Closing):
         try:
             with translate_os_errors("create the output", self.out):
                 if joined is None:
-                    self._begin()
+                    self._begin({plan.file for plan in shards})
                 self._directory = joined or self._directory
                 self._reserve(shards, headers)
                 if job is not None:
@@ -228,10 +229,10 @@ class CheckpointWriter(Closing):
             self.add_file(INDEX_FILE, index_json(self._weight_map, sizes))
         self.sync()
         with translate_os_errors("write the checkpoint", self.out):
+            self._keep = False  # without its journals nobody could go on with it
             for journal in journals_in(directory):
                 journal.unlink()
             self._directory = publish(directory, self.out, overwrite=self._overwrite)
-            self._keep = False
         self.close()
 
     def close(self) -> None:
@@ -250,23 +251,25 @@ class CheckpointWriter(Closing):
             os.close(self._held)
             self._held = -1
 
-    def _begin(self) -> None:
+    def _begin(self, shards: Collection[str]) -> None:
         """Make the directory, or take the one of the same job that a killed writer has left."""
-        adopted = None
         if self._job is not None and self._job.resume:
             digest = self._job.digest
             adopted = adopt_stale(
                 self.out, lambda path: any(finished_tensors(one, digest) for one in journals_in(path))
             )
-        try:
-            remove_stale(self.out)
-            check_free(self.out, self._overwrite)
-        except BaseException:
             if adopted is not None:
-                os.close(adopted[1])
-            raise
+                self._directory, self._held = adopted
+                self._keep = True
+        # Who is refused removes nothing that another could go on with.
+        remove_stale(self.out, keep=lambda path: bool(journals_in(path)))
+        check_free(self.out, self._overwrite)
+        remove_stale(self.out)
+        if self._directory is not None:
+            _remove_others(self._directory, shards)
+            return
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        self._directory, self._held = adopted or create_staging(self.out)
+        self._directory, self._held = create_staging(self.out)
 
     def _is_as_noted(self, name: str, blocks: Sequence[Block]) -> str | None:
         """The name of a tensor whose bytes are those that were noted; None for one that is to be written again."""
@@ -319,6 +322,9 @@ class CheckpointWriter(Closing):
         place = self._open_directory() / path
         place.parent.mkdir(parents=True, exist_ok=True)
         self._files[path] = file = os.open(place, _FLAGS, 0o666)
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise NotAllowed(f"{place} is not a file of its own", hint="remove it, and run this again", path=place)
         return file
 
     def _copy_range(self, place: _Place, source: Tensor, progress: Progress | None) -> int:
@@ -359,6 +365,17 @@ class CheckpointWriter(Closing):
             elif self._missing[place.file] < 0:  # something was written twice: the file is synced in the end
                 self._syncs.pop(place.file, None)
             return place.written == place.nbytes
+
+
+def _remove_others(directory: Path, shards: Collection[str]) -> None:
+    """Remove everything but the shards that are planned, and the journals: it would become a part of the output."""
+    kept = {*(directory / shard for shard in shards), *journals_in(directory)}
+    for path in directory.iterdir():
+        if path not in kept:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _reserved(path: Path) -> int:

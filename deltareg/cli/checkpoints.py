@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -266,6 +267,12 @@ def _weight(weight: float | str) -> str:
 def _output(out: str) -> str | Path:
     from deltareg.checkpoint.bucket import is_bucket
 
+    scheme = re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", out)
+    if scheme and not is_bucket(out):
+        raise InvalidArgument(
+            f"{out} is no place that can be written to",
+            hint="name a directory, or s3://bucket/prefix, gs://bucket/prefix, az://container/prefix",
+        )
     return out if is_bucket(out) else output_directory(out)
 
 

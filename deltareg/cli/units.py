@@ -10,8 +10,8 @@ from deltareg.errors import InvalidArgument
 __all__ = ["counted", "duration", "number", "parse_duration", "parse_size", "ratio", "shape", "size", "speed"]
 
 _SIZES = ("KiB", "MiB", "GiB", "TiB", "PiB")
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s?([KMGT]?)(?:iB|B)?", re.ASCII | re.IGNORECASE)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s?([KMGTP]?)(?:iB|B)?", re.ASCII | re.IGNORECASE)
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", re.ASCII)
 
 

@@ -78,17 +78,22 @@ class Recycled:
     """Memory that outlives a frame, and is given again once it was given back. Used from many threads.
 
     What the operating system hands out anew it clears first, page by page, which takes longer than what is done in it.
+    At most `most` bytes wait for their next use; what waits longest goes first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 0) -> None:
+        self._most = most
         self._lock = threading.Lock()
         self._free: dict[int, list[Array]] = {}
+        self._waiting = 0
 
     def copy(self, array: Array) -> Array:
         """The same numbers (one-dimensional) in memory from here."""
         with self._lock:
             free = self._free.get(array.nbytes)
             block = free.pop() if free else None
+            if block is not None:
+                self._waiting -= block.nbytes
         taken = np.empty(array.nbytes, np.uint8) if block is None else block
         found = taken.view(array.dtype)
         found[:] = array
@@ -98,6 +103,11 @@ class Recycled:
         """Take memory back that `copy` gave; nobody may look at it any more."""
         with self._lock:
             self._free.setdefault(array.nbytes, []).append(array.view(np.uint8))
+            self._waiting += array.nbytes
+            while self._waiting > self._most:
+                size = next(size for size, free in self._free.items() if free)
+                self._free[size].pop()
+                self._waiting -= size
 
 
 def take_frame_memory_from(source: Callable[[int], Array]) -> None:

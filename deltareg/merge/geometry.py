@@ -116,6 +116,11 @@ class Karcher(_Combination):
     def weigh(self, products: _Numbers, weights: _Numbers) -> _Numbers:
         if len(weights) == 1:
             return np.ones(1)
+        if (weights < 0).any() or not weights.sum() > 0:
+            raise InvalidArgument(
+                "karcher takes weights that are shares: none of them negative, and not all 0",
+                hint="give other weights, or take --method linear",
+            )
         norms = np.sqrt(np.diag(products))
         shares = weights / float(weights.sum())
         valid = norms > self.tolerance * float(norms.max(initial=0.0))

@@ -345,6 +345,50 @@ def test_weights_may_be_negative_and_huge(models: Models, method: str, weight: f
     assert found != read_tensors(models.target_path)
 
 
+@pytest.mark.parametrize("device", ["cpu", "torch:cpu"])
+def test_trimming_a_model_as_one_counts_no_lanes_that_a_delta_leaves_alone(tmp_path: Path, device: str) -> None:
+    # A float32 delta of one tensor, beside a bfloat16 delta of both: where the first has nothing it has no bfloat16
+    # zeros either.
+    generator = np.random.default_rng(2)
+    registry = Registry(tmp_path / "home")
+    names = ("layers.0.attention.query.weight", "layers.0.mlp.up.weight")
+    base = {name: generator.standard_normal(4096) for name in names}
+    first = {name: base[name] + 0.01 * generator.standard_normal(4096) * (name == names[0]) for name in names}
+    second = {name: base[name] + 0.05 * generator.standard_normal(4096) for name in names}
+
+    def write(name: str, dtype: str, tensors: Mapping[str, Array]) -> Path:
+        form = FORMATS[dtype]
+        raws: dict[str, Raw | None] = {}
+        for key, one in tensors.items():
+            raws[key] = Raw(dtype, (64, 64), of(dtype, form.narrow(one)).data)
+        return write_checkpoint(tmp_path / name, raws)
+
+    target = write("base-32", "F32", base)
+    deltareg.diff(target, write("first", "F32", first), registry, "acme/first:1.0.0")
+    deltareg.diff(write("base-16", "BF16", base), write("second", "BF16", second), registry, "acme/second:1.0.0")
+    deltareg.apply(
+        target,
+        {"acme/first:1.0.0": 1.0, "acme/second:1.0.0": 1e-30},
+        registry,
+        tmp_path / "out",
+        method="ties",
+        parameters={"density": 0.25, "normalize": "none", "trim": "model"},
+        force=True,
+        device=device,
+    )
+    found = np.frombuffer(read_tensors(tmp_path / "out")[names[0]].data, np.float32)
+    change = np.abs(found - FORMATS["F32"].widen(FORMATS["F32"].narrow(base[names[0]])))
+    # A quarter of the 8,192 lanes of the model, all of them in the tensor that the delta changes.
+    assert np.count_nonzero(change > 1e-9) == pytest.approx(2048, rel=0.2)
+
+
+@pytest.mark.parametrize("weights", [(1.0, -1.0), (-1.0, -1.0), (1.0, -0.5)])
+def test_karcher_takes_no_weights_that_are_no_shares(models: Models, weights: tuple[float, float]) -> None:
+    given = {f"acme/{name}:1.0.0": weight for name, weight in zip(NAMES, weights, strict=True)}
+    with pytest.raises(InvalidArgument, match="shares"):
+        models.apply("karcher", weights=given)
+
+
 def test_what_is_damaged_stops_a_merge_of_many_passes(models: Models, tmp_path: Path) -> None:
     """An error in one pass reaches the caller, whatever other threads wait for."""
     from deltareg.errors import BadRecord, DigestMismatch

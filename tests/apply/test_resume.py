@@ -16,7 +16,7 @@ import deltareg
 from deltareg import Registry
 from deltareg.apply import ApplyReport
 from deltareg.digest import Digest
-from deltareg.errors import DigestMismatch, OutputExists
+from deltareg.errors import DeltaregError, DigestMismatch, NotAllowed, OutputExists
 from deltareg.progress import Progress
 from tests.apply.killed import killed_after, killed_at
 from tests.deltas import flip
@@ -197,6 +197,84 @@ def test_target_that_was_written_to_is_another_job(tmp_path: Path, build: Build)
     build.kill(report=30)
     os.utime(sorted(target.glob("*.safetensors"))[0], ns=(1, 1))
     assert build.run().resumed_tensors == 0
+
+
+def test_target_that_was_swapped_for_another_of_the_same_times_is_another_job(tmp_path: Path, build: Build) -> None:
+    target = tmp_path / "target"
+    shutil.copytree(build.base, target)
+    build.base = target
+    files_ = sorted(target.glob("*.safetensors"))
+    for file in files_:
+        os.utime(file, ns=(0, 0))
+    build.kill(report=30)
+    data = bytearray(files_[0].read_bytes())
+    data[-1] ^= 1
+    files_[0].write_bytes(data)
+    os.utime(files_[0], ns=(0, 0))
+    assert build.run().resumed_tensors == 0
+
+
+def test_what_was_laid_beside_the_shards_does_not_become_a_part_of_the_output(build: Build) -> None:
+    left = build.kill(report=30)
+    (left / "pytorch_model.bin").write_bytes(b"code")
+    (left / "nested").mkdir()
+    (left / "nested" / "modeling.py").touch()
+    assert build.run().resumed_tensors > 5
+    assert files(build.out) == build.whole
+
+
+def test_shard_that_is_a_link_to_elsewhere_is_not_written_through(tmp_path: Path, build: Build) -> None:
+    left = build.kill(report=30)
+    shard = sorted(left.glob("*.safetensors"))[0]
+    elsewhere = tmp_path / "mine"
+    elsewhere.write_bytes(b"mine")
+    shard.unlink()
+    shard.symlink_to(elsewhere)
+    with pytest.raises(DeltaregError):
+        build.run()
+    assert elsewhere.read_bytes() == b"mine"
+    assert not build.out.exists()
+    shard.unlink()
+    os.link(elsewhere, shard)
+    with pytest.raises(NotAllowed):
+        build.run()
+    assert elsewhere.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("journal", ["pipe", "directory", "link"])
+def test_journal_that_is_no_file_is_passed_over(build: Build, journal: str) -> None:
+    left = build.kill(report=30)
+    (path,) = left.glob(".journal-*")
+    path.rename(left.parent / "journal")
+    if journal == "pipe":
+        os.mkfifo(path)
+    elif journal == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to(left.parent / "journal")
+    assert build.run().resumed_tensors == 0
+    assert files(build.out) == build.whole
+
+
+def test_directory_that_everybody_may_write_to_is_not_gone_on_with(build: Build) -> None:
+    build.kill(report=30).chmod(0o777)
+    assert build.run().resumed_tensors == 0
+    assert files(build.out) == build.whole
+
+
+def test_refused_run_leaves_what_can_be_gone_on_with(build: Build) -> None:
+    deltareg.apply(build.base, {"acme/llama:1.0.0": 0.25}, build.registry, build.out)
+    build.kill(report=30, overwrite=True)
+    with pytest.raises(OutputExists):
+        build.run(resume=False)
+    assert build.run(overwrite=True).resumed_tensors > 5
+    assert files(build.out) == build.whole
+
+
+def test_report_counts_the_bytes_that_were_written(build: Build) -> None:
+    build.kill(report=30)
+    report = build.run()
+    assert 0 < report.bytes_written < report.output_bytes
 
 
 def test_without_resume_a_run_begins_anew(build: Build) -> None:

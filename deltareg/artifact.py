@@ -207,6 +207,8 @@ def _is_consistent(entry: TensorEntry, packs: int) -> bool:
     if entry.kind == "lowrank" or entry.rank is not None:
         # D1 is F32, so that post is F32, or the delta has that for a dtype of its own.
         return entry.kind == "lowrank" and bool(entry.rank) and base == post and "F32" in (post, entry.delta_dtype)
+    if entry.error is not None and (base is None or post is None):
+        return False
     if base is None or post is None:
         return entry.kind == ("full" if base is None else "removed") and base != post
     if entry.kind == "zero" and base != post:

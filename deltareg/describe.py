@@ -37,7 +37,15 @@ from deltareg.sketch import SAMPLES_TYPE
 from deltareg.sketch.projection import PROJECTION_TYPE, Sketch, pack_sketches
 from deltareg.store import Store
 
-__all__ = ["Taken", "norm", "relative_error", "store_documents", "tensors_digest"]
+__all__ = [
+    "Taken",
+    "chunk_digest",
+    "joined_digest",
+    "norm",
+    "relative_error",
+    "store_documents",
+    "tensors_digest",
+]
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,16 @@ def _parent(checkpoint: Checkpoint, digests: dict[str, bytes]) -> Parent:
         size=sum(tensor.nbytes for tensor in tensors),
         licence=checkpoint.licence,
     )
+
+
+def chunk_digest(data: bytes | memoryview) -> bytes:
+    """The BLAKE3 of a chunk of a tensor; nothing for one of no bytes."""
+    return blake3(data).digest() if len(data) else b""
+
+
+def joined_digest(chunks: list[bytes]) -> bytes:
+    """The digest of a tensor, from those of its chunks."""
+    return blake3(b"".join(chunks)).digest()
 
 
 def tensors_digest(checkpoint: Checkpoint, digests: dict[str, bytes]) -> str:

@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import cast
 
 import numpy as np
-from blake3 import blake3
 
 from deltareg.catalog import Registry
 from deltareg.checkpoint import Checkpoint, Tensor
@@ -39,7 +38,7 @@ from deltareg.codec import (
 from deltareg.codec.lanes import view_of
 from deltareg.codec.memory import empty, frame_memory
 from deltareg.codec.tiers import Tier, parse_tier
-from deltareg.describe import Taken, norm, relative_error, store_documents
+from deltareg.describe import Taken, chunk_digest, joined_digest, norm, relative_error, store_documents
 from deltareg.digest import Digest, sha256
 from deltareg.errors import DeltaregError, InvalidArgument, NotHomologous
 from deltareg.fingerprint import layer_order
@@ -356,10 +355,10 @@ class _Job:
         post = _read_chunk(step.pair.post, step.number)
         self.progress.advance(base.nbytes + post.nbytes)
         pair = step.pair
-        base_digest = _chunk_digest(base)
+        base_digest = chunk_digest(view_of(base))
         same = pair.base is not None and pair.post is not None and pair.base.dtype == pair.post.dtype
         unchanged = same and bool(kernels.equal(base, post))
-        post_digest = base_digest if unchanged else _chunk_digest(post)
+        post_digest = base_digest if unchanged else chunk_digest(view_of(post))
         head, frame, squares = step.head, None, None
         approximate = None if step.lossy is None else step.lossy.head
         if head is not None and post.size:
@@ -380,9 +379,9 @@ class _Job:
     def _entry(self, pair: _Pair, tally: _Tally, head: RecordHead | None, homes: list[int], size: int) -> TensorEntry:
         """`head` is that of the record, if one was written."""
         if pair.base is not None:
-            self.base_digests[pair.name] = _joined_digest(tally.base_digests)
+            self.base_digests[pair.name] = joined_digest(tally.base_digests)
         if pair.post is not None:
-            self.post_digests[pair.name] = _joined_digest(tally.post_digests)
+            self.post_digests[pair.name] = joined_digest(tally.post_digests)
         shown = pair.post or pair.base
         assert shown is not None
         kind = _kind(pair, tally, head)
@@ -446,14 +445,6 @@ def _read_chunk(tensor: Tensor | None, number: int) -> Array:
     if bits.size:
         tensor.read_into(start, view_of(bits))
     return bits
-
-
-def _chunk_digest(bits: Array) -> bytes:
-    return blake3(view_of(bits)).digest() if bits.size else b""
-
-
-def _joined_digest(chunks: list[bytes]) -> bytes:
-    return blake3(b"".join(chunks)).digest()
 
 
 def _sketcher_of(pairs: list[_Pair]) -> Sketcher | None:

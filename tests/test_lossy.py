@@ -13,7 +13,9 @@ import deltareg
 from deltareg import Registry
 from deltareg.analysis import compare
 from deltareg.codec import RecordHead
+from deltareg.digest import sha256
 from deltareg.errors import InvalidArgument, NotReproduced
+from deltareg.manifest import Exactness, encode
 from tests.codec.oracle import FORMATS
 from tests.codec.tensors import Raw, of, read_tensors, write_checkpoint
 from tests.contracts.tier_contract import NAME, Taken, TierContract, matrix, values
@@ -296,6 +298,28 @@ def test_verify_refuses_another_post_than_the_error_was_measured_to(tmp_path: Pa
     exact = write_checkpoint(tmp_path / "bias", {"w": taken.post["w"], "b": taken.base["b"]})
     with pytest.raises(NotReproduced, match="b"):
         deltareg.verify(NAME, taken.registry, base=taken.before, post=exact)
+
+
+def test_verify_refuses_a_post_that_is_nearly_the_one_that_it_was_taken_from(tmp_path: Path) -> None:
+    # So near that no error of a tensor tells, when most of the difference was left out.
+    taken = Taken(tmp_path, {"w": matrix("F32", (30, 30), 1)}, "topk:3%")
+    numbers = np.frombuffer(taken.post["w"].data, np.float32).copy()
+    numbers[5] = np.nextafter(numbers[5], np.float32(9))
+    near = write_checkpoint(tmp_path / "near", {"w": Raw("F32", (30, 30), numbers.tobytes())})
+    with pytest.raises(NotReproduced, match="near is not the post"):
+        deltareg.verify(NAME, taken.registry, base=taken.before, post=near)
+
+
+@pytest.mark.parametrize("exactness", [Exactness(), Exactness(kind="lossy", relative_error=1e-9, codec="int4")])
+def test_verify_refuses_a_description_that_says_another_error(tmp_path: Path, exactness: Exactness) -> None:
+    taken = Taken(tmp_path, {"w": matrix("F32", (30, 30), 1)}, "int4")
+    registry, artifact = taken.registry, taken.registry.artifact(NAME)
+    data = encode(artifact.config.model_copy(update={"exactness": exactness}))
+    registry.store.put(data)
+    own = artifact.manifest.config.model_copy(update={"digest": sha256(data), "size": len(data)})
+    registry.publish("acme/again:1.0.0", encode(artifact.manifest.model_copy(update={"config": own})))
+    with pytest.raises(NotReproduced, match="its error is"):
+        deltareg.verify("acme/again:1.0.0", registry, base=taken.before, post=taken.after)
 
 
 # --- going on -----------------------------------------------------------------------------------------------------

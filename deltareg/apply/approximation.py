@@ -15,7 +15,7 @@ from deltareg.checkpoint import Checkpoint, Tensor
 from deltareg.codec import FRAME_LANES, Array, RecordReader, is_additive, kernels, lane_of
 from deltareg.codec.lanes import view_of
 from deltareg.codec.memory import empty, frame_memory
-from deltareg.describe import relative_error
+from deltareg.describe import chunk_digest, joined_digest, relative_error, tensors_digest
 from deltareg.errors import NotReproduced
 from deltareg.manifest import TensorEntry
 from deltareg.merge import Addend
@@ -58,8 +58,54 @@ def verify_errors(delta: WeightedDelta, base: Checkpoint, post: Checkpoint, thre
             hint="are these the checkpoints that the delta was taken from?",
             tensors=sorted(wrong),
         )
-    exact = [(entry.delta_norm**2, 0.0) for entry in entries.values() if entry.error is None and is_additive(entry)]
-    return relative_error([*exact, *(squares for parts in found.values() for squares in parts)]) if found else None
+    if not found:
+        return None
+    additive = [entry for entry in entries.values() if entry.error is None and is_additive(entry)]
+    exact = [(entry.delta_norm * entry.delta_norm, 0.0) for entry in additive]
+    error = relative_error([*exact, *(squares for parts in found.values() for squares in parts)])
+    _refuse_other(delta, error, base, post, threads)
+    return error
+
+
+def _refuse_other(delta: WeightedDelta, error: float, base: Checkpoint, post: Checkpoint, threads: int) -> None:
+    """Raise NotReproduced where base or post, or the error in all, is not what the delta's description says.
+
+    What a tensor of post has lost in an approximation, no error of that tensor tells to the last bit.
+    """
+    config = delta.artifact.config
+    faults = [
+        f"{checkpoint.id} is not the {role} that it was taken from"
+        for role, checkpoint, parent in (("base", base, config.base), ("post", post, config.post))
+        if _digest_of(checkpoint, threads) != parent.digest
+    ]
+    if _differ(error, config.exactness.relative_error):
+        faults.append(f"its error is {error:g}, and it says {config.exactness.relative_error or 0:g}")
+    if faults:
+        raise NotReproduced(
+            f"{delta.reference} is not what it says: {'; '.join(faults)}",
+            hint="are these the checkpoints that the delta was taken from?",
+            faults=faults,
+        )
+
+
+def _digest_of(checkpoint: Checkpoint, threads: int) -> str:
+    """The digest of a checkpoint's tensors, as the description of a delta has it."""
+
+    def steps() -> Generator[Callable[[], tuple[str, bytes]]]:
+        for tensor in checkpoint.tensors.values():
+            step = FRAME_LANES * lane_of(tensor.dtype).width
+            for start in range(0, max(tensor.nbytes, 1), step):
+                yield partial(_chunk_digest, tensor, start, min(step, tensor.nbytes - start))
+
+    chunks: dict[str, list[bytes]] = defaultdict(list)
+    with closing(in_order(steps(), threads)) as results:
+        for name, digest in results:
+            chunks[name].append(digest)
+    return tensors_digest(checkpoint, {name: joined_digest(parts) for name, parts in chunks.items()})
+
+
+def _chunk_digest(tensor: Tensor, start: int, length: int) -> tuple[str, bytes]:
+    return tensor.name, chunk_digest(tensor.read(start, length))
 
 
 def _differ(measured: float, recorded: float | None) -> bool:

@@ -148,7 +148,8 @@ class RecordHead:
         due = cls.of(None if head.base is None else head.base.dtype, after.dtype, shape).mode
         if head.mode is not due:
             raise BadRecord(f"a record of {after.dtype} has mode {head.mode.name} where {due.name} is due")
-        fits = after.dtype in DELTA_DTYPES if low_rank is not None else delta.holds(after)
+        one = head.base is not None and head.base.dtype == after.dtype in DELTA_DTYPES
+        fits = one if low_rank is not None else delta.holds(after)
         if own and not fits:
             raise BadRecord(f"a record that adds to {after.dtype} holds its delta in {delta.dtype}")
         return head, _FIXED.size + reader.position

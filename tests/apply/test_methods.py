@@ -358,7 +358,7 @@ def test_trimming_a_model_as_one_counts_no_lanes_that_a_delta_leaves_alone(tmp_p
 
     def write(name: str, dtype: str, tensors: Mapping[str, Array]) -> Path:
         form = FORMATS[dtype]
-        raws: dict[str, Raw | None] = {}
+        raws: dict[str, Raw] = {}
         for key, one in tensors.items():
             raws[key] = Raw(dtype, (64, 64), of(dtype, form.narrow(one)).data)
         return write_checkpoint(tmp_path / name, raws)

@@ -22,7 +22,7 @@ from deltareg.codec.lanes import DELTA_DTYPES, view_of
 from deltareg.codec.lowrank import matrix_of
 from deltareg.codec.memory import frame_memory
 from deltareg.codec.truncate import Truncated, truncate
-from deltareg.errors import InvalidArgument, NotHomologous
+from deltareg.errors import InvalidArgument, NotHomologous, OutputExists, translate_os_errors
 from deltareg.fingerprint import layer_order
 from deltareg.lora.card import (
     CONFIG_FILE,
@@ -76,11 +76,12 @@ def export_lora(
     artifact = registry.artifact(name)
     for pack in artifact.packs:
         registry.store.verify(pack, quick=True)
-    check_free(Path(os.path.realpath(out)), overwrite)
+    _check_replaceable(Path(os.path.realpath(out)), overwrite)
     with ExitStack() as stack:
         before = None
         if base is not None:
             before = base if isinstance(base, Checkpoint) else stack.enter_context(Checkpoint.open(base))
+            _refuse_onto_base(Path(os.path.realpath(out)), before)
             _refuse_other(before, artifact)
         packs = stack.enter_context(artifact.open_packs())
         export = _Export(artifact, packs, rank, before, thread_count(threads))
@@ -101,6 +102,36 @@ def export_lora(
         writer.add_file("README.md", adapter_card(artifact.config, report))
         writer.commit()
         return report
+
+
+def _check_replaceable(out: Path, overwrite: bool) -> None:
+    """Raise OutputExists unless `out` is free; with `overwrite` it may be an adapter, but no other checkpoint."""
+    check_free(out, overwrite)
+    with translate_os_errors("look at the output", out):
+        names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    weights = [name for name in names if name.endswith((".safetensors", ".safetensors.index.json"))]
+    others = [name for name in weights if not name.startswith("adapter_model")]
+    if names and (others or CONFIG_FILE not in names):
+        raise OutputExists(
+            f"the output exists already: {out}",
+            cause=f"it is no adapter, and is not overwritten: it has {others[0] if others else f'no {CONFIG_FILE}'}",
+            hint="choose another output; only an adapter is overwritten",
+            path=out,
+        )
+
+
+def _refuse_onto_base(out: Path, base: Checkpoint) -> None:
+    """Raise OutputExists if `out` is where the base lies."""
+    if not base.is_local:
+        return
+    at = Path(os.path.realpath(base.root))
+    if at == out or out in at.parents:
+        raise OutputExists(
+            f"the output is the base: {out}",
+            cause="the adapter would take its place",
+            hint="choose another output",
+            path=out,
+        )
 
 
 def _refuse_other(base: Checkpoint, artifact: Artifact) -> None:

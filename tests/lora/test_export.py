@@ -333,3 +333,44 @@ def test_matrix_of_zeros_has_factors_of_zeros() -> None:
     for shape in ((9, 7), (4096, 1024)):
         found = truncate(lambda shape=shape: iter([(0, np.zeros(shape))]), shape, 3, "w")
         assert not (found.left @ found.right).any() and found.residue == 0
+
+
+# --- what is overwritten ----------------------------------------------------------------------------------------------
+
+
+def test_no_model_is_overwritten_by_an_adapter(tmp_path: Path) -> None:
+    registry, _, _ = taken(tmp_path, "llama")
+    before = (tmp_path / "post" / "model.safetensors").read_bytes()
+    with pytest.raises(OutputExists, match="exists already") as caught:
+        deltareg.export_lora(NAME, registry, tmp_path / "post", rank=2, overwrite=True)
+    assert "no adapter" in (caught.value.cause or "") and caught.value.hint
+    # A model that also holds an adapter is a model.
+    deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=2)
+    for file in (tmp_path / "adapter").iterdir():
+        (tmp_path / "post" / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(OutputExists):
+        deltareg.export_lora(NAME, registry, tmp_path / "post", rank=2, overwrite=True)
+    assert (tmp_path / "post" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "adapter_model.safetensors"])
+def test_the_base_itself_is_never_overwritten(tmp_path: Path, weights: str) -> None:
+    registry, _, _ = taken(tmp_path, "llama")
+    base = tmp_path / "base"
+    (base / "model.safetensors").rename(base / weights)
+    (base / "adapter_config.json").write_text("{}")
+    (tmp_path / "link").symlink_to(base)
+    before = (base / weights).read_bytes()
+    for given in (base, base / weights, tmp_path / "link"):
+        for out in (base, tmp_path / "link"):
+            with pytest.raises(OutputExists) as caught:
+                deltareg.export_lora(NAME, registry, out, rank=2, base=given, overwrite=True)
+            assert caught.value.hint
+    assert (base / weights).read_bytes() == before
+
+
+def test_an_adapter_is_overwritten(tmp_path: Path) -> None:
+    registry, _, _ = taken(tmp_path, "llama")
+    deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=2)
+    deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=1, overwrite=True)
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 1

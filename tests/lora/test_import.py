@@ -13,7 +13,7 @@ import pytest
 import deltareg
 from deltareg import Registry
 from deltareg.checkpoint.hub import Hub
-from deltareg.errors import BadAdapter
+from deltareg.errors import BadAdapter, PickleRefused
 from tests.checkpoint.hub_server import serve_hub
 from tests.lora.models import Adapted, adapted, load_file, peft, save_file, torch
 from tests.merge.merged import merge
@@ -587,3 +587,23 @@ def test_square_matrix_of_an_unknown_model_is_refused_where_its_neighbours_diffe
     (one.base / "config.json").write_text(json.dumps(config))
     with pytest.raises(BadAdapter, match="is square, and nothing tells"):
         imported(tmp_path, one)
+
+
+def test_adapter_beside_a_model_is_the_adapter_and_the_model_stays_one(tmp_path: Path) -> None:
+    one = adapted(tmp_path, "bert", r=2, target_modules=["query"])
+    for file in one.adapter.iterdir():
+        shutil.copy(file, one.base / file.name)
+    registry = Registry(tmp_path / "home")
+    report = deltareg.import_lora(one.base, one.base, registry, NAME)
+    assert (report.low_rank, report.full, report.added) == (2, 0, 0)
+    out = applied(tmp_path, one, registry)
+    theirs = one.merged()
+    assert all(torch.allclose(out[name], theirs[name], atol=1e-6) for name in out)
+
+
+def test_pickled_adapter_beside_a_model_is_refused(tmp_path: Path) -> None:
+    one = adapted(tmp_path, "bert", r=2, target_modules=["query"])
+    shutil.copy(one.adapter / "adapter_config.json", one.base)
+    torch.save(one.tensors, one.base / "adapter_model.bin")
+    with pytest.raises(PickleRefused, match="pickle"):
+        deltareg.import_lora(one.base, one.base, Registry(tmp_path / "home"), NAME)

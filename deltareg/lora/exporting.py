@@ -48,6 +48,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 # Deltas of up to so many numbers are read once and kept; larger ones are read anew for each pass.
 _MOST_KEPT = 8 * 2**20
 _MOST_RANK = 2**16
+# The norm of a delta whose factors and product float32 can hold.
+_MOST_NORM = 1e38
 
 
 def export_lora(
@@ -70,8 +72,8 @@ def export_lora(
     OutputExists, BadRecord, DigestMismatch, DiskFull.
     """
     started = time.monotonic()
-    if not 0 < rank <= _MOST_RANK:
-        raise InvalidArgument(f"{rank} is no rank", hint=f"--rank takes 1 to {_MOST_RANK}")
+    if type(rank) is not int or not 0 < rank <= _MOST_RANK:
+        raise InvalidArgument(f"{rank!r:.40} is no rank", hint=f"--rank takes 1 to {_MOST_RANK}")
     name = registry.version_of(reference)
     artifact = registry.artifact(name)
     for pack in artifact.packs:
@@ -299,6 +301,7 @@ class _Export:
             base=config.base.id,
             rank=self._rank,
             error=_ratio(residue, total),
+            delta_error=config.exactness.relative_error,
             tensors=self._tensors,
             left_out=[
                 LeftOut(name=entry.name, reason=reason, share=self._residues[entry.name] / residue if residue else 0.0)
@@ -324,7 +327,8 @@ class _Export:
     def _note(self, matrix: _Matrix, found: Truncated) -> None:
         error = _ratio(found.residue, found.total)
         name = matrix.entry.name
-        self._tensors.append(ExportedTensor(name=name, rank=matrix.rank, error=error, exact=matrix.is_stored))
+        exact = matrix.is_stored and matrix.entry.error is None
+        self._tensors.append(ExportedTensor(name=name, rank=matrix.rank, error=error, exact=exact))
         self._residues[name] = found.residue
         self._totals.append(found.total)
 
@@ -397,8 +401,10 @@ def _refusal(entry: TensorEntry) -> str | None:
         return "it is no matrix"
     if not entry.name.endswith(".weight"):
         return "it is no module's weight"
-    if not math.isfinite(entry.delta_norm) or entry.overwritten:
+    if not math.isfinite(entry.delta_norm):
         return "its delta has numbers that are not finite"
+    if entry.base_dtype == "C64" or entry.post_dtype == "C64" or entry.delta_norm > _MOST_NORM:
+        return "its delta is complex or too large for factors in float32"
     return None
 
 

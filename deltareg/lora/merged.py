@@ -98,8 +98,16 @@ class _Merging:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of post, by name."""
         found = dict(self._base.tensors)
+        placed: dict[str, str] = {}
         for name, tensor in self._adapter.replaced.items():
-            self._replace(found, self._places.of(name), tensor)
+            place = self._places.of(name)
+            if place in placed:
+                self._faults.append(f"{placed[place]!r:.120} and {tensor.name!r:.120} are both for {place!r:.120}")
+                continue
+            placed[place] = tensor.name
+            self._replace(found, place, tensor)
+        if placed and not self._adapter.modules and not placed.keys() & self._base.tensors.keys():
+            self._faults.append("the base has nothing of what it changes")
         seen: Counter[str] = Counter()
         shapes = self._orientations()
         for module in self._adapter.modules.values():

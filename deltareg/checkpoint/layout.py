@@ -37,6 +37,7 @@ __all__ = [
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
+_ADAPTER = "adapter_model"
 _INDEX_SUFFIX = ".safetensors.index.json"
 _INDEX_LIMIT = 256 * 2**20
 _NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
@@ -114,13 +115,17 @@ class Weights:
     index: ShardIndex | None = None
 
 
-def find_weights(folder: Folder) -> Weights:
+def find_weights(folder: Folder, *, as_adapter: bool = False) -> Weights:
     """Choose the checkpoint's weights among the files of a folder, as transformers does.
 
+    With `as_adapter` a model's weights are passed over where an adapter's lie beside them, as peft does.
     Raises BadCheckpoint where files are missing or ambiguous, PickleRefused, QuantisedRefused and CheckpointNotFound
     where none is there.
     """
     names = [name for name in folder.names() if "/" not in name]
+    own = [name for name in names if name.startswith(_ADAPTER)]
+    if as_adapter and any(name.endswith(".safetensors") or is_pickle(name) for name in own):
+        names = own
     weights = [name for name in names if name.endswith(".safetensors")]
     index = _find_index(folder, names)
     if index is not None and (SINGLE_FILE not in names or SINGLE_FILE in index.shards):

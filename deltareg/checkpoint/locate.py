@@ -42,24 +42,30 @@ class Located:
 
 
 def locate(
-    name: str | os.PathLike[str], *, offline: bool = False, headers_only: bool = False, hub: Hub | None = None
+    name: str | os.PathLike[str],
+    *,
+    offline: bool = False,
+    headers_only: bool = False,
+    hub: Hub | None = None,
+    as_adapter: bool = False,
 ) -> Located:
     """Find the checkpoint called `name`.
 
     A `hf://` name is looked up in the local cache first, then downloaded; with `headers_only` nothing is downloaded.
     A cached model without a tokenizer is completed where the hub can be reached. With `offline` the network is not
     asked. What lies in an object store (`s3://`, `gs://`, `az://`) is read from there, never downloaded as a whole.
+    With `as_adapter` an adapter's weights are taken before a model's beside them.
     Raises CheckpointNotFound, BadCheckpoint, PickleRefused, HubUnavailable, BucketUnavailable, NotAllowed, UsageError.
     """
     text = os.fspath(name)
     if is_bucket(name):
-        return _locate_in_bucket(text, offline)
+        return _locate_in_bucket(text, offline, as_adapter)
     if text.startswith(PREFIX):
-        return _locate_on_hub(parse_hub_name(text), hub or Hub(), offline, headers_only)
+        return _locate_on_hub(parse_hub_name(text), hub or Hub(), offline, headers_only, as_adapter)
     path = expand_home(text)
     with translate_os_errors("look at the checkpoint", path):
         if path.is_dir():
-            return _locate_directory(path)
+            return _locate_directory(path, as_adapter)
         if path.exists():
             return _locate_file(path)
     raise CheckpointNotFound(
@@ -69,10 +75,10 @@ def locate(
     )
 
 
-def _locate_directory(path: Path) -> Located:
+def _locate_directory(path: Path, as_adapter: bool) -> Located:
     folder = LocalFolder(path)
     known_as, revision = _identity(path)
-    return Located(known_as, revision, folder, find_weights(folder), path, path)
+    return Located(known_as, revision, folder, find_weights(folder, as_adapter=as_adapter), path, path)
 
 
 def _identity(path: Path) -> tuple[str, str | None]:
@@ -102,7 +108,7 @@ def _starts_with(path: Path, magics: tuple[bytes, ...]) -> bool:
         source.close()
 
 
-def _locate_in_bucket(text: str, offline: bool) -> Located:
+def _locate_in_bucket(text: str, offline: bool, as_adapter: bool) -> Located:
     name = parse_bucket_name(text)
     if offline:
         raise CheckpointNotFound(f"{name.text} lies in an object store, and the network is not to be asked", path=text)
@@ -119,33 +125,33 @@ def _locate_in_bucket(text: str, offline: bool) -> Located:
     if not folder.names():
         raise CheckpointNotFound(f"there is nothing at {name.text}", hint="check the name", path=text)
     try:
-        return Located(name.last, None, folder, find_weights(folder), None, None)
+        return Located(name.last, None, folder, find_weights(folder, as_adapter=as_adapter), None, None)
     except PickleRefused as error:
         pickles: list[str] = error.data["pickles"]  # type: ignore[assignment]
         raise refuse_pickle(name.text, pickles, convert_command(pickles, name.last)) from error
 
 
-def _locate_on_hub(name: HubName, hub: Hub, offline: bool, headers_only: bool) -> Located:
-    cached, fault = _locate_cached(name, hub)
+def _locate_on_hub(name: HubName, hub: Hub, offline: bool, headers_only: bool, as_adapter: bool) -> Located:
+    cached, fault = _locate_cached(name, hub, as_adapter)
     if cached is not None and (offline or headers_only or _has_tokenizer(cached.folder)):
         return cached
     if offline:
         raise fault
     try:
-        return _fetch(name, hub, headers_only)
+        return _fetch(name, hub, headers_only, as_adapter)
     except (HubUnavailable, NotAllowed, CheckpointNotFound):
         if cached is None:
             raise
         return cached
 
 
-def _locate_cached(name: HubName, hub: Hub) -> tuple[Located | None, DeltaregError]:
+def _locate_cached(name: HubName, hub: Hub, as_adapter: bool) -> tuple[Located | None, DeltaregError]:
     """The model in the local cache; None with the error that tells why it cannot be used."""
     snapshot = hub.cached(name)
     message, cause = f"{name.text} is not in the local cache", None
     if snapshot is not None:
         try:
-            return _locate_snapshot(name, snapshot), CheckpointNotFound(message)
+            return _locate_snapshot(name, snapshot, as_adapter), CheckpointNotFound(message)
         except PickleRefused as error:
             return None, error
         except (BadCheckpoint, CheckpointNotFound) as error:
@@ -159,10 +165,10 @@ def _has_tokenizer(folder: Folder) -> bool:
     return any(file.startswith(("tokenizer", "vocab", "tekken")) or file.endswith(".model") for file in folder.names())
 
 
-def _fetch(name: HubName, hub: Hub, headers_only: bool) -> Located:
+def _fetch(name: HubName, hub: Hub, headers_only: bool, as_adapter: bool) -> Located:
     remote = hub.folder(name)
     try:
-        weights = find_weights(remote)
+        weights = find_weights(remote, as_adapter=as_adapter)
     except PickleRefused as error:
         raise _refuse_on_hub(name, error) from error
     if headers_only:
@@ -170,13 +176,13 @@ def _fetch(name: HubName, hub: Hub, headers_only: bool) -> Located:
     wanted = {*weights.files, *side_files_of(remote.names()), "config.json", "adapter_config.json", "README.md"}
     if weights.index is not None:
         wanted.add(weights.index.file)
-    return _locate_snapshot(name, hub.download(name, sorted(wanted)))
+    return _locate_snapshot(name, hub.download(name, sorted(wanted)), as_adapter)
 
 
-def _locate_snapshot(name: HubName, snapshot: Path) -> Located:
+def _locate_snapshot(name: HubName, snapshot: Path, as_adapter: bool) -> Located:
     folder = LocalFolder(snapshot, name.id)
     try:
-        return Located(name.id, snapshot.name, folder, find_weights(folder), snapshot, snapshot)
+        return Located(name.id, snapshot.name, folder, find_weights(folder, as_adapter=as_adapter), snapshot, snapshot)
     except PickleRefused as error:
         raise _refuse_on_hub(name, error) from error
 

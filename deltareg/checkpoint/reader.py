@@ -144,15 +144,17 @@ class Checkpoint(Closing):
         offline: bool = False,
         headers_only: bool = False,
         hub: Hub | None = None,
+        as_adapter: bool = False,
     ) -> Self:
         """Open a directory, a safetensors file, `hf://org/name[@revision]`, or `s3://bucket/prefix` (`gs://`, `az://`).
 
         With `headers_only` a model that is not in the local cache is not downloaded: its headers are read from the hub
         by byte ranges, and so is what is read of its tensors later. What lies in an object store is always read so.
+        With `as_adapter` an adapter's weights are taken before a model's that lie beside them.
         Raises CheckpointNotFound, BadCheckpoint, BadHeader, PickleRefused, QuantisedRefused, UnsupportedFormat,
         HubUnavailable, BucketUnavailable, NotAllowed, UsageError.
         """
-        located = locate(name, offline=offline, headers_only=headers_only, hub=hub)
+        located = locate(name, offline=offline, headers_only=headers_only, hub=hub, as_adapter=as_adapter)
         sources: list[ByteSource] = []
         try:
             headers = _read_headers(located, sources)

@@ -127,6 +127,8 @@ def export_lora(
             dry_run=dry_run,
             progress=progress,
         )
+    if report.delta_error is not None:
+        warn(f"the delta is itself an approximation, whose relative error {ratio(report.delta_error)} comes on top")
     if report.left_out:
         share = sum(one.share for one in report.left_out)
         warn(
@@ -134,4 +136,4 @@ def export_lora(
             f"{report.left_out[0].name}: {report.left_out[0].reason}"
         )
     more = {"tensors": str(len(report.tensors)), "left out": str(len(report.left_out))}
-    print_report(report, json=json, leave_out=["tensors", "left_out", "saved_modules"], more=more)
+    print_report(report, json=json, leave_out=["tensors", "left_out", "saved_modules", "delta_error"], more=more)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +36,10 @@ class LeftOut(Document):
 
 
 class ExportReport(Document):
-    """What `export-lora` wrote. `error` is ‖Δ − adapter‖ / ‖Δ‖ over all tensors, those that are left out included."""
+    """What `export-lora` wrote. `error` is ‖Δ − adapter‖ / ‖Δ‖ over all tensors, those that are left out included.
+
+    It is measured against the delta: `delta_error` is that of the delta itself, null where this is exact.
+    """
 
     out: str
     reference: str
@@ -41,6 +47,7 @@ class ExportReport(Document):
     base: str
     rank: int
     error: float
+    delta_error: float | None
     tensors: list[ExportedTensor]
     left_out: list[LeftOut]
     saved_modules: list[str]
@@ -63,14 +70,16 @@ class AdapterShape:
 
 def adapter_config(config: DeltaConfig, shape: AdapterShape) -> bytes:
     """`adapter_config.json`: what `peft` needs in order to build the modules that the factors belong to."""
+    alphas = {name: _alpha(shape.scales[name], rank) for name, rank in shape.ranks.items()}
+    rank, alpha = _most(shape.ranks.values()), _most(alphas.values())
     settings: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": None,
         "inference_mode": True,
         "base_model_name_or_path": config.base.id.removeprefix("hf://"),
         "revision": config.base.revision,
-        "r": shape.rank,
-        "lora_alpha": shape.rank,
+        "r": rank,
+        "lora_alpha": alpha,
         "lora_dropout": 0.0,
         "use_rslora": False,
         "use_dora": False,
@@ -79,15 +88,30 @@ def adapter_config(config: DeltaConfig, shape: AdapterShape) -> bytes:
         "fan_in_fan_out": shape.transposed,
         "target_modules": sorted(shape.ranks),
         "modules_to_save": sorted(shape.saved) or None,
-        # As regular expressions they match the modules themselves: a point matches a point.
-        "rank_pattern": {name: rank for name, rank in sorted(shape.ranks.items()) if rank != shape.rank},
-        "alpha_pattern": {
-            name: _alpha(scale, shape.ranks[name])
-            for name, scale in sorted(shape.scales.items())
-            if scale != 1 or shape.ranks[name] != shape.rank
-        },
+        "rank_pattern": {_pattern(name, shape.ranks): one for name, one in shape.ranks.items() if one != rank},
+        "alpha_pattern": {_pattern(name, shape.ranks): one for name, one in alphas.items() if one != alpha},
     }
     return (json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()
+
+
+def _most(numbers: Iterable[float]) -> float:
+    """The most frequent, and of these the greatest."""
+    counts = Counter(numbers)
+    return max(counts, key=lambda number: (counts[number], number))
+
+
+def _pattern(name: str, modules: Iterable[str]) -> str:
+    """A regular expression that of all modules matches this one, as PEFT looks for it: at the end of a name."""
+    plain = re.compile(rf"(.*\.)?({name})$") if re.fullmatch(r"[\w.]+", name) else None
+    if plain is not None and [module for module in modules if plain.match(module)] == [name]:
+        return name
+    return f"^{re.escape(name)}$"
+
+
+def _plain(text: str) -> str:
+    """Text from elsewhere on one line, without the signs that would make Markdown or HTML of it."""
+    line = " ".join(text.split())
+    return re.sub(r"[|`\[\]<>\x00-\x1f\x7f-\x9f]", "·", line)
 
 
 def _alpha(scale: float, rank: int) -> float | int:
@@ -115,14 +139,18 @@ def adapter_card(config: DeltaConfig, report: ExportReport) -> bytes:
         "",
         f"Relative error ‖Δ − adapter‖ / ‖Δ‖ over all tensors: {report.error:.4g}.",
         "",
+        *([f"The delta is itself an approximation: {config.exactness}.", ""] if report.delta_error is not None else []),
         "| tensor | rank | relative error |",
         "|---|---|---|",
     ]
     worst = sorted(report.tensors, key=lambda one: (-one.error, one.name))
-    lines += [f"| `{one.name}` | {one.rank} | {one.error:.4g} |" for one in worst[:_SHOWN]]
+    lines += [f"| `{_plain(one.name)}` | {one.rank} | {one.error:.4g} |" for one in worst[:_SHOWN]]
     if len(worst) > _SHOWN:
         lines += ["", f"These are the {_SHOWN} largest errors of {len(worst)} tensors."]
     if report.left_out:
         lines += ["", "## Left out", ""]
-        lines += [f"- `{one.name}`: {one.reason}; {one.share:.2%} of the squared error" for one in report.left_out]
+        lines += [
+            f"- `{_plain(one.name)}`: {_plain(one.reason)}; {one.share:.2%} of the squared error"
+            for one in report.left_out
+        ]
     return ("\n".join(lines) + "\n").encode()

@@ -22,7 +22,7 @@ from deltareg.codec.lanes import DELTA_DTYPES, view_of
 from deltareg.codec.lowrank import matrix_of
 from deltareg.codec.memory import frame_memory
 from deltareg.codec.truncate import Truncated, truncate
-from deltareg.errors import InvalidArgument, NotHomologous
+from deltareg.errors import InvalidArgument, NotHomologous, OutputExists, translate_os_errors
 from deltareg.fingerprint import layer_order
 from deltareg.lora.card import (
     CONFIG_FILE,
@@ -48,6 +48,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 # Deltas of up to so many numbers are read once and kept; larger ones are read anew for each pass.
 _MOST_KEPT = 8 * 2**20
 _MOST_RANK = 2**16
+# The norm of a delta whose factors and product float32 can hold.
+_MOST_NORM = 1e38
 
 
 def export_lora(
@@ -70,17 +72,18 @@ def export_lora(
     OutputExists, BadRecord, DigestMismatch, DiskFull.
     """
     started = time.monotonic()
-    if not 0 < rank <= _MOST_RANK:
-        raise InvalidArgument(f"{rank} is no rank", hint=f"--rank takes 1 to {_MOST_RANK}")
+    if type(rank) is not int or not 0 < rank <= _MOST_RANK:
+        raise InvalidArgument(f"{rank!r:.40} is no rank", hint=f"--rank takes 1 to {_MOST_RANK}")
     name = registry.version_of(reference)
     artifact = registry.artifact(name)
     for pack in artifact.packs:
         registry.store.verify(pack, quick=True)
-    check_free(Path(os.path.realpath(out)), overwrite)
+    _check_replaceable(Path(os.path.realpath(out)), overwrite)
     with ExitStack() as stack:
         before = None
         if base is not None:
             before = base if isinstance(base, Checkpoint) else stack.enter_context(Checkpoint.open(base))
+            _refuse_onto_base(Path(os.path.realpath(out)), before)
             _refuse_other(before, artifact)
         packs = stack.enter_context(artifact.open_packs())
         export = _Export(artifact, packs, rank, before, thread_count(threads))
@@ -101,6 +104,36 @@ def export_lora(
         writer.add_file("README.md", adapter_card(artifact.config, report))
         writer.commit()
         return report
+
+
+def _check_replaceable(out: Path, overwrite: bool) -> None:
+    """Raise OutputExists unless `out` is free; with `overwrite` it may be an adapter, but no other checkpoint."""
+    check_free(out, overwrite)
+    with translate_os_errors("look at the output", out):
+        names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    weights = [name for name in names if name.endswith((".safetensors", ".safetensors.index.json"))]
+    others = [name for name in weights if not name.startswith("adapter_model")]
+    if names and (others or CONFIG_FILE not in names):
+        raise OutputExists(
+            f"the output exists already: {out}",
+            cause=f"it is no adapter, and is not overwritten: it has {others[0] if others else f'no {CONFIG_FILE}'}",
+            hint="choose another output; only an adapter is overwritten",
+            path=out,
+        )
+
+
+def _refuse_onto_base(out: Path, base: Checkpoint) -> None:
+    """Raise OutputExists if `out` is where the base lies."""
+    if not base.is_local:
+        return
+    at = Path(os.path.realpath(base.root))
+    if at == out or out in at.parents:
+        raise OutputExists(
+            f"the output is the base: {out}",
+            cause="the adapter would take its place",
+            hint="choose another output",
+            path=out,
+        )
 
 
 def _refuse_other(base: Checkpoint, artifact: Artifact) -> None:
@@ -268,6 +301,7 @@ class _Export:
             base=config.base.id,
             rank=self._rank,
             error=_ratio(residue, total),
+            delta_error=config.exactness.relative_error,
             tensors=self._tensors,
             left_out=[
                 LeftOut(name=entry.name, reason=reason, share=self._residues[entry.name] / residue if residue else 0.0)
@@ -293,7 +327,8 @@ class _Export:
     def _note(self, matrix: _Matrix, found: Truncated) -> None:
         error = _ratio(found.residue, found.total)
         name = matrix.entry.name
-        self._tensors.append(ExportedTensor(name=name, rank=matrix.rank, error=error, exact=matrix.is_stored))
+        exact = matrix.is_stored and matrix.entry.error is None
+        self._tensors.append(ExportedTensor(name=name, rank=matrix.rank, error=error, exact=exact))
         self._residues[name] = found.residue
         self._totals.append(found.total)
 
@@ -366,8 +401,10 @@ def _refusal(entry: TensorEntry) -> str | None:
         return "it is no matrix"
     if not entry.name.endswith(".weight"):
         return "it is no module's weight"
-    if not math.isfinite(entry.delta_norm) or entry.overwritten:
+    if not math.isfinite(entry.delta_norm):
         return "its delta has numbers that are not finite"
+    if entry.base_dtype == "C64" or entry.post_dtype == "C64" or entry.delta_norm > _MOST_NORM:
+        return "its delta is complex or too large for factors in float32"
     return None
 
 

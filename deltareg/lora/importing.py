@@ -57,7 +57,11 @@ def import_lora(
     """
     with ExitStack() as stack:
         before = base if isinstance(base, Checkpoint) else stack.enter_context(Checkpoint.open(base))
-        files = adapter if isinstance(adapter, Checkpoint) else stack.enter_context(Checkpoint.open(adapter))
+        files = (
+            adapter
+            if isinstance(adapter, Checkpoint)
+            else stack.enter_context(Checkpoint.open(adapter, as_adapter=True))
+        )
         after, notes = merge(before, open_adapter(files))
         told = diff(
             before,

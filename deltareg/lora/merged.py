@@ -23,6 +23,7 @@ from deltareg.codec.lanes import DELTA_DTYPES, view_of
 from deltareg.codec.lowrank import Product, fits, matrix_of, widened
 from deltareg.codec.memory import empty
 from deltareg.lora.adapter import Adapter, Module, faulty
+from deltareg.lora.modules import Kind, has_turned, kind_of
 from deltareg.lora.places import Places
 from deltareg.merge import Addend, Block, linear
 
@@ -97,8 +98,16 @@ class _Merging:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of post, by name."""
         found = dict(self._base.tensors)
+        placed: dict[str, str] = {}
         for name, tensor in self._adapter.replaced.items():
-            self._replace(found, self._places.of(name), tensor)
+            place = self._places.of(name)
+            if place in placed:
+                self._faults.append(f"{placed[place]!r:.120} and {tensor.name!r:.120} are both for {place!r:.120}")
+                continue
+            placed[place] = tensor.name
+            self._replace(found, place, tensor)
+        if placed and not self._adapter.modules and not placed.keys() & self._base.tensors.keys():
+            self._faults.append("the base has nothing of what it changes")
         seen: Counter[str] = Counter()
         shapes = self._orientations()
         for module in self._adapter.modules.values():
@@ -163,6 +172,18 @@ class _Merging:
                 found.add(base.shape == sides[::-1])
         return found
 
+    def _is_turned(self, name: str, orientations: set[bool]) -> bool | None:
+        """Whether a square matrix has inputs before outputs; None where nothing tells.
+
+        PEFT corrects `fan_in_fan_out` for each module and saves what was right for the last: the model's type decides
+        where it is known. Else the matrices that are not square and the flag have to agree.
+        """
+        model_type = (self._base.config or {}).get("model_type")
+        if isinstance(model_type, str) and (has_turned(model_type) or True not in orientations):
+            return kind_of(name, model_type) is Kind.TURNED
+        told = {*orientations, self._adapter.config.transposed}
+        return told.pop() if len(told) == 1 else None
+
     def _fit(self, module: Module, base: Tensor, orientations: set[bool]) -> _Fitted | None:
         """Factors whose product has the shape of the base's tensor; None where they do not fit."""
         a, b = module.a, module.b
@@ -182,9 +203,12 @@ class _Merging:
             return None
         sides = b.shape[0], math.prod(a.shape[1:])
         straight, turned = sides == matrix_of(base.shape), sides[::-1] == base.shape
-        transposed = module.embedding or (
-            turned and (not straight or (orientations == {True} or (config.transposed and orientations != {False})))
-        )
+        transposed = module.embedding or (turned and not straight)
+        if turned and straight and not module.embedding:
+            told = self._is_turned(base.name, orientations)
+            if told is None:
+                faults.append(f"{base.name!r:.120} is square, and nothing tells whether it has inputs before outputs")
+            transposed = told is True
         conv = len(base.shape) > 2 and a.shape[1:] != base.shape[1:]
         if not (turned if transposed else straight) or conv:
             faults.append(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
 
-__all__ = ["Kind", "has_tied_output", "is_token_embedding", "kind_of", "module_of"]
+__all__ = ["Kind", "has_tied_output", "has_turned", "is_token_embedding", "kind_of", "module_of"]
 
 
 class Kind(Enum):
@@ -41,6 +41,11 @@ def kind_of(name: str, model_type: str | None) -> Kind:
     if _EMBEDDINGS.fullmatch(last):
         return Kind.EMBEDDING
     return Kind.TURNED if model_type in _TURNED_MODELS and last in _TURNED else Kind.STRAIGHT
+
+
+def has_turned(model_type: str) -> bool:
+    """Whether models of this type have layers with inputs before outputs."""
+    return model_type in _TURNED_MODELS
 
 
 _TOKENS = re.compile(r"embed_tokens|wte|shared|tok_embeddings|embed_in|(?:word|tokens)_embed(?:ding)?s?")

@@ -333,3 +333,125 @@ def test_matrix_of_zeros_has_factors_of_zeros() -> None:
     for shape in ((9, 7), (4096, 1024)):
         found = truncate(lambda shape=shape: iter([(0, np.zeros(shape))]), shape, 3, "w")
         assert not (found.left @ found.right).any() and found.residue == 0
+
+
+# --- what is overwritten ----------------------------------------------------------------------------------------------
+
+
+def test_no_model_is_overwritten_by_an_adapter(tmp_path: Path) -> None:
+    registry, _, _ = taken(tmp_path, "llama")
+    before = (tmp_path / "post" / "model.safetensors").read_bytes()
+    with pytest.raises(OutputExists, match="exists already") as caught:
+        deltareg.export_lora(NAME, registry, tmp_path / "post", rank=2, overwrite=True)
+    assert "no adapter" in (caught.value.cause or "") and caught.value.hint
+    # A model that also holds an adapter is a model.
+    deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=2)
+    for file in (tmp_path / "adapter").iterdir():
+        (tmp_path / "post" / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(OutputExists):
+        deltareg.export_lora(NAME, registry, tmp_path / "post", rank=2, overwrite=True)
+    assert (tmp_path / "post" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "adapter_model.safetensors"])
+def test_the_base_itself_is_never_overwritten(tmp_path: Path, weights: str) -> None:
+    registry, _, _ = taken(tmp_path, "llama")
+    base = tmp_path / "base"
+    (base / "model.safetensors").rename(base / weights)
+    (base / "adapter_config.json").write_text("{}")
+    (tmp_path / "link").symlink_to(base)
+    before = (base / weights).read_bytes()
+    for given in (base, base / weights, tmp_path / "link"):
+        for out in (base, tmp_path / "link"):
+            with pytest.raises(OutputExists) as caught:
+                deltareg.export_lora(NAME, registry, out, rank=2, base=given, overwrite=True)
+            assert caught.value.hint
+    assert (base / weights).read_bytes() == before
+
+
+def test_an_adapter_is_overwritten(tmp_path: Path) -> None:
+    registry, _, _ = taken(tmp_path, "llama")
+    deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=2)
+    deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=1, overwrite=True)
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 1
+
+
+# --- what is told -----------------------------------------------------------------------------------------------------
+
+
+def stored(path: Path, name: str, tensors: dict[str, Any]) -> Path:
+    from safetensors.torch import save_file
+
+    (path / name).mkdir()
+    save_file(tensors, path / name / "model.safetensors", {"format": "pt"})
+    return path / name
+
+
+def test_approximated_delta_is_never_told_to_be_exact(tmp_path: Path) -> None:
+    changed(tmp_path, "llama")
+    registry = Registry(tmp_path / "home")
+    deltareg.diff(tmp_path / "base", tmp_path / "post", registry, NAME, codec="rank:2")
+    report = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=2)
+    assert report.delta_error == registry.artifact(NAME).config.exactness.relative_error
+    assert (report.delta_error or 0) > 0.1 and not any(tensor.exact for tensor in report.tensors)
+    assert "itself an approximation" in (tmp_path / "adapter" / "README.md").read_text()
+
+
+def test_rank_of_one_module_is_not_that_of_another_with_a_longer_name(tmp_path: Path) -> None:
+    class Inner(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q = torch.nn.Linear(8, 8, bias=False)
+
+    class Outer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q = torch.nn.Linear(8, 2, bias=False)
+            self.z = Inner()
+
+    model = Outer()
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    post = {name: tensor + torch.randn_like(tensor) for name, tensor in base.items()}
+    registry = Registry(tmp_path / "home")
+    deltareg.diff(stored(tmp_path, "base", base), stored(tmp_path, "post", post), registry, NAME)
+    deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=8)
+    merged = loaded(model, tmp_path / "adapter").merge_and_unload().state_dict()
+    assert all(torch.allclose(merged[name], post[name], atol=1e-5) for name in post)
+    assert deltareg.import_lora(tmp_path / "adapter", tmp_path / "base", registry, "acme/lora:1.0.0").dry_run is False
+
+
+def test_names_cannot_break_out_of_the_card(tmp_path: Path) -> None:
+    name = "a <script>|`[x](y).weight"
+    base = {name: torch.zeros(4, 4)}
+    registry = Registry(tmp_path / "home")
+    deltareg.diff(stored(tmp_path, "base", base), stored(tmp_path, "post", {name: torch.ones(4, 4)}), registry, NAME)
+    deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=1)
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "<script>" not in card and "](y)" not in card
+
+
+@pytest.mark.parametrize("kind", ["complex", "huge"])
+def test_matrices_that_float32_factors_cannot_hold_are_left_out(tmp_path: Path, kind: str) -> None:
+    odd = (
+        torch.ones(4, 4, dtype=torch.complex64) if kind == "complex" else torch.full((4, 4), 1e100, dtype=torch.float64)
+    )
+    base = {"a.weight": torch.zeros(4, 4), "b.weight": torch.zeros_like(odd)}
+    post = {"a.weight": torch.ones(4, 4), "b.weight": odd}
+    registry = Registry(tmp_path / "home")
+    deltareg.diff(stored(tmp_path, "base", base), stored(tmp_path, "post", post), registry, NAME)
+    report = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=1)
+    assert [(one.name, "float32" in one.reason) for one in report.left_out] == [("b.weight", True)]
+    assert all(tensor.isfinite().all() for tensor in written(tmp_path / "adapter").values())
+
+
+@pytest.mark.parametrize("side", ["base", "post"])
+@pytest.mark.parametrize("odd", ["nan", "inf"])
+def test_one_number_that_no_sum_gives_leaves_the_matrix_in(tmp_path: Path, side: str, odd: str) -> None:
+    base, post = {"a.weight": torch.zeros(4, 4)}, {"a.weight": torch.ones(4, 4)}
+    (base if side == "base" else post)["a.weight"][1, 2] = float(odd)
+    registry = Registry(tmp_path / "home")
+    deltareg.diff(stored(tmp_path, "base", base), stored(tmp_path, "post", post), registry, NAME)
+    assert registry.artifact(NAME).inventory.tensors[0].overwritten == 1
+    (tensor,) = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=4).tensors
+    assert tensor.name == "a.weight" and not tensor.exact
+    assert all(one.isfinite().all() for one in written(tmp_path / "adapter").values())

@@ -14,7 +14,15 @@ import pytest
 
 import deltareg
 from deltareg import DeltaregError, Registry
-from deltareg.errors import AdapterRefused, BadAdapter, BadHeader, CheckpointNotFound, PickleRefused, VersionExists
+from deltareg.errors import (
+    AdapterRefused,
+    BadAdapter,
+    BadHeader,
+    CheckpointNotFound,
+    InvalidArgument,
+    PickleRefused,
+    VersionExists,
+)
 from deltareg.lora.config import parse_config
 from tests.deltas import flip
 from tests.lora.models import Adapted, adapted, load_file, peft, save_file, torch
@@ -339,3 +347,27 @@ def test_config_that_names_unknown_settings_is_read(tmp_path: Path, one: Adapted
     one.with_config(something_new={"a": 1}, another=None)
     assert json.loads((one.adapter / "adapter_config.json").read_text())["something_new"] == {"a": 1}
     assert deltareg.import_lora(one.adapter, one.base, Registry(tmp_path / "home"), NAME).low_rank == 3
+
+
+def test_two_names_for_one_tensor_of_the_base_are_refused(tmp_path: Path, one: Adapted) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(one.base, base)
+    tensors = load_file(base / "model.safetensors")
+    save_file({n.removeprefix("bert."): t for n, t in tensors.items()}, base / "model.safetensors", {"format": "pt"})
+    norm = torch.ones(16)
+    name = "embeddings.LayerNorm.weight"
+    more = {f"base_model.model.{name}": norm, f"base_model.model.bert.{name}": norm * 2}
+    one.with_tensors(one.tensors | more)
+    error = refused(tmp_path, Adapted(base, one.adapter, None), BadAdapter)
+    assert f"model.{name}" in error.message and f"bert.{name}" in error.message
+
+
+def test_adapter_of_another_model_altogether_is_refused(tmp_path: Path, one: Adapted) -> None:
+    one.with_tensors({"base_model.model.elsewhere.weight": torch.ones(3)})
+    assert "nothing of what it changes" in refused(tmp_path, one, BadAdapter).message
+
+
+@pytest.mark.parametrize("rank", ["4", 1.5, True])
+def test_ranks_that_are_no_whole_numbers_are_refused(tmp_path: Path, rank: Any) -> None:
+    with pytest.raises(InvalidArgument, match="is no rank"):
+        deltareg.export_lora(NAME, Registry(tmp_path / "home"), tmp_path / "adapter", rank=rank)

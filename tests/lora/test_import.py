@@ -13,7 +13,7 @@ import pytest
 import deltareg
 from deltareg import Registry
 from deltareg.checkpoint.hub import Hub
-from deltareg.errors import BadAdapter
+from deltareg.errors import BadAdapter, PickleRefused
 from tests.checkpoint.hub_server import serve_hub
 from tests.lora.models import Adapted, adapted, load_file, peft, save_file, torch
 from tests.merge.merged import merge
@@ -544,3 +544,66 @@ def test_low_rank_and_full_deltas_are_compared(mixed: tuple[Adapted, Registry], 
         fulls += float((full**2).sum())
     (pair,) = report.pairs
     assert pair.classes["all"].cosine == pytest.approx(dots / (lows * fulls) ** 0.5, abs=1e-3)
+
+
+# --- square matrices with inputs before outputs -----------------------------------------------------------------------
+
+
+def classifier(path: Path, modules: list[str]) -> Adapted:
+    """A GPT-2 that sorts texts: Conv1D layers, of which c_proj is square, and a Linear head."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=0, eos_token_id=0, num_labels=3
+    )
+    base = transformers.GPT2ForSequenceClassification(config).eval()
+    base.save_pretrained(path / "base")
+    wrapped = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=modules)).eval()
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    wrapped.save_pretrained(path / "adapter")
+    return Adapted(path / "base", path / "adapter", wrapped)
+
+
+@pytest.mark.parametrize("flag", [None, True, False])
+@pytest.mark.parametrize("modules", [["c_attn", "c_proj", "score"], ["c_attn", "c_proj"], ["attn.c_proj"]])
+def test_square_matrix_of_a_conv1d_is_turned_whatever_the_flag_says(
+    tmp_path: Path, modules: list[str], flag: bool | None
+) -> None:
+    one = classifier(tmp_path, modules)
+    if flag is not None:
+        one.with_config(fan_in_fan_out=flag)
+    out = applied(tmp_path, one, imported(tmp_path, one))
+    theirs = one.merged()
+    assert all(torch.allclose(out[name], theirs[name], atol=1e-6) for name in out)
+
+
+def test_square_matrix_of_an_unknown_model_is_refused_where_its_neighbours_differ(tmp_path: Path) -> None:
+    one = classifier(tmp_path, ["c_attn", "c_proj", "score"])
+    config = json.loads((one.base / "config.json").read_text())
+    del config["model_type"]
+    (one.base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadAdapter, match="is square, and nothing tells"):
+        imported(tmp_path, one)
+
+
+def test_adapter_beside_a_model_is_the_adapter_and_the_model_stays_one(tmp_path: Path) -> None:
+    one = adapted(tmp_path, "bert", r=2, target_modules=["query"])
+    for file in one.adapter.iterdir():
+        shutil.copy(file, one.base / file.name)
+    registry = Registry(tmp_path / "home")
+    report = deltareg.import_lora(one.base, one.base, registry, NAME)
+    assert (report.low_rank, report.full, report.added) == (2, 0, 0)
+    out = applied(tmp_path, one, registry)
+    theirs = one.merged()
+    assert all(torch.allclose(out[name], theirs[name], atol=1e-6) for name in out)
+
+
+def test_pickled_adapter_beside_a_model_is_refused(tmp_path: Path) -> None:
+    one = adapted(tmp_path, "bert", r=2, target_modules=["query"])
+    shutil.copy(one.adapter / "adapter_config.json", one.base)
+    torch.save(one.tensors, one.base / "adapter_model.bin")
+    with pytest.raises(PickleRefused, match="pickle"):
+        deltareg.import_lora(one.base, one.base, Registry(tmp_path / "home"), NAME)

@@ -555,8 +555,9 @@ def classifier(path: Path, modules: list[str]) -> Adapted:
 
     torch.manual_seed(0)
     config = transformers.GPT2Config(
-        vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=0, eos_token_id=0, num_labels=3
+        vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=0, eos_token_id=0
     )
+    config.num_labels = 3
     base = transformers.GPT2ForSequenceClassification(config).eval()
     base.save_pretrained(path / "base")
     wrapped = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=modules)).eval()

@@ -8,12 +8,12 @@ import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from deltareg.errors import InvalidArgument
 
-__all__ = ["in_order", "thread_count"]
+__all__ = ["in_background", "in_order", "thread_count"]
 
 Result = TypeVar("Result")
 
@@ -35,12 +35,8 @@ def in_order(tasks: Iterable[Callable[[], Result]], threads: int) -> Generator[R
     At most twice as many tasks as threads are begun before their results are taken, so that memory stays bounded. The
     first error ends it: no further task is begun, and those that run are waited for.
     """
-    interval = sys.getswitchinterval()
-    # A thread that comes back from a compiled loop waits for the interpreter's lock, by default for longer than such a
-    # loop takes.
-    sys.setswitchinterval(min(interval, _SWITCH_SECONDS))
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="deltareg", initializer=_reset_arithmetic) as pool:
+    with _quick_switches(), _pool(threads) as pool:
         try:
             for task in tasks:
                 waiting.append(pool.submit(task))
@@ -51,7 +47,44 @@ def in_order(tasks: Iterable[Callable[[], Result]], threads: int) -> Generator[R
         finally:
             for future in waiting:
                 future.cancel()
-            sys.setswitchinterval(interval)
+
+
+@contextmanager
+def in_background(tasks: Iterable[Callable[[], object]], threads: int) -> Generator[Callable[[], None]]:
+    """Begin `tasks` in `threads` threads, and give what waits for all of them and raises their first error.
+
+    When the block is left, tasks that were not begun are dropped, and those that run are waited for.
+    """
+    with _quick_switches(), _pool(threads) as pool:
+        begun = [pool.submit(task) for task in tasks]
+
+        def wait() -> None:
+            for one in begun:
+                one.result()
+
+        try:
+            yield wait
+        finally:
+            for one in begun:
+                one.cancel()
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="deltareg", initializer=_reset_arithmetic)
+
+
+@contextmanager
+def _quick_switches() -> Generator[None]:
+    """Let a thread that comes back from a compiled loop have the interpreter's lock soon.
+
+    By default it waits for longer than such a loop takes.
+    """
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(min(interval, _SWITCH_SECONDS))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def _reset_arithmetic() -> None:

@@ -17,7 +17,7 @@ from deltareg.apply.prepare import Weight, open_delta, prepare, weighted
 from deltareg.apply.ranks import ALONE, Ranks
 from deltareg.apply.report import ApplyReport, report_of
 from deltareg.apply.side_files import SideFiles
-from deltareg.apply.write import Means, Written, write
+from deltareg.apply.write import Means, Written, verifying, write
 from deltareg.catalog import Registry
 from deltareg.checkpoint import Checkpoint, Job
 from deltareg.checkpoint.output import check_output, refuse_input
@@ -26,7 +26,7 @@ from deltareg.merge import Gradient, Schedule, Value
 from deltareg.merge.processor import CPU
 from deltareg.names import Reference
 from deltareg.progress import SILENT, Progress
-from deltareg.threads import thread_count
+from deltareg.threads import in_background, thread_count
 
 __all__ = ["apply"]
 
@@ -92,6 +92,9 @@ def apply(
         refuse_input(checkpoint, out)
         wanted = [open_delta(registry, reference, weights) for reference, weights in pairs]
         job = prepare(checkpoint, wanted, merge, side_files, count, with_added=with_added, force=force)
+        # Hashing takes no turn of the interpreter's, which loading loops keeps busy.
+        tasks = () if dry_run else verifying(job, registry.store, ranks)
+        verified = stack.enter_context(in_background(tasks, count))
         written, expected = Written(), None
         before = time.monotonic()
         if processor is CPU:
@@ -105,7 +108,7 @@ def apply(
         else:
             worth = resume or job.plan.nbytes >= _WORTH_A_JOURNAL
             resumption = Job(job.digest(), resume) if worth else None
-            written = write(job, out, registry.store, means, resumption, overwrite=overwrite)
+            written = write(job, out, registry.store, means, resumption, verified=verified, overwrite=overwrite)
             written = replace(written, load_seconds=loaded)
         return report_of(job, out, means, held, written, expected, time.monotonic() - started)
 

@@ -83,6 +83,7 @@ class Device(Processor):
     """
 
     keeps_tokens = True
+    defers = False
     repeats = True
 
     def __init__(self, names: Sequence[str], *, lanes: int = FRAME_LANES) -> None:

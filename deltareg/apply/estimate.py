@@ -41,7 +41,7 @@ def expected_seconds(
     if processor is CPU:
         load_loops(part)
     started = time.monotonic()
-    share = Share(frozenset(part.tensors), verifies=False)
+    share = Share(frozenset(part.tensors))
     run(part, deltas, store, _Nowhere(), limits=limits, progress=SILENT, part=share, processor=processor)
     merged = time.monotonic() - started
     packs = [pack for delta in deltas for pack in delta.artifact.packs]

@@ -17,6 +17,7 @@ from deltareg.codec.memory import Recycled, part_memory
 from deltareg.codec.mend import Mending
 from deltareg.codec.palette import Tokens
 from deltareg.merge.block import Addend
+from deltareg.merge.deferred import Deferred
 from deltareg.merge.processor import CPU, Processor
 from deltareg.merge.stage import Gathering, Stage
 from deltareg.merge.values import Extent, Values
@@ -159,7 +160,8 @@ class Merging:
 
     Its blocks are its frames, or runs of whole rows of about that size where a stage asks for these: a function of the
     shape alone, so that results do not depend on who does what. Decoded frames are kept from pass to pass where they
-    take at most `most_kept` bytes. `offset` is the position of its first block in an
+    take at most `most_kept` bytes. `defers` tells that target, output and deltas are lanes with which stages can put
+    off what they do. `offset` is the position of its first block in an
     extent that is all of the model, where `shared` has the stage that settles for that.
     """
 
@@ -171,6 +173,7 @@ class Merging:
         stages: Sequence[Stage],
         accumulator: type[np.floating[Any]],
         *,
+        defers: bool = False,
         most_kept: int = 0,
         shared: Course | None = None,
         offset: int = 0,
@@ -185,6 +188,7 @@ class Merging:
         self._shared = shared
         self._offset = offset
         self._processor = processor
+        self._defers = defers and processor.defers and all(stage.defers for stage in stages)
         self.block_lanes = _block_lanes(row, stages)
         self.blocks = blocks_of(lanes, row, stages)
         extent = Extent(lanes, self.blocks, tuple(part.lane for part in parts))
@@ -221,7 +225,7 @@ class Merging:
         values = self._read(block)
         courses = [(course, self._position(course, block)) for course in self._courses]
         step = self._processor.part_lanes or values.lanes
-        if not all(course.divisible(position) for course, position in courses):
+        if values.deferred is not None or not all(course.divisible(position) for course, position in courses):
             step = values.lanes
         for start in range(0, values.lanes, step):
             here = slice(start, min(start + step, values.lanes))
@@ -270,10 +274,12 @@ class Merging:
     def _read(self, block: int) -> Values:
         first = block * self.block_lanes
         lanes = min(self.block_lanes, self._lanes - first)
+        deferred = None
         if self.block_lanes == FRAME_LANES:
-            symbols, make = self._processor.values_of(
-                [self._addend(place, block, lanes) for place in range(len(self._parts))], self._accumulator
-            )
+            addends = [self._addend(place, block, lanes) for place in range(len(self._parts))]
+            symbols, make = self._processor.values_of(addends, self._accumulator)
+            if self._defers:
+                deferred = Deferred(symbols, addends, first, self._row)
         else:
             symbols, make = self._gather(first, lanes)
         return Values(
@@ -286,6 +292,7 @@ class Merging:
             self._accumulator,
             make,
             self._processor.loops,
+            deferred,
         )
 
     def _gather(self, first: int, lanes: int) -> tuple[tuple[Any, ...], Callable[[int, int], Any]]:

@@ -35,9 +35,9 @@ from deltareg.codec import (
 from deltareg.codec.lanes import view_of
 from deltareg.codec.memory import Recycled, empty
 from deltareg.errors import BadHeader, BadRecord, UnsupportedFormat
-from deltareg.manifest import INVENTORY_TYPE, SIDE_FILE_TYPE, Descriptor
 from deltareg.merge import Addend, Block, Stage, accumulator_of
 from deltareg.merge.combine import Sum
+from deltareg.merge.deferred import can_defer
 from deltareg.merge.linear import overwrite
 from deltareg.merge.processor import CPU, Processor
 from deltareg.merge.values import Extent
@@ -82,14 +82,12 @@ NOTHING = Outcome()
 class Share:
     """What one of several processes does: the tensors that it writes.
 
-    `own` are those that it answers for, some of which may have been written before; None for all. Packs are verified
-    first, unless nothing is written.
+    `own` are those that it answers for, some of which may have been written before; None for all.
     """
 
     wanted: frozenset[str]
     own: frozenset[str] | None = None
     ranks: Ranks = ALONE
-    verifies: bool = True
 
     def measures(self, tensor: str) -> bool:
         """Whether this process measures a tensor for what is settled for the whole model."""
@@ -130,23 +128,18 @@ def run(
 ) -> Outcome:
     """Write the tensors of the plan, or a `part` of them. The result depends on no limits, parts and processors.
 
-    First the digests of all packs are verified, and `verified` is called. Raises DigestMismatch, BadRecord, DiskFull,
-    RankLost; the caller then drops what was written.
+    Nothing is read of the deltas before `verified` has returned. Raises what it raises, BadRecord, DiskFull, RankLost;
+    the caller then drops what was written.
     """
     outcome = NOTHING
     share = part or Share(frozenset(plan.tensors))
     total = sum(plan.tensors[name].nbytes for name in share.wanted)
     try:
         with progress.step("apply", total), ExitStack() as stack:
-            packs = [stack.enter_context(delta.artifact.open_packs()) for delta in deltas]
-            steps = _Steps(plan, deltas, packs, store, sink, progress, limits, share, processor)
-            with closing(in_order(steps.verifying() if share.verifies else (), limits.threads)) as checks:
-                for _ in checks:
-                    pass
-            for _ in share.ranks.each(None):
-                pass
             if verified is not None:
                 verified()
+            packs = [stack.enter_context(delta.artifact.open_packs()) for delta in deltas]
+            steps = _Steps(plan, deltas, packs, sink, progress, limits, share, processor)
             for one in stack.enter_context(closing(in_order(steps.all(), limits.threads))):
                 outcome = outcome + one
     except (BadHeader, BadRecord, UnsupportedFormat):
@@ -169,7 +162,6 @@ class _Steps:
         plan: Plan,
         deltas: Sequence[WeightedDelta],
         packs: Sequence[Packs],
-        store: Store,
         sink: Sink,
         progress: Progress,
         limits: Limits,
@@ -181,24 +173,11 @@ class _Steps:
         self._plan = plan
         self._deltas = deltas
         self._packs = packs
-        self._store = store
         self._sink = sink
         self._progress = progress
         self._processor = processor
-        self._memory = Recycled(limits.kept)
+        self._memory = Recycled(limits.kept * 3)
         self._shared: dict[str, tuple[Course, int]] = {}
-
-    def verifying(self) -> Generator[_Step]:
-        """The verification of packs and sketches, or of this rank's share of them."""
-        # What nobody reads here is verified too: nothing is applied of a delta that has been damaged.
-        layers = [
-            layer
-            for delta in self._deltas
-            for layer in delta.artifact.manifest.layers
-            if layer.media_type not in (INVENTORY_TYPE, SIDE_FILE_TYPE)
-        ]
-        ranks = self._share.ranks
-        yield from (partial(self._verify, layer) for layer in layers[ranks.number :: ranks.count])
 
     def all(self) -> Generator[_Step]:
         """First what is measured of the whole model, then each tensor that is wanted."""
@@ -298,6 +277,7 @@ class _Steps:
             [pieces[number] for number in sorted(pieces)],
             tensor.stages,
             _accumulator(tensor),
+            defers=_defers(tensor),
             most_kept=self._limits.kept,
             shared=shared,
             offset=offset,
@@ -331,10 +311,6 @@ class _Steps:
         return self._write(tensor, first, out)
 
     # --- frame by frame -----------------------------------------------------------------------------------------------
-
-    def _verify(self, layer: Descriptor) -> Outcome:
-        self._store.verify(layer, quick=True)
-        return NOTHING
 
     def _copy(self, tensor: PlannedTensor, source: Tensor) -> Outcome:
         self._sink.copy(tensor.name, source, self._progress)
@@ -430,6 +406,11 @@ def _row(tensor: PlannedTensor) -> int:
 def _accumulator(tensor: PlannedTensor) -> type[np.floating[Any]]:
     assert tensor.source is not None
     return accumulator_of([lane_of(tensor.source.dtype), lane_of(tensor.dtype), *map(_kind, tensor.pieces)])
+
+
+def _defers(tensor: PlannedTensor) -> bool:
+    assert tensor.source is not None
+    return can_defer([lane_of(tensor.source.dtype), lane_of(tensor.dtype), *map(_kind, (*tensor.pieces, *tensor.idle))])
 
 
 def _read(tensor: Tensor, first: int, lanes: int) -> Array:

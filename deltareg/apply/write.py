@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from deltareg.apply.card import card
@@ -17,11 +19,12 @@ from deltareg.apply.run import NOTHING, Outcome, Share, run
 from deltareg.checkpoint import Job, Member
 from deltareg.checkpoint.output import Writer, open_writer
 from deltareg.errors import BadHeader, BadRecord, DigestMismatch
+from deltareg.manifest import INVENTORY_TYPE, SIDE_FILE_TYPE
 from deltareg.merge.processor import Processor
 from deltareg.progress import Progress
 from deltareg.store import Store
 
-__all__ = ["Means", "Written", "write"]
+__all__ = ["Means", "Written", "verifying", "write"]
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,26 @@ def write(
     means: Means,
     resumption: Job | None,
     *,
+    verified: Callable[[], None],
     overwrite: bool,
 ) -> Written:
-    """Do what was planned; of several ranks each its share, and the first what is left. Raises what `apply` does."""
+    """Do what was planned; of several ranks each its share, and the first what is left. Raises what `apply` does.
+
+    `verified` returns once this rank's share of `verifying` is done, and raises what that does.
+    """
     ranks = means.ranks
     own = share(job.plan, ranks.count)[ranks.number]
     with ExitStack() as stack:
         writer = stack.enter_context(_writer(job, out, ranks, own, resumption, overwrite=overwrite))
         done = writer.recover(_recoverable(job.plan, own), means.limits.threads)
         part = Share(own - done, own, ranks)
+
+        def begin() -> None:
+            verified()
+            for _ in ranks.each(None):
+                pass
+            writer.vouch()
+
         try:
             outcome = run(
                 job.plan,
@@ -71,7 +85,7 @@ def write(
                 limits=means.limits,
                 progress=means.progress,
                 part=part,
-                verified=writer.vouch,
+                verified=begin,
                 processor=means.processor,
             )
         except BaseException as error:
@@ -91,6 +105,20 @@ def write(
         kept = sum(ranks.each(sum(job.plan.tensors[name].nbytes for name in done)))
         nbytes = job.plan.nbytes - kept
         return Written(outcome, nbytes, resumed, 0.0, time.monotonic() - before, peak_memory())
+
+
+def verifying(job: Prepared, store: Store, ranks: Ranks) -> list[Callable[[], None]]:
+    """The verification of the deltas' packs and sketches, or of this rank's share of them.
+
+    What nobody reads here is verified too: nothing is applied of a delta that has been damaged.
+    """
+    layers = [
+        layer
+        for delta in job.active
+        for layer in delta.artifact.manifest.layers
+        if layer.media_type not in (INVENTORY_TYPE, SIDE_FILE_TYPE)
+    ]
+    return [partial(store.verify, layer, quick=True) for layer in layers[ranks.number :: ranks.count]]
 
 
 def _writer(

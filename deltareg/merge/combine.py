@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from deltareg.codec import Array, Lane, lane_of
-from deltareg.merge.search import Counts, Ranks, Search, keep_largest, splits
+from deltareg.merge.search import Counts, Ranks, Search, bounds, keep_largest, new_counts, splits
 from deltareg.merge.stage import Gathering, Stage, Sums
 from deltareg.merge.values import Extent, Values
 
@@ -19,13 +19,23 @@ Vote = Literal["weighted", "unweighted", "count"]
 """How deltas vote for a sign: with weight · Δ, with Δ, or with their signs alone."""
 
 
+_BEYOND = 1 << 32, -1  # no variance is so large
+
+
 @dataclass(frozen=True)
 class Weigh(Stage):
     """Take wᵢΔᵢ for Δᵢ: for methods that have no place of their own for weights."""
 
+    @property
+    def defers(self) -> bool:
+        """Always."""
+        return True
+
     def act(self, settled: Sequence[Any], values: Values, position: int, extent: Extent) -> None:
         if (values.weights != 1).any():
-            values.loops.scale_rows(values.array, values.numbers(values.weights))
+            weights = values.numbers(values.weights)
+            if not values.defer(lambda deferred: deferred.multiply(weights)):
+                values.loops.scale_rows(values.array, weights)
             values.weights = np.ones(values.deltas)
 
 
@@ -36,14 +46,22 @@ class Sum(Stage):
     normalize: bool = False
     scale: float = 1.0
 
+    @property
+    def defers(self) -> bool:
+        """Always."""
+        return True
+
     def factors(self, weights: Array, scales: Array) -> Array:
         """What each delta is multiplied with."""
         total = float(weights.sum()) if self.normalize else 1.0
         return weights * scales * (self.scale / (total or 1.0))
 
     def act(self, settled: Sequence[Any], values: Values, position: int, extent: Extent) -> None:
-        values.merged = values.empty()
         factors = values.numbers(self.factors(values.weights, values.scales))
+        if values.defer(lambda deferred: deferred.sum(factors)):
+            values.merged = values.deferred
+            return
+        values.merged = values.empty()
         values.loops.weighted_sum(values.array, factors, values.merged)
 
 
@@ -59,6 +77,11 @@ class Elect(Stage):
     normalize: Literal["weights", "count", "none"]
     scale: float = 1.0
 
+    @property
+    def defers(self) -> bool:
+        """Always."""
+        return True
+
     def act(self, settled: Sequence[Any], values: Values, position: int, extent: Extent) -> None:
         factors = values.weights * values.scales
         # A factor that all have must not decide a vote by the way in which it rounds.
@@ -67,17 +90,13 @@ class Elect(Stage):
         shares = values.weights if self.normalize == "weights" else np.ones(values.deltas)
         if self.normalize == "none":
             shares = np.zeros(values.deltas)
+        numbers, scale = values.numbers, values.number(self.scale)
+        told = numbers(factors), numbers(votes), self.vote == "count", numbers(shares), scale
+        if values.defer(lambda deferred: deferred.elect(*told)):
+            values.merged = values.deferred
+            return
         values.merged = values.empty()
-        values.loops.elect(
-            values.array,
-            values.numbers(factors),
-            values.numbers(votes),
-            self.vote == "count",
-            values.numbers(shares),
-            values.number(self.scale),
-            values.number(1),
-            values.merged,
-        )
+        values.loops.elect(values.array, *told, values.number(1), values.merged)
 
 
 @dataclass(frozen=True)
@@ -85,6 +104,11 @@ class SelectVariance(Stage):
     """Keep the share `density` of the lanes that vary, those in which the deltas' variance is largest."""
 
     density: float
+
+    @property
+    def defers(self) -> bool:
+        """Always."""
+        return True
 
     def passes(self, extent: Extent) -> int:
         return self._search(extent).passes if 0 < self.density < 1 else 0
@@ -97,8 +121,14 @@ class SelectVariance(Stage):
         return self._search(extent).wants(settled, position)
 
     def measure(self, number: int, settled: Sequence[Ranks], values: Values, extent: Extent) -> Any:
+        search = self._search(extent)
+        window = search.window(number, settled, 0)
+        if values.deferred is not None and window is not None:
+            counts = new_counts()
+            varying = values.deferred.count_spreads(*window, counts)
+            return [[counts]] if number else ([[counts]], varying)
         spread = _variance(values)
-        found = self._search(extent).measure(number, settled, spread)
+        found = search.measure(number, settled, spread)
         return found if number else (found, int(values.loops.count_nonzero(spread.array[0])))
 
     def divisible(self, settled: Sequence[Ranks], position: int, extent: Extent) -> bool:
@@ -108,6 +138,9 @@ class SelectVariance(Stage):
         if self.density >= 1:
             return
         cut = self._search(extent).known(settled)[0][0].cut if self.density > 0 else None
+        least = _BEYOND if cut is None else bounds(cut, position)
+        if values.defer(lambda deferred: deferred.select(*least)):
+            return
         if cut is None:
             values.array[:] = 0
             return
@@ -160,6 +193,11 @@ def _variance_lane(wide: bool) -> Lane:
 @dataclass(frozen=True)
 class EnergyShares(Stage):
     """Weigh each delta by its share of Σ Δ² over the tensor and all deltas."""
+
+    @property
+    def defers(self) -> bool:
+        """It changes weights alone."""
+        return True
 
     def passes(self, extent: Extent) -> int:
         return 1

@@ -27,6 +27,11 @@ _Numbers = npt.NDArray[np.float64]
 class _Combination(Stage):
     """Replaces the weights by what follows from them and from the scalar products of the deltas."""
 
+    @property
+    def defers(self) -> bool:
+        """It changes weights alone."""
+        return True
+
     def weigh(self, products: _Numbers, weights: _Numbers) -> _Numbers:
         """The factors of the deltas, from G (deltas × deltas) and from the user's weights."""
         raise NotImplementedError

@@ -121,13 +121,13 @@ def rank_rows(symbols: Any, mask: Any, digits: Any, width: Any, ranks: Any) -> A
     in each row. Where there are more of them than a row has lanes, and wider ones, are sorted.
     """
     if digits == 2:
-        counts = np.zeros(65536, np.uint32)
+        present = np.zeros(65536, np.uint8)
         for i in range(symbols.size):
-            counts[symbols[i] & mask] += np.uint32(1)
+            present[symbols[i] & mask] = np.uint8(1)
         numbers = np.empty(65536, np.uint16)
         found = 0
         for magnitude in range(65535, -1, -1):
-            if counts[magnitude]:
+            if present[magnitude]:
                 numbers[magnitude] = np.uint16(found)
                 found += 1
         if found <= 2 * width and found < 65536:
@@ -136,15 +136,16 @@ def rank_rows(symbols: Any, mask: Any, digits: Any, width: Any, ranks: Any) -> A
     _rank_by_digits(symbols, mask, digits, width, ranks)
 
 
-@kernel
+@njit
 def _rank_by_counts(symbols, mask, numbers, found, width, ranks):
     # Four rows side by side: a count that is read just after it was written makes the processor wait, and four chains
     # of such waits take no longer than one.
-    counts = np.empty((4, found), np.int32)
+    counts = np.empty((4, found), ranks.dtype)
     keys = np.empty((4, width), np.uint16)
     rows = symbols.size // width
+    one = ranks.dtype.type(1)
     for first in range(0, rows, 4):
-        counts[:] = np.int32(0)
+        counts[:] = 0
         for r in range(4):
             # Where fewer than four are left, the last is ranked more than once.
             row = symbols[min(first + r, rows - 1) * width :]
@@ -152,9 +153,9 @@ def _rank_by_counts(symbols, mask, numbers, found, width, ranks):
                 keys[r, i] = numbers[row[i] & mask]
         for i in range(np.uint64(width)):
             for r in range(4):
-                counts[r, np.uint64(keys[r, i])] += np.int32(1)
+                counts[r, np.uint64(keys[r, i])] += one
         for r in range(4):
-            total = np.int32(0)
+            total = one - one
             for n in range(found):
                 count = counts[r, n]
                 counts[r, n] = total
@@ -163,7 +164,7 @@ def _rank_by_counts(symbols, mask, numbers, found, width, ranks):
             for r in range(4):
                 key = np.uint64(keys[r, i])
                 place = counts[r, key]
-                counts[r, key] = place + np.int32(1)
+                counts[r, key] = place + one
                 ranks[np.uint64(min(first + r, rows - 1) * width) + i] = place
 
 

@@ -13,6 +13,7 @@ from deltareg.codec import Array, Lane, kernels
 from deltareg.codec.memory import frame_memory
 from deltareg.merge import loops
 from deltareg.merge.block import Addend, Block
+from deltareg.merge.deferred import Deferred
 from deltareg.merge.linear import linear
 from deltareg.merge.values import values_of
 
@@ -33,6 +34,9 @@ class Processor:
 
     keeps_tokens: bool = False
     """Whether it looks up the symbols of a palette itself."""
+
+    defers: bool = True
+    """Whether stages can put off what they do: see `deferred.py`."""
 
     repeats: bool = False
     """Whether a step may be done more than once, since memory may run out in it."""
@@ -68,7 +72,10 @@ class Processor:
 
     def add_merged(self, target: Array, target_lane: Lane, merged: Any, out: Array, out_lane: Lane) -> None:
         """out = round(target + merged), of the lanes that they are: `target` and `out` here, `merged` there."""
-        kernels.add_merged(target, merged, out)
+        if isinstance(merged, Deferred):
+            merged.add_to(target, out)
+        else:
+            kernels.add_merged(target, merged, out)
 
 
 CPU = Processor()

@@ -16,7 +16,7 @@ import numpy as np
 from deltareg.codec import Array
 from deltareg.merge.values import Extent, Values
 
-__all__ = ["Counts", "Cut", "Ranks", "Search", "drop_largest", "keep_largest", "splits"]
+__all__ = ["Counts", "Cut", "Ranks", "Search", "bounds", "drop_largest", "keep_largest", "new_counts", "splits"]
 
 _RUNS = 64
 _BINS = 1 << 16
@@ -78,6 +78,16 @@ class Search:
         """What gathers pass `number`."""
         return Counts(number, self.known(settled), self._levels, self._extent.blocks)
 
+    def window(self, number: int, settled: Sequence[Ranks], delta: int) -> tuple[int, int] | None:
+        """The bits that pass `number` counts of a delta, and those above them that the first cut's magnitude has.
+
+        They are counted from bit `shift` on. None where a cut is known, or ties are counted.
+        """
+        sought = self.known(settled)[delta][0]
+        if sought.cut is not None or sought.run is not None:
+            return None
+        return 16 * (self._levels[delta] - 1 - number), sought.prefix
+
     def wants(self, settled: Sequence[Ranks], position: int) -> bool:
         """Whether the next pass must see the block at `position`."""
         return any(
@@ -106,7 +116,7 @@ class Search:
             return None
         if sought.run is not None:
             return int(loops.count_magnitude(symbols, mask, type(mask)(sought.prefix)))
-        counts = np.zeros(_BINS, np.uint32)
+        counts = new_counts()
         shift = 16 * (self._levels[delta] - 1 - number)
         loops.magnitude_counts(symbols, mask, np.uint64(shift), np.uint64(sought.prefix), counts)
         return counts
@@ -196,6 +206,22 @@ def _ends(counts: Sequence[int], wanted: int) -> tuple[int, int]:
     raise AssertionError("fewer lanes were counted than there are")
 
 
+def new_counts() -> Array:
+    """Counts of 16 bits, all zero."""
+    return np.zeros(_BINS, np.uint32)
+
+
+def bounds(cut: Cut, position: int) -> tuple[int, int]:
+    """The least magnitude that is within a cut in the block at `position`, and how many lanes with just that are.
+
+    That is negative where all of them are.
+    """
+    if position == cut.block and cut.first > 0:
+        return cut.magnitude, cut.first
+    # Ties before the block where they run out are within the cut, those after it are not.
+    return cut.magnitude + (position >= cut.block), -1
+
+
 def splits(ranks: Ranks, position: int) -> bool:
     """Whether a cut goes through the block at `position`, whose lanes then have to be seen together."""
     return any(one.cut is not None and one.cut.block == position and one.cut.first > 0 for row in ranks for one in row)
@@ -214,12 +240,10 @@ def drop_largest(values: Values, row: Any, symbols: Any, mask: Any, cut: Cut, po
 def _select(values: Values, row: Any, symbols: Any, mask: Any, cut: Cut, position: int, *, inside: bool) -> None:
     bits = cast("Any", type(mask))
     zero, loops = values.number(0), values.loops
-    # Ties before the block where they run out are within the cut, those after it are not.
-    least = cut.magnitude if position < cut.block else cut.magnitude + 1
-    split = position == cut.block and cut.first > 0
+    least, ties = bounds(cut, position)
     if inside:
-        loops.keep_at_least(row, symbols, mask, bits(min(least - split, int(mask) + 1)), zero)
+        loops.keep_at_least(row, symbols, mask, bits(min(least, int(mask) + 1)), zero)
     else:
-        loops.keep_below(row, symbols, mask, bits(min(least, int(mask) + 1)), zero)
-    if split:
-        loops.settle_ties(row, symbols, mask, bits(cut.magnitude), cut.first, inside, zero)
+        loops.keep_below(row, symbols, mask, bits(min(least + (ties >= 0), int(mask) + 1)), zero)
+    if ties >= 0:
+        loops.settle_ties(row, symbols, mask, bits(cut.magnitude), ties, inside, zero)

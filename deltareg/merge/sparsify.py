@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from deltareg.merge.search import Ranks, Search, drop_largest, keep_largest, splits
+from deltareg.merge.deferred import Deferred
+from deltareg.merge.search import Ranks, Search, bounds, drop_largest, keep_largest, splits
 from deltareg.merge.stage import Gathering, Scope, Stage, Sums
 from deltareg.merge.values import Extent, Values
 
@@ -34,6 +35,11 @@ class Band(Stage):
     rescale: Rescale = "none"
 
     @property
+    def defers(self) -> bool:
+        """Unless it needs sums of the numbers."""
+        return self.rescale != "l1"
+
+    @property
     def scope(self) -> Scope:
         """As `over` says."""
         return self.over
@@ -56,6 +62,8 @@ class Band(Stage):
     def act(self, settled: Sequence[Ranks], values: Values, position: int, extent: Extent) -> None:
         _remember(self.rescale, values)
         known = self._search(extent).known(settled)
+        if None not in extent.kinds and values.defer(lambda deferred: self._tell(deferred, known, position)):
+            return
         for delta, row in enumerate(known):
             cuts = [sought.cut for sought in row]
             symbols, mask = values.magnitudes(delta, extent.kinds[delta])
@@ -63,6 +71,12 @@ class Band(Stage):
                 keep_largest(values, values.array[delta], symbols, mask, cuts[0], position)
             if len(cuts) > 1 and cuts[1] is not None:
                 drop_largest(values, values.array[delta], symbols, mask, cuts[1], position)
+
+    def _tell(self, deferred: Deferred, known: Ranks, position: int) -> bool:
+        cuts = [[sought.cut for sought in row] for row in known]
+        least = [bounds(row[0], position) for row in cuts if row[0] is not None]
+        most = [bounds(row[1], position) for row in cuts if len(row) > 1 and row[1] is not None]
+        return deferred.keep_at_least(least) and (not most or deferred.keep_below(most))
 
     def _search(self, extent: Extent) -> Search:
         kept = self._kept(extent.lanes)
@@ -88,16 +102,22 @@ class Drop(Stage):
     density: float
     rescale: Rescale = "inverse"
 
+    @property
+    def defers(self) -> bool:
+        """Unless it needs sums of the numbers."""
+        return self.rescale != "l1"
+
     def divisible(self, settled: Sequence[Any], position: int, extent: Extent) -> bool:
         return self.rescale != "l1"
 
     def act(self, settled: Sequence[Any], values: Values, position: int, extent: Extent) -> None:
         _remember(self.rescale, values)
         limit = round(self.density * 2**32)
-        chances = values.loops.empty(values.lanes, np.uint32)
-        for row, key in zip(values.array, values.keys, strict=True):
-            values.loops.draw(np.uint64(key), values.first, chances)
-            values.loops.drop(row, chances, limit, values.number(0))
+        if not values.defer(lambda deferred: deferred.drop(values.keys, limit)):
+            chances = values.loops.empty(values.lanes, np.uint32)
+            for row, key in zip(values.array, values.keys, strict=True):
+                values.loops.draw(np.uint64(key), values.first, chances)
+                values.loops.drop(row, chances, limit, values.number(0))
         if self.rescale == "inverse" and self.density > 0:
             values.scales /= self.density
 
@@ -115,6 +135,11 @@ class MagPrune(Stage):
     rescale: Rescale = "inverse"
 
     @property
+    def defers(self) -> bool:
+        """Unless it needs sums of the numbers."""
+        return self.rescale != "l1"
+
+    @property
     def whole_rows(self) -> bool:
         """Ranks are those in a row."""
         return True
@@ -125,9 +150,11 @@ class MagPrune(Stage):
     def act(self, settled: Sequence[Any], values: Values, position: int, extent: Extent) -> None:
         _remember(self.rescale, values)
         most, step = self._line(values.row)
+        inverse = self.rescale == "inverse"
+        if values.defer(lambda deferred: deferred.drop_by_rank(values.keys, most, step, inverse=inverse)):
+            return
         chances = values.loops.empty(values.lanes, np.uint32)
         ranks = values.loops.empty(values.lanes, np.int32)
-        inverse = self.rescale == "inverse"
         for delta, (row, key) in enumerate(zip(values.array, values.keys, strict=True)):
             symbols, mask = values.magnitudes(delta, values.kinds[delta])
             values.loops.rank_rows(symbols, mask, symbols.itemsize, values.row, ranks)

@@ -48,6 +48,11 @@ class Stage:
         """Whether blocks must hold whole rows of the tensor."""
         return False
 
+    @property
+    def defers(self) -> bool:
+        """Whether it puts its work off where it can: see `Values.defer`."""
+        return False
+
     def passes(self, extent: Extent) -> int:
         """How often every block is seen before the stage can act."""
         return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from deltareg.codec import Array, Lane, kernels
 from deltareg.codec.memory import empty
 from deltareg.merge import loops as host_loops
 from deltareg.merge.block import Addend
+from deltareg.merge.deferred import Deferred
 
 __all__ = ["Extent", "Values", "values_of"]
 
@@ -40,7 +40,7 @@ class Values:
     gives the numbers of the lanes from one to another. The last stage gives `merged`.
 
     `array`, `symbols` and `merged` may be on a device; then `loops` are those that work there. Stages do with them what
-    `loops` has, and nothing else.
+    `loops` has, and nothing else. Where there is a `deferred`, they tell it what is to be done, and do nothing.
     """
 
     symbols: tuple[Any, ...]
@@ -52,20 +52,35 @@ class Values:
     kind: type[np.floating[Any]]
     make: Callable[[int, int], Any]
     loops: Any = host_loops
+    deferred: Deferred | None = None
     scales: Array = field(init=False)
     before: list[float] | None = None
     merged: Any = None
+    _array: Any = None
 
     def __post_init__(self) -> None:
         self.scales = np.ones(len(self.symbols), np.float64)
 
-    @cached_property
+    @property
     def array(self) -> Any:
         """D1 + D2 as numbers of `kind`, of shape (deltas, lanes), a zero where nothing changes.
 
         Made when it is first asked for: what compares magnitudes has no need of it.
         """
-        return self.make(0, self.lanes)
+        if self._array is None:
+            self._array = self.make(0, self.lanes) if self.deferred is None else self.deferred.values()
+        return self._array
+
+    def defer(self, tell: Callable[[Deferred], bool]) -> bool:
+        """Put a stage's work off, which `tell` tells; False where it has to be done at once."""
+        if self.deferred is None:
+            return False
+        if not tell(self.deferred):
+            # What was put off is done, and nothing is any more.
+            self._array, self.deferred = self.array, None
+            return False
+        self._array = None
+        return True
 
     def part(self, start: int, stop: int) -> Values:
         """The lanes from `start` to `stop`, of which no number was made so far."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
@@ -13,11 +14,11 @@ import numpy as np
 
 from deltareg.apply.ranks import ALONE, Ranks
 from deltareg.codec import FRAME_LANES, Frame, Lane
-from deltareg.codec.memory import Recycled, part_memory
+from deltareg.codec.memory import Recycled, empty, part_memory
 from deltareg.codec.mend import Mending
 from deltareg.codec.palette import Tokens
 from deltareg.merge.block import Addend
-from deltareg.merge.deferred import Deferred
+from deltareg.merge.deferred import ALIGNMENT, Deferred
 from deltareg.merge.processor import CPU, Processor
 from deltareg.merge.stage import Gathering, Stage
 from deltareg.merge.values import Extent, Values
@@ -160,9 +161,9 @@ class Merging:
 
     Its blocks are its frames, or runs of whole rows of about that size where a stage asks for these: a function of the
     shape alone, so that results do not depend on who does what. Decoded frames are kept from pass to pass where they
-    take at most `most_kept` bytes. `defers` tells that target, output and deltas are lanes with which stages can put
-    off what they do. `offset` is the position of its first block in an
-    extent that is all of the model, where `shared` has the stage that settles for that.
+    take at most `most_kept` bytes. `defers` tells that the stages can put off what they do (`can_defer`). `offset` is
+    the position of its first block in an extent that is all of the model, where `shared` has the stage that settles for
+    that.
     """
 
     def __init__(
@@ -188,9 +189,10 @@ class Merging:
         self._shared = shared
         self._offset = offset
         self._processor = processor
-        self._defers = defers and processor.defers and all(stage.defers for stage in stages)
         self.block_lanes = _block_lanes(row, stages)
         self.blocks = blocks_of(lanes, row, stages)
+        aligned = self.blocks == 1 or self.block_lanes % ALIGNMENT == 0
+        self._defers = defers and processor.defers and aligned
         extent = Extent(lanes, self.blocks, tuple(part.lane for part in parts))
         own = stages if shared is None else stages[1:]
         self._kept: dict[tuple[int, int], Frame] | None = None
@@ -278,10 +280,15 @@ class Merging:
         if self.block_lanes == FRAME_LANES:
             addends = [self._addend(place, block, lanes) for place in range(len(self._parts))]
             symbols, make = self._processor.values_of(addends, self._accumulator)
-            if self._defers:
-                deferred = Deferred(symbols, addends, first, self._row)
+            mendings = [addend.frame.mending for addend in addends]
+        elif self._defers:
+            symbols, mendings = self._gather_symbols(first, lanes)
+            make = _deferred
         else:
             symbols, make = self._gather(first, lanes)
+            mendings = []
+        if self._defers:
+            deferred = Deferred(symbols, mendings, first, self._row)
         return Values(
             symbols,
             tuple(part.lane for part in self._parts),
@@ -300,16 +307,35 @@ class Merging:
         empty = self._processor.loops.empty
         array = empty(len(self._parts) * lanes, self._accumulator).reshape(-1, lanes)
         symbols = tuple(empty(lanes, part.lane.bits) for part in self._parts)
-        for number in range(first // FRAME_LANES, -(-(first + lanes) // FRAME_LANES)):
-            start = number * FRAME_LANES
-            count = min(FRAME_LANES, self._lanes - start)
-            here = slice(max(first - start, 0), min(first + lanes - start, count))
-            there = slice(start + here.start - first, start + here.stop - first)
+        for number, count, here, there in self._frames_of(first, lanes):
             for place in range(len(self._parts)):
                 bits, make = self._processor.values_of([self._addend(place, number, count)], self._accumulator)
                 array[place, there] = make(0, count)[0, here]
                 symbols[place][there] = bits[0][here]
         return symbols, lambda start, stop: array[:, start:stop]
+
+    def _gather_symbols(self, first: int, lanes: int) -> tuple[tuple[Any, ...], list[Mending | None]]:
+        """As `_gather`, without numbers: the symbols, and the second terms."""
+        symbols = tuple(empty(lanes, part.lane.bits) for part in self._parts)
+        mendings: list[Mending | None] = []
+        for place, bits in enumerate(symbols):
+            found: list[Mending] = []
+            for number, count, here, there in self._frames_of(first, lanes):
+                addend = self._addend(place, number, count)
+                bits[there] = addend.symbols[here]
+                if addend.frame.mending is not None:
+                    mending = addend.frame.mending.within(here.start, here.stop)
+                    found.append(Mending(mending.positions + there.start, mending.codes))
+            mendings.append(Mending.joined(found) if found else None)
+        return symbols, mendings
+
+    def _frames_of(self, first: int, lanes: int) -> Generator[tuple[int, int, slice, slice]]:
+        """The frames that hold the lanes of a block: their numbers and lanes, which of these it has, and where."""
+        for number in range(first // FRAME_LANES, -(-(first + lanes) // FRAME_LANES)):
+            start = number * FRAME_LANES
+            count = min(FRAME_LANES, self._lanes - start)
+            here = slice(max(first - start, 0), min(first + lanes - start, count))
+            yield number, count, here, slice(start + here.start - first, start + here.stop - first)
 
     def _addend(self, place: int, number: int, lanes: int) -> Addend:
         part = self._parts[place]
@@ -324,6 +350,10 @@ class Merging:
             found = self._parts[place].read(number, lanes)
             frame = self._kept[place, number] = _out_of_frame_memory(found, self._memory)
         return frame
+
+
+def _deferred(start: int, stop: int) -> Any:
+    raise AssertionError("the numbers of lanes that defer come from what they defer")
 
 
 def _wait(courses: Sequence[Course]) -> None:
@@ -353,4 +383,7 @@ def _block_lanes(row: int, stages: Sequence[Stage]) -> int:
     """Lanes of a block of a tensor with rows of `row` lanes."""
     if not any(stage.whole_rows for stage in stages):
         return FRAME_LANES
-    return max(1, FRAME_LANES // max(row, 1)) * max(row, 1)
+    # Whole rows, and whole runs of random bits where these have a border in common.
+    row = max(row, 1)
+    unit = math.lcm(row, ALIGNMENT)
+    return max(1, FRAME_LANES // row) * row if unit > FRAME_LANES else FRAME_LANES // unit * unit

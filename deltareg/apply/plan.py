@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,12 +12,13 @@ from deltareg.apply.rows import Rows
 from deltareg.artifact import Artifact
 from deltareg.check import dtype_fits
 from deltareg.checkpoint import Checkpoint, ShardPlan, Tensor, lay_out
-from deltareg.codec import is_additive, lane_of
+from deltareg.codec import Lane, delta_lane_of, is_additive, lane_of
 from deltareg.errors import NotHomologous, UnsupportedFormat
 from deltareg.homology import compare_shapes, delta_shapes, finding, refuse_mismatch
 from deltareg.manifest import TensorEntry
 from deltareg.merge import METHODS, Gradient, Method, Schedule, Stage, Subject, Value, method_of, subjects_of
 from deltareg.merge.combine import Sum
+from deltareg.merge.deferred import can_defer
 from deltareg.names import Reference
 
 __all__ = ["LINEAR", "Action", "Merge", "Piece", "Plan", "PlannedTensor", "plan", "refuse_stacked"]
@@ -93,9 +95,32 @@ class PlannedTensor:
     stages: tuple[Stage, ...] = ()
 
     @property
+    def lanes(self) -> int:
+        """Lanes of the output."""
+        return self.nbytes // lane_of(self.dtype).width
+
+    @property
+    def row(self) -> int:
+        """Lanes of a row: of the last dimension, or all where there is but one."""
+        lanes = self.lanes
+        return lanes // math.prod(self.shape[:-1]) if len(self.shape) > 1 and lanes else max(lanes, 1)
+
+    @property
+    def kinds(self) -> list[Lane]:
+        """The lanes of D1 of each delta that has the tensor."""
+        return [delta_lane_of(piece.entry) for piece in (*self.pieces, *self.idle)]
+
+    @property
     def is_sum(self) -> bool:
         """Whether the method is nothing but a weighted sum, which needs no room for values."""
         return len(self.stages) == 1 and isinstance(self.stages[0], Sum)
+
+    @property
+    def defers(self) -> bool:
+        """Whether its stages can put off what they do."""
+        if self.source is None or self.is_sum:
+            return False
+        return can_defer([lane_of(self.source.dtype), lane_of(self.dtype), *self.kinds], self.stages, self.row)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
@@ -37,7 +36,6 @@ from deltareg.codec.memory import Recycled, empty
 from deltareg.errors import BadHeader, BadRecord, UnsupportedFormat
 from deltareg.merge import Addend, Block, Stage, accumulator_of
 from deltareg.merge.combine import Sum
-from deltareg.merge.deferred import can_defer
 from deltareg.merge.linear import overwrite
 from deltareg.merge.processor import CPU, Processor
 from deltareg.merge.values import Extent
@@ -208,7 +206,7 @@ class _Steps:
             step = {"convert": self._convert, "add": self._add, "replace": self._replace}[tensor.action]
             factors = _factors(tensor) if tensor.is_sum else [1.0] * len(tensor.pieces)
             readers = [self._reader(tensor, *both) for both in zip(tensor.pieces, factors, strict=True)]
-            lanes = _lanes(tensor)
+            lanes = tensor.lanes
             yield [
                 partial(
                     self._processor.step,
@@ -221,7 +219,7 @@ class _Steps:
         record = RecordReader(piece.entry, self._packs[piece.delta].parts(piece.entry))
         adds = tensor.action == "add"
         reader = _Reader(record, piece.rows, factor, keep_tokens=adds and self._processor.keeps_tokens)
-        lanes = _lanes(tensor)
+        lanes = tensor.lanes
         due = lanes if reader.rows is None else lanes // reader.rows.target * reader.rows.delta
         if reader.head.lanes != due:
             raise BadRecord(f"the record of {tensor.name!r} has {reader.head.lanes} lanes instead of {due}")
@@ -240,10 +238,12 @@ class _Steps:
             tensors.sort(key=lambda tensor: tensor.name)
             kinds: list[Lane | None] = []
             for number in range(len(self._deltas)):
-                found = {_kind(piece) for tensor in tensors for piece in tensor.pieces if piece.delta == number}
+                found = {
+                    delta_lane_of(piece.entry) for tensor in tensors for piece in tensor.pieces if piece.delta == number
+                }
                 kinds.append(found.pop() if len(found) == 1 else None)
-            blocks = [blocks_of(_lanes(tensor), _row(tensor), tensor.stages) for tensor in tensors]
-            lanes = sum(map(_lanes, tensors))
+            blocks = [blocks_of(tensor.lanes, tensor.row, tensor.stages) for tensor in tensors]
+            lanes = sum(tensor.lanes for tensor in tensors)
             own = [self._share.measures(tensor.name) for tensor in tensors]
             measured = sum(count for count, ours in zip(blocks, own, strict=True) if ours)
             course = Course(stage, Extent(lanes, sum(blocks), tuple(kinds)), measured, self._share.ranks)
@@ -272,12 +272,12 @@ class _Steps:
                     here = replace(here, lane=kind)
                 pieces[number] = here
         return Merging(
-            _lanes(tensor),
-            _row(tensor),
+            tensor.lanes,
+            tensor.row,
             [pieces[number] for number in sorted(pieces)],
             tensor.stages,
             _accumulator(tensor),
-            defers=_defers(tensor),
+            defers=tensor.defers,
             most_kept=self._limits.kept,
             shared=shared,
             offset=offset,
@@ -289,7 +289,7 @@ class _Steps:
         assert piece.entry.base_dtype is not None
         read = _unchanged if idle else self._reader(tensor, piece).read
         key = random_key(self._plan.seed, self._deltas[piece.delta].artifact.digest, piece.entry.name)
-        return Part(read, lane_of(piece.entry.base_dtype), _kind(piece), piece.weight, key)
+        return Part(read, lane_of(piece.entry.base_dtype), delta_lane_of(piece.entry), piece.weight, key)
 
     def _merge(self, tensor: PlannedTensor, merging: Merging, block: int, *, alone: bool = False) -> Outcome:
         if not alone:
@@ -303,7 +303,7 @@ class _Steps:
         assert tensor.source is not None
         target_lane, out_lane = lane_of(tensor.source.dtype), lane_of(tensor.dtype)
         first = block * merging.block_lanes
-        lanes = min(merging.block_lanes, _lanes(tensor) - first)
+        lanes = min(merging.block_lanes, tensor.lanes - first)
         target = _read(tensor.source, first, lanes).view(target_lane.stored)
         out = empty(lanes, out_lane.stored)
         for here, merged in merging.merge_alone() if alone else merging.merge(block):
@@ -389,28 +389,10 @@ def random_key(seed: int, digest: str, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}\n{digest}\n{name}".encode()).digest()[:8], "little")
 
 
-def _kind(piece: Piece) -> Lane:
-    return delta_lane_of(piece.entry)
-
-
-def _lanes(tensor: PlannedTensor) -> int:
-    return tensor.nbytes // lane_of(tensor.dtype).width
-
-
-def _row(tensor: PlannedTensor) -> int:
-    """Lanes of a row: of the last dimension, or all where there is but one."""
-    lanes = _lanes(tensor)
-    return lanes // math.prod(tensor.shape[:-1]) if len(tensor.shape) > 1 and lanes else max(lanes, 1)
-
-
 def _accumulator(tensor: PlannedTensor) -> type[np.floating[Any]]:
     assert tensor.source is not None
-    return accumulator_of([lane_of(tensor.source.dtype), lane_of(tensor.dtype), *map(_kind, tensor.pieces)])
-
-
-def _defers(tensor: PlannedTensor) -> bool:
-    assert tensor.source is not None
-    return can_defer([lane_of(tensor.source.dtype), lane_of(tensor.dtype), *map(_kind, (*tensor.pieces, *tensor.idle))])
+    kinds = [delta_lane_of(piece.entry) for piece in tensor.pieces]
+    return accumulator_of([lane_of(tensor.source.dtype), lane_of(tensor.dtype), *kinds])
 
 
 def _read(tensor: Tensor, first: int, lanes: int) -> Array:

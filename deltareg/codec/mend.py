@@ -8,6 +8,7 @@ cost nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +44,11 @@ class Mending:
         """The second terms of the lanes from `start` to `stop`, whose positions are counted from there."""
         first, last = np.searchsorted(self.positions, (start, stop)).tolist()
         return Mending(self.positions[first:last] - start, self.codes[first:last])
+
+    @classmethod
+    def joined(cls, mendings: Sequence[Mending]) -> Mending:
+        """Those of several, whose positions follow one another."""
+        return cls(np.concatenate([one.positions for one in mendings]), np.concatenate([one.codes for one in mendings]))
 
     @classmethod
     def decode(cls, reader: StreamReader, lanes: int, lane: Lane) -> Mending:

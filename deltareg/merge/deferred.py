@@ -6,28 +6,43 @@ before it, and it goes on with these.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deltareg.codec import Array, Lane
+from deltareg.codec import Array, Lane, lane_of
 from deltareg.codec.memory import empty
+from deltareg.codec.mend import Mending
 from deltareg.merge import chunks, loops
-from deltareg.merge.block import Addend
 
-__all__ = ["Deferred", "can_defer"]
+if TYPE_CHECKING:
+    from deltareg.merge.stage import Stage
+
+__all__ = ["ALIGNMENT", "Deferred", "can_defer"]
+
+ALIGNMENT = 8192
+"""What the first lane of a block is a multiple of: random bits come in runs of so many lanes."""
 
 _MOST = 1 << 15
 _WIDEST = 1 << 16
+_LANE = lane_of("BF16")
 _NO_PLACES = np.zeros(0, np.int64)
 _NO_TERMS = np.zeros(0, np.float32)
 
 
-def can_defer(lanes: Sequence[Lane]) -> bool:
-    """Whether all of these lanes, of deltas, target and output, are those that the loops here take."""
-    return all(lane.dtype == "BF16" for lane in lanes)
+def can_defer(lanes: Iterable[Lane], stages: Iterable[Stage], row: int) -> bool:
+    """Whether stages can put off what they do to a tensor with rows of `row` lanes.
+
+    `lanes` are those of the target, the output and the deltas.
+    """
+    by_row = any(stage.whole_rows for stage in stages)
+    return (
+        all(lane.dtype == "BF16" for lane in lanes)
+        and all(stage.defers for stage in stages)
+        and not (by_row and row > _WIDEST)
+    )
 
 
 @dataclass(frozen=True)
@@ -53,12 +68,12 @@ class Deferred:
 
     Each method gives False where that order, or what was said before, does not allow it.
 
-    `symbols` (uint16) are all lanes of each of the `addends`. `first` is the block's first lane in the tensor, `row`
-    the lanes in one of its rows.
+    `symbols` (uint16) are all lanes of each delta, `mendings` their second terms. `first`, a multiple of `ALIGNMENT`,
+    is the block's first lane in the tensor, `row` the lanes in one of its rows.
     """
 
     symbols: tuple[Array, ...]
-    addends: Sequence[Addend]
+    mendings: Sequence[Mending | None]
     first: int
     row: int
     _weigh: Array | None = None
@@ -114,7 +129,7 @@ class Deferred:
 
     def drop_by_rank(self, keys: tuple[int, ...], top: float, step: float, *, inverse: bool) -> bool:
         """Keep a lane with the chance `top` − `step` · its rank in its row, and divide it by that where `inverse`."""
-        if self._how or self._spread is not None or self.row > _WIDEST:
+        if self._how or self._spread is not None:
             return False
         self._how = chunks.BY_RANK_INVERSE if inverse else chunks.BY_RANK
         self._keys, self._top, self._step = keys, top, step
@@ -167,11 +182,10 @@ class Deferred:
         """Of each delta the lanes with second terms, and D1 + D2 there."""
         places: list[Array] = []
         terms: list[Array] = []
-        for symbols, addend in zip(self.symbols, self.addends, strict=True):
-            mending = addend.frame.mending
+        for symbols, mending in zip(self.symbols, self.mendings, strict=True):
             if mending is not None:
                 places.append(mending.positions)
-                terms.append(mending.terms(symbols.view(addend.lane.stored), addend.lane, np.float32))
+                terms.append(mending.terms(symbols, _LANE, np.float32))
             else:
                 places.append(_NO_PLACES)
                 terms.append(_NO_TERMS)

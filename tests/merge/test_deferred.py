@@ -49,6 +49,7 @@ DEFERRING: list[tuple[str, Mapping[str, Value]]] = [
     ("multislerp", {}),
     ("karcher", {}),
 ]
+BY_ROW = [(name, given) for name, given in DEFERRING if name.startswith("della")]
 NAMES = [f"{name}-{'-'.join(map(str, given.values()))}" for name, given in DEFERRING]
 
 
@@ -114,9 +115,7 @@ def _both(method: str, given: Mapping[str, Value], *arguments: Any) -> None:
         return
     in_one_pass, some = _merged(method, given, *arguments, defers=True)
     assert none == 0
-    # Blocks of whole rows that are no frames have their stages done at once.
-    by_row = any(stage.whole_rows for stage in METHODS[method].stages(given))
-    assert some > 0 or (by_row and FRAME_LANES % arguments[-1])
+    assert some > 0
     assert np.array_equal(at_once, in_one_pass)
 
 
@@ -152,6 +151,16 @@ def test_a_delta_that_leaves_a_frame_alone_is_the_same_in_one_pass(method: str, 
     symbols[FRAME_LANES:] = BF16.marker
     deltas[1] = symbols, mended[mended < FRAME_LANES]
     _both(method, given, target, deltas, (0.6, 0.4), 4096)
+
+
+@pytest.mark.parametrize(("method", "given"), BY_ROW, ids=[name for name, _ in BY_ROW])
+@pytest.mark.parametrize("row", [5632, 11008, 24576])
+def test_blocks_that_are_no_frames_are_the_same_in_one_pass(method: str, given: Mapping[str, Value], row: int) -> None:
+    generator = np.random.default_rng(row)
+    lanes = 3 * FRAME_LANES // row * row
+    target = generator.integers(0x3C00, 0x3F80, lanes).astype(np.uint16)
+    deltas = [_delta(generator, lanes, share) for share in (0.3, 0.9)]
+    _both(method, given, target, deltas, (0.5, 0.75), row)
 
 
 @pytest.mark.parametrize(("method", "given"), DEFERRING, ids=NAMES)

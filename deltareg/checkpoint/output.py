@@ -54,7 +54,7 @@ def refuse_input(target: Checkpoint, out: str | os.PathLike[str]) -> None:
     if is_bucket(out):
         held = is_bucket(target.label) and parse_bucket_name(os.fspath(out)).holds(parse_bucket_name(target.label))
     else:
-        place = Path(out).resolve()
+        place = Path(os.path.realpath(out))  # `resolve` would not take links that lead round in a circle
         root = target.root.resolve() if target.is_local else None
         held = root is not None and place in (target.path.resolve(), root, *root.parents)
         if root is not None:  # a snapshot's files are links to elsewhere

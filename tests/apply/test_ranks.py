@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,11 @@ from deltareg import Registry
 from deltareg.apply.plan import Plan, PlannedTensor
 from deltareg.apply.ranks import share
 from deltareg.checkpoint import ShardPlan
+from deltareg.digest import Digest
+from deltareg.errors import DigestMismatch
+from deltareg.manifest import INVENTORY_TYPE, SIDE_FILE_TYPE
 from tests.apply.test_resume import files, staged
+from tests.deltas import flip
 from tests.weights import Pair
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,18 +32,23 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def torchrun(home: Path, processes: int, *arguments: str | Path) -> subprocess.Popen[str]:
     """Start `deltareg apply` in so many processes."""
+    return started(home, processes, "-m", "deltareg", "apply", *arguments, "--threads", "1")
+
+
+def started(home: Path, processes: int, *program: str | Path) -> subprocess.Popen[str]:
+    """Start a program of Python's in so many processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [*launcher, "-m", "deltareg", "apply", *map(str, arguments), "--threads", "1"]
+    command = [*launcher, *map(str, program)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DELTAREG_HOME": str(home), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+def ended(process: subprocess.Popen[str], seconds: float = 240) -> tuple[int, str, str]:
     """The status, stdout and stderr of a job."""
     try:
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
@@ -120,6 +130,72 @@ def test_what_one_process_finds_wrong_ends_all_of_them(tmp_path: Path, two: Regi
     assert "error[DR0104]: the output exists already" in err  # the first one looks
     assert "error[DR0008]: rank 0 of 2 failed: the output exists already" in err
     assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_damaged_pack_ends_all_processes_and_leaves_no_output(
+    tmp_path: Path, two: Registry, small_llama: Pair, rank: int
+) -> None:
+    deltareg.apply(small_llama.base, {"acme/llama:1.0.0": 0.5}, two, tmp_path / "alone")
+    shutil.copytree(two.home, tmp_path / "home")
+    # Each rank verifies every second of them.
+    layers = [
+        layer
+        for layer in two.artifact("acme/llama:1.0.0").manifest.layers
+        if layer.media_type not in (INVENTORY_TYPE, SIDE_FILE_TYPE)
+    ]
+    blob = Registry(tmp_path / "home").store.path(Digest(layers[rank].digest))
+    sound = blob.read_bytes()
+    flip(blob, 8 * (len(sound) // 2))
+    arguments = [small_llama.base, "acme/llama:1.0.0=0.5", "-o", tmp_path / "out", "--resume"]
+    status, out, err = ended(torchrun(tmp_path / "home", 2, *arguments))
+    assert status != 0
+    assert out == ""
+    assert f"error[{DigestMismatch.code}]" in err
+    assert layers[rank].digest in err
+    assert not (tmp_path / "out").exists()
+    blob.write_bytes(sound)
+    status, out, err = ended(torchrun(tmp_path / "home", 2, *arguments, "--json"))
+    assert status == 0, err
+    assert json.loads(out)["resumedTensors"] == 0, "nothing that was made of damaged bytes is taken over"
+    assert files(tmp_path / "out") == files(tmp_path / "alone")
+    assert staged(tmp_path / "out") == []
+
+
+# The first rank has work for minutes; what the second one writes fails once it has begun.
+_FAILING_AT_WORK = """
+import os, resource, sys, threading
+import deltareg
+from deltareg.apply.ranks import TorchRanks
+from deltareg.progress import Progress
+
+class Failing(Progress):
+    def advance(self, count):
+        if ranks.number == 0:
+            threading.Event().wait(300)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+target, out = sys.argv[1:]
+registry = deltareg.Registry(os.environ["DELTAREG_HOME"])
+with TorchRanks() as ranks:
+    deltareg.apply(target, {"acme/llama:1.0.0": 0.5}, registry, out, threads=1, ranks=ranks, progress=Failing())
+"""
+
+
+@pytest.mark.slow
+def test_process_that_fails_at_work_does_not_wait_for_those_that_are_at_theirs(
+    tmp_path: Path, two: Registry, small_llama: Pair
+) -> None:
+    (tmp_path / "failing.py").write_text(_FAILING_AT_WORK)
+    out = tmp_path / "out"
+    status, _, err = ended(started(two.home, 2, tmp_path / "failing.py", small_llama.base, out), 90)
+    assert status != 0
+    assert "could not write the checkpoint" in err and "File too large" in err
+    assert not out.exists()
+    # What the first has left behind, who could not end in its own way, is cleared away by the next.
+    deltareg.apply(small_llama.base, {"acme/llama:1.0.0": 0.5}, two, out)
+    assert staged(out) == []
 
 
 @pytest.mark.slow

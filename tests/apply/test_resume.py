@@ -16,10 +16,11 @@ import deltareg
 from deltareg import Registry
 from deltareg.apply import ApplyReport
 from deltareg.digest import Digest
-from deltareg.errors import DeltaregError, DigestMismatch, NotAllowed, OutputExists
+from deltareg.errors import DeltaregError, DigestMismatch, DiskFull, NotAllowed, OutputExists
 from deltareg.progress import Progress
 from tests.apply.killed import killed_after, killed_at
 from tests.deltas import flip
+from tests.disks import fill, small_disk
 from tests.weights import Pair
 
 HALF = {"acme/llama:1.0.0": 0.5}
@@ -138,6 +139,37 @@ def test_other_number_of_threads_goes_on_as_well(build: Build) -> None:
     build.kill(report=30, threads=1)
     assert build.run(threads=3).resumed_tensors > 5
     assert files(build.out) == build.whole
+
+
+def test_run_that_cannot_make_its_files_keeps_what_the_killed_one_had_finished(build: Build) -> None:
+    left = build.kill(report=30)
+    count = len(set(finished(left)))
+    shard = sorted(left.glob("*.safetensors"))[-1]
+    shard.rename(build.out.parent / "aside")
+    shard.mkdir()
+    for _ in range(2):
+        with pytest.raises(DeltaregError):
+            build.run()
+        assert staged(build.out) == [left] and not build.out.exists()
+    shard.rmdir()
+    (build.out.parent / "aside").rename(shard)
+    assert 5 < build.run().resumed_tensors <= count
+    assert files(build.out) == build.whole
+
+
+def test_run_for_which_the_disk_is_too_full_keeps_what_the_killed_one_had_finished(build: Build) -> None:
+    where = build.out.parent
+    with small_disk(where / "disk", 2 * sum(map(len, build.whole.values())) // 1024) as disk:
+        build.out = disk / "out"
+        left = build.kill(report=30)
+        sorted(left.glob("*.safetensors"))[-1].unlink()
+        ballast = fill(disk)
+        with pytest.raises(DiskFull):
+            build.run()
+        assert staged(build.out) == [left]
+        ballast.unlink()
+        assert build.run().resumed_tensors > 5
+        assert files(build.out) == build.whole
 
 
 # --- nothing is assumed -------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,12 @@ def two(tmp_path_factory: pytest.TempPathFactory, minilm_bf16: Pair) -> Registry
     return registry
 
 
-def applied(registry: Registry, target: Path, out: Path, *options: str) -> dict[str, Any]:
-    """The report of a process that applies both deltas, whose memory nothing else has touched."""
-    command = [sys.executable, "-m", "deltareg", "apply", str(target), "acme/one:1.0.0", "acme/two:1.0.0=0.5"]
+BOTH = ("acme/one:1.0.0", "acme/two:1.0.0=0.5")
+
+
+def applied(registry: Registry, target: Path, out: Path, *options: str, deltas: Sequence[str] = BOTH) -> dict[str, Any]:
+    """The report of a process that applies these deltas, whose memory nothing else has touched."""
+    command = [sys.executable, "-m", "deltareg", "apply", str(target), *deltas]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DELTAREG_HOME": str(registry.home)}
     arguments = [*command, "--force", "--threads", "2", "-o", str(out), "--json", *options]
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
@@ -52,6 +56,19 @@ def test_bound_of_memory_holds_and_changes_no_byte(
     bound = applied(two, minilm_bf16.base, tmp_path / "bound", *how, "--memory", f"{least}")
     assert bound["peakMemory"] <= bound["expectedMemory"] <= least < free["expectedMemory"]
     assert bound["threads"] == 1 < free["threads"]
+    assert free["peakMemory"] <= free["expectedMemory"]
+    assert files(tmp_path / "bound") == files(tmp_path / "free")
+
+
+def test_counts_for_the_whole_model_are_within_the_bound(tmp_path: Path, llama: Registry, small_llama: Pair) -> None:
+    """Small tensors, so that nothing else is held that is as large: up to 64 counts for each delta, of 512 KiB."""
+    how = ["--method", "ties", "--param", "density=0.5", "--param", "trim=model"]
+    deltas = ["acme/llama:1.0.0"] * 6
+    free = applied(llama, small_llama.base, tmp_path / "free", *how, deltas=deltas)
+    refused = applied(llama, small_llama.base, tmp_path / "none", *how, "--memory", "100MiB", deltas=deltas)
+    least = refused["error"]["data"]["needed"] + 4 * MIB  # two processes never hold quite the same
+    bound = applied(llama, small_llama.base, tmp_path / "bound", *how, "--memory", f"{least}", deltas=deltas)
+    assert bound["peakMemory"] <= bound["expectedMemory"] <= least <= free["expectedMemory"]
     assert free["peakMemory"] <= free["expectedMemory"]
     assert files(tmp_path / "bound") == files(tmp_path / "free")
 

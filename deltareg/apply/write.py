@@ -59,7 +59,7 @@ def write(
     ranks = means.ranks
     own = share(job.plan, ranks.count)[ranks.number]
     with ExitStack() as stack:
-        writer = stack.enter_context(_writer(job, out, ranks, own, resumption, overwrite=overwrite))
+        writer = stack.enter_context(_writer(job, out, means, own, resumption, overwrite=overwrite))
         done = writer.recover(_recoverable(job.plan, own), means.limits.threads)
         part = Share(own - done, own, ranks)
         try:
@@ -96,14 +96,16 @@ def write(
 def _writer(
     job: Prepared,
     out: str | os.PathLike[str],
-    ranks: Ranks,
+    means: Means,
     own: frozenset[str],
     resumption: Job | None,
     *,
     overwrite: bool,
 ) -> Writer:
+    ranks = means.ranks
     if ranks.count == 1:
-        return open_writer(out, job.plan.shards, overwrite=overwrite, job=resumption)
+        waiting = means.limits.waiting
+        return open_writer(out, job.plan.shards, overwrite=overwrite, job=resumption, waiting=waiting)
     if ranks.number == 0:
         leader = Member(0, own)
         writer = open_writer(out, job.plan.shards, overwrite=overwrite, job=resumption, member=leader)

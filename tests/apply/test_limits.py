@@ -14,7 +14,10 @@ import pytest
 
 import deltareg
 from deltareg import Registry
+from deltareg.apply.limits import limits_for
+from deltareg.checkpoint.bucket_writer import sending_bytes
 from deltareg.errors import InvalidArgument
+from tests.apply.test_ranks import planned
 from tests.apply.test_resume import files
 from tests.weights import Pair
 
@@ -71,6 +74,28 @@ def test_counts_for_the_whole_model_are_within_the_bound(tmp_path: Path, llama: 
     assert bound["peakMemory"] <= bound["expectedMemory"] <= least <= free["expectedMemory"]
     assert free["peakMemory"] <= free["expectedMemory"]
     assert files(tmp_path / "bound") == files(tmp_path / "free")
+
+
+def test_what_is_on_its_way_to_an_object_store_is_held() -> None:
+    plan = planned([300 * MIB], [200 * MIB])
+    limits, here = limits_for(plan, 4, None, 100 * MIB, Path("out"))
+    sent, there = limits_for(plan, 4, None, 100 * MIB, "s3://models/out")
+    assert limits == sent and sent.waiting == 64 * MIB
+    assert there - here == sending_bytes([300 * MIB, 200 * MIB]) + 64 * MIB > 150 * MIB
+    # Rather than threads go, pieces wait on disk.
+    leaner, held = limits_for(plan, 4, there - MIB, 100 * MIB, "s3://models/out")
+    assert (leaner.threads, held) == (4, there - 56 * MIB)
+    assert leaner.waiting == 8 * MIB
+    with pytest.raises(InvalidArgument, match="too few") as caught:
+        limits_for(plan, 4, here, 100 * MIB, "s3://models/out")
+    assert caught.value.data["needed"] == held
+
+
+def test_small_output_does_not_wait_with_more_than_it_has() -> None:
+    plan = planned([3 * MIB])
+    _, here = limits_for(plan, 1, None, 0, "out")
+    _, there = limits_for(plan, 1, None, 0, "gs://models/out")
+    assert there - here == 6 * MIB  # the file as a whole, and all of it waiting
 
 
 def test_dry_run_tells_what_will_be_read_written_and_held(tmp_path: Path, two: Registry, minilm_bf16: Pair) -> None:

@@ -110,7 +110,7 @@ def report_of(
         side_files=sorted(job.files),
         remedies=list(job.placement.remedies),
         overridden=job.overridden,
-        warnings=job.notes(written.outcome),
+        warnings=[*job.notes(written.outcome), *written.warnings],
         threads=means.limits.threads,
         ranks=means.ranks.count,
         expected_memory=held,

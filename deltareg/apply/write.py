@@ -39,6 +39,7 @@ class Written:
     """What the writing came to."""
 
     outcome: Outcome = NOTHING
+    warnings: tuple[str, ...] = ()
     nbytes: int = 0
     resumed: int = 0
     load_seconds: float = 0.0
@@ -90,7 +91,8 @@ def write(
         resumed = sum(ranks.each(len(done)))
         kept = sum(ranks.each(sum(job.plan.tensors[name].nbytes for name in done)))
         nbytes = job.plan.nbytes - kept
-        return Written(outcome, nbytes, resumed, 0.0, time.monotonic() - before, peak_memory())
+        warnings = tuple(warning for told in ranks.each(writer.warnings) for warning in told)
+        return Written(outcome, warnings, nbytes, resumed, 0.0, time.monotonic() - before, peak_memory())
 
 
 def _writer(

@@ -76,6 +76,7 @@ class BucketWriter(Closing):
         self._store = open_store(out)
         self._before = _found(self._store, out, overwrite)
         self._uploads = Uploads() if memory is None else Uploads(memory)
+        self.warnings: list[str] = []
         self._open = True
         try:
             for plan, header in zip(shards, headers, strict=True):

@@ -19,7 +19,15 @@ from deltareg.checkpoint.journal import Block, Journal, block_digest, finished_t
 from deltareg.checkpoint.layout import INDEX_FILE, index_json, output_path
 from deltareg.checkpoint.reader import Tensor
 from deltareg.checkpoint.source import bytes_of
-from deltareg.checkpoint.staging import adopt_stale, check_free, create_staging, publish, remove_stale
+from deltareg.checkpoint.staging import (
+    adopt_stale,
+    check_free,
+    create_staging,
+    is_locked,
+    left_beside,
+    publish,
+    remove_stale,
+)
 from deltareg.closing import Closing
 from deltareg.errors import BadCheckpoint, DiskFull, NotAllowed, translate_os_errors
 from deltareg.progress import Progress
@@ -88,7 +96,7 @@ class CheckpointWriter(Closing):
 
     The files are built in `.NAME.deltareg-RANDOM` beside `out` and appear by one rename in `commit`. Without it, and
     on every exception, nothing stays. The directory is locked, so that the next writer to the same `out` removes what
-    a killed process left, and nothing else.
+    a killed process left, and nothing else. `warnings` are what whoever started it should know.
     """
 
     def __init__(
@@ -112,6 +120,7 @@ class CheckpointWriter(Closing):
         self._job = job
         self._member = member
         self._keep = False
+        self.warnings: list[str] = []
         self._journal: Journal | None = None
         self._files: dict[str, int] = {}
         self._places: dict[str, _Place] = {}
@@ -136,7 +145,7 @@ class CheckpointWriter(Closing):
         except BaseException:
             self.close()
             raise
-        self._keep = job is not None and job.resume
+        self._keep = self._is_resumable()
 
     @property
     def staging(self) -> Path:
@@ -270,6 +279,12 @@ class CheckpointWriter(Closing):
             return
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self._directory, self._held = create_staging(self.out)
+        if self._job is not None and self._job.resume and not self._is_resumable():
+            self.warnings.append(_without_locks(self.out, self._directory))
+
+    def _is_resumable(self) -> bool:
+        """Whether the next writer of the job can go on with what this one leaves."""
+        return self._job is not None and self._job.resume and self._held >= 0 and is_locked(self._held)
 
     def _is_as_noted(self, name: str, blocks: Sequence[Block]) -> str | None:
         """The name of a tensor whose bytes are those that were noted; None for one that is to be written again."""
@@ -365,6 +380,16 @@ class CheckpointWriter(Closing):
             elif self._missing[place.file] < 0:  # something was written twice: the file is synced in the end
                 self._syncs.pop(place.file, None)
             return place.written == place.nbytes
+
+
+def _without_locks(out: Path, own: Path) -> str:
+    """Why nothing is gone on with, and what lies about for that reason."""
+    left = [path.name for path in left_beside(out) if path != own]
+    told = f"; remove what others have left, once none of them is at work: {', '.join(left)}" if left else ""
+    return (
+        f"{out.parent} has no locks on directories, as NFS has none, so that a killed run cannot be told from one "
+        f"that is at work: this one began anew, and none will go on with it{told}"
+    )
 
 
 def _remove_others(directory: Path, shards: Collection[str]) -> None:

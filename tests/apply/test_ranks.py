@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -10,19 +11,27 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors import safe_open
 
 import deltareg
 from deltareg import Registry
-from deltareg.apply.plan import Plan, PlannedTensor
-from deltareg.apply.ranks import share
-from deltareg.checkpoint import ShardPlan
+from deltareg.apply.limits import Limits
+from deltareg.apply.plan import Action, Merge, Plan, PlannedTensor
+from deltareg.apply.prepare import checked_weight, open_delta, prepare
+from deltareg.apply.ranks import ALONE, largest_share, ranks_of, share
+from deltareg.apply.report import report_of
+from deltareg.apply.write import Means, Written
+from deltareg.checkpoint import Checkpoint, ShardPlan
 from deltareg.digest import Digest
 from deltareg.errors import DigestMismatch
 from deltareg.manifest import INVENTORY_TYPE, SIDE_FILE_TYPE
+from deltareg.merge.processor import CPU
+from deltareg.progress import SILENT
 from tests.apply.test_resume import files, staged
 from tests.deltas import flip
 from tests.weights import Pair
@@ -58,14 +67,14 @@ def ended(process: subprocess.Popen[str], seconds: float = 240) -> tuple[int, st
 # --- who does what ------------------------------------------------------------------------------------------------
 
 
-def planned(*shards: Sequence[int]) -> Plan:
+def planned(*shards: Sequence[int], action: Action = "copy") -> Plan:
     """A plan of files with tensors of these sizes."""
     tensors: dict[str, PlannedTensor] = {}
     plans: list[ShardPlan] = []
     for number, sizes in enumerate(shards):
         names = [f"{number}.{place}" for place in range(len(sizes))]
         for name, size in zip(names, sizes, strict=True):
-            tensors[name] = PlannedTensor(name, "copy", "U8", (size,), size, None, ())
+            tensors[name] = PlannedTensor(name, action, "U8", (size,), size, None, ())
         plans.append(ShardPlan(f"{number}.safetensors", tuple((name, "U8", tensors[name].shape) for name in names)))
     return Plan(tensors, tuple(plans), (), (), {}, 0)
 
@@ -88,6 +97,41 @@ def test_tensors_of_one_file_are_shared_by_bytes() -> None:
 
 def test_more_ranks_than_tensors_leave_some_without_work() -> None:
     assert share(planned([3]), 3) == [{"0.0"}, frozenset(), frozenset()]
+
+
+def test_busiest_rank_is_the_one_with_most_to_compute() -> None:
+    plan = planned([8, 2], [6], [4], action="add")
+    assert [largest_share(plan, count) for count in (1, 2, 3, 4, 8)] == [1, 0.5, 0.5, 0.4, 0.4]
+    assert largest_share(planned([8, 2]), 2) == 0  # what is only copied takes no time to compute
+
+
+class _Three:
+    """The first of three ranks, which talks to none of them."""
+
+    number, local, count = 0, 0, 3
+
+    def each(self, value: Any) -> Iterator[Any]:
+        raise AssertionError("a dry run needs no others")
+
+    def fail(self, error: BaseException) -> None: ...
+
+    def leave(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_dry_run_of_several_ranks_tells_the_time_of_the_one_with_most_to_do(llama: Registry, small_llama: Pair) -> None:
+    sizes: list[int] = []
+    for shard in small_llama.base.glob("*.safetensors"):
+        with safe_open(shard, "np") as file:
+            sizes.append(sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys()))  # noqa: SIM118
+    assert len(sizes) == 3 and max(sizes) > 1.01 * sum(sizes) / 3
+    with Checkpoint.open(small_llama.base) as base:
+        delta = open_delta(llama, "acme/llama:1.0.0", checked_weight(0.5))
+        job = prepare(base, [delta], Merge.of("linear", None, 0), "post", 1, with_added=None, force=False)
+        for ranks, expected in ((ALONE, 60.0), (_Three(), 60.0 * max(sizes) / sum(sizes))):
+            report = report_of(job, "out", Means(Limits(1), ranks, CPU, SILENT), 0, Written(), 60.0, 1.0)
+            assert report.expected_seconds == pytest.approx(expected, rel=1e-4)  # a norm is unchanged
 
 
 # --- processes ----------------------------------------------------------------------------------------------------
@@ -243,9 +287,20 @@ def _kill_one_that_writes(launcher: int, out: Path) -> None:
         time.sleep(0.002)
 
 
-def test_alone_without_torchrun() -> None:
-    from deltareg.apply.ranks import ALONE, ranks_of
+@pytest.mark.slow
+def test_dry_run_of_several_processes_is_told_once_and_writes_nothing(
+    tmp_path: Path, two: Registry, small_llama: Pair
+) -> None:
+    arguments = [small_llama.base, "acme/llama:1.0.0=0.5", "-o", tmp_path / "out", "--dry-run", "--json"]
+    status, out, err = ended(torchrun(two.home, 2, *arguments))
+    assert status == 0, err
+    report = json.loads(out)
+    assert (report["ranks"], report["dryRun"]) == (2, True)
+    assert report["expectedSeconds"] > 0
+    assert os.listdir(tmp_path) == []
 
+
+def test_alone_without_torchrun() -> None:
     assert ranks_of({}) is ALONE
     assert ranks_of({"WORLD_SIZE": "4"}) is ALONE  # a cluster's own variable, not torchrun's
     assert list(ALONE.each("value")) == ["value"]

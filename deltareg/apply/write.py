@@ -14,7 +14,7 @@ from deltareg.apply.plan import Plan
 from deltareg.apply.prepare import Prepared
 from deltareg.apply.ranks import Ranks, share
 from deltareg.apply.run import NOTHING, Outcome, Share, run
-from deltareg.checkpoint import Job, Member
+from deltareg.checkpoint import CheckpointWriter, Job, Member
 from deltareg.checkpoint.output import Writer, open_writer
 from deltareg.errors import BadHeader, BadRecord, DigestMismatch
 from deltareg.merge.processor import Processor
@@ -111,6 +111,7 @@ def _writer(
     if ranks.number == 0:
         leader = Member(0, own)
         writer = open_writer(out, job.plan.shards, overwrite=overwrite, job=resumption, member=leader)
+        assert isinstance(writer, CheckpointWriter)  # an object store has been refused
         try:
             for _ in ranks.each(str(writer.staging)):
                 pass

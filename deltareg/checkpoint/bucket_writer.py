@@ -141,11 +141,6 @@ class BucketWriter(Closing):
     def sync(self) -> None:
         """What an object store has taken is durable."""
 
-    @property
-    def staging(self) -> str:
-        """The place itself: uploads have no other."""
-        return str(self.out)
-
     def close(self) -> None:
         """Abort the uploads that were not completed."""
         if not self._open:

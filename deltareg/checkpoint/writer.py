@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltareg.checkpoint.header import encode_header, lay_out
-from deltareg.checkpoint.journal import Block, Journal, block_digest, finished_tensors, journals_in
+from deltareg.checkpoint.journal import Block, Journal, block_digest, finished_in, journals_in
 from deltareg.checkpoint.layout import INDEX_FILE, index_json, output_path
 from deltareg.checkpoint.reader import Tensor
 from deltareg.checkpoint.source import bytes_of
@@ -110,9 +110,9 @@ class CheckpointWriter(Closing):
     ) -> None:
         """Create and preallocate the files.
 
-        With a `job` a journal is kept of what is finished. Raises OutputExists unless `out` is absent or an empty
-        directory (with `overwrite`: or a checkpoint), DiskFull if the tensors do not fit, NotAllowed where nothing may
-        be written.
+        With a `job` a journal is kept, after `vouch`, of what is finished. Raises OutputExists unless `out` is absent
+        or an empty directory (with `overwrite`: or a checkpoint), DiskFull if the tensors do not fit, NotAllowed where
+        nothing may be written.
         """
         # A link is followed: a rename would replace the link, not what it points to.
         self.out = Path(os.path.realpath(out))
@@ -122,6 +122,7 @@ class CheckpointWriter(Closing):
         self._keep = False
         self.warnings: list[str] = []
         self._journal: Journal | None = None
+        self._noted: dict[str, list[Block]] = {}
         self._files: dict[str, int] = {}
         self._places: dict[str, _Place] = {}
         self._counting = threading.Lock()
@@ -137,11 +138,10 @@ class CheckpointWriter(Closing):
             with translate_os_errors("create the output", self.out):
                 if joined is None:
                     self._begin({plan.file for plan in shards})
-                self._directory = joined or self._directory
+                else:
+                    self._directory = joined
+                    self._has_finished(joined)
                 self._reserve(shards, headers)
-                if job is not None:
-                    number = 0 if member is None else member.number
-                    self._journal = Journal(self._open_directory(), job.digest, number)
         except BaseException:
             self.close()
             raise
@@ -157,11 +157,7 @@ class CheckpointWriter(Closing):
 
         They count as written.
         """
-        if self._job is None or not self._job.resume:
-            return frozenset()
-        noted: dict[str, list[Block]] = {}
-        for journal in journals_in(self._open_directory()):
-            noted |= finished_tensors(journal, self._job.digest)
+        noted, self._noted = self._noted, {}
         checks = (
             partial(self._is_as_noted, name, noted[name]) for name in names if noted.get(name) and self._is_own(name)
         )
@@ -171,9 +167,10 @@ class CheckpointWriter(Closing):
         return found
 
     def vouch(self) -> None:
-        """Tell that the inputs are sound, so that what is finished may be gone on with."""
-        if self._journal is not None:
-            self._journal.vouch()
+        """Tell that the inputs are sound, so that what is finished from now on may be gone on with."""
+        if self._job is not None:
+            number = 0 if self._member is None else self._member.number
+            self._journal = Journal(self._open_directory(), self._job.digest, number)
 
     def discard(self) -> None:
         """Let nothing stay when the writer is closed."""
@@ -263,10 +260,7 @@ class CheckpointWriter(Closing):
     def _begin(self, shards: Collection[str]) -> None:
         """Make the directory, or take the one of the same job that a killed writer has left."""
         if self._job is not None and self._job.resume:
-            digest = self._job.digest
-            adopted = adopt_stale(
-                self.out, lambda path: any(finished_tensors(one, digest) for one in journals_in(path))
-            )
+            adopted = adopt_stale(self.out, self._has_finished)
             if adopted is not None:
                 self._directory, self._held = adopted
                 self._keep = True
@@ -285,6 +279,12 @@ class CheckpointWriter(Closing):
     def _is_resumable(self) -> bool:
         """Whether the next writer of the job can go on with what this one leaves."""
         return self._job is not None and self._job.resume and self._held >= 0 and is_locked(self._held)
+
+    def _has_finished(self, directory: Path) -> bool:
+        """Whether an earlier writer of the job has finished tensors in a directory; what it noted is kept for later."""
+        if self._job is not None and self._job.resume:
+            self._noted = finished_in(directory, self._job.digest)
+        return bool(self._noted)
 
     def _is_as_noted(self, name: str, blocks: Sequence[Block]) -> str | None:
         """The name of a tensor whose bytes are those that were noted; None for one that is to be written again."""

@@ -32,11 +32,12 @@ class ApplyReport(Document):
     delta and the target that were dealt with, `overridden` the findings that would have stopped it but for `force`.
     `device` is what computed: `cpu`, or the GPUs.
     `target_bytes` and `delta_bytes` are read, `output_bytes` written, or would be. `expected_memory` is about what is
-    held at most, `peak_memory` what the process has held at most, in bytes, all of the interpreter and its libraries
-    included; null in a dry run. `resumed_tensors` were finished by a run that was killed. `seconds` is all of it,
-    `load_seconds` the part in which compiled loops (compiled, on a machine's first use) or torch were loaded,
-    `sync_seconds` that in which the disk was waited for. `expected_seconds` is what a dry run finds, without the disk,
-    for the busiest of the `ranks`; `bytes_per_second` is of the output, all but the loading of loops counted.
+    held at most, `peak_memory` what the process has held at most, in bytes of this machine's memory, not of GPUs, the
+    interpreter and its libraries included; null in a dry run. `resumed_tensors` were finished by a run that was
+    killed. `seconds` is all of it, `load_seconds` the part in which compiled loops (compiled, on a machine's first use)
+    or torch were loaded, `sync_seconds` that in which the disk was waited for. `expected_seconds` is what a dry run
+    finds, without the disk, for the busiest of the `ranks`; `bytes_per_second` is of the output, all but the loading of
+    loops counted.
     """
 
     out: str

@@ -171,7 +171,8 @@ def apply(
         typer.Option(
             "--memory",
             metavar="SIZE",
-            help="Memory to use at most, such as 2GiB, by doing less at a time. The result does not depend on it.",
+            help="Memory of this machine to use at most, such as 2GiB, by doing less at a time. A GPU's own is not "
+            "counted. The result does not depend on it.",
             show_default=False,
         ),
     ] = None,

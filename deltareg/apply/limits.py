@@ -11,6 +11,7 @@ import numpy as np
 
 from deltareg.apply.merging import blocks_of
 from deltareg.apply.plan import Plan, PlannedTensor
+from deltareg.checkpoint.output import MOST_WAITING, bytes_on_their_way
 from deltareg.codec import FRAME_LANES, delta_lane_of, lane_of
 from deltareg.errors import InvalidArgument
 from deltareg.merge import accumulator_of
@@ -21,6 +22,8 @@ __all__ = ["Limits", "held_bytes", "limits_for", "peak_memory", "resident_memory
 _MOST_KEPT = 48 * 2**20
 # So many tensors are on their way at a time: while the last steps of one pass are done, others need not wait for it.
 _AHEAD = 3
+# What is sent waits on disk where it may not in memory; with so much of it that is rare.
+_LEAST_WAITING = 8 * 2**20
 # What the interpreter, the allocator and the results that wait to be taken need beside all that is counted here.
 _SLACK = 24 * 2**20
 # Frame memory is taken in blocks: see `codec/memory.py`.
@@ -31,31 +34,37 @@ _RUNS = 64
 
 @dataclass(frozen=True)
 class Limits:
-    """Threads; tensors that are on their way at a time; bytes of decoded deltas that are kept of each of them."""
+    """Threads; tensors that are on their way at a time; bytes of decoded deltas that are kept of each of them.
+
+    `waiting` are the bytes that may wait in memory for their turn to be sent, where the output is in an object store.
+    """
 
     threads: int
     ahead: int = _AHEAD
     kept: int = _MOST_KEPT
+    waiting: int = MOST_WAITING
 
 
-def limits_for(plan: Plan, threads: int, memory: int | None, resident: int) -> tuple[Limits, int]:
+def limits_for(
+    plan: Plan, threads: int, memory: int | None, resident: int, out: str | os.PathLike[str] = ""
+) -> tuple[Limits, int]:
     """The most that `memory` bytes allow, of which `resident` are taken already, and about how many are held then.
 
-    Without a bound it is what is fastest. Else fewer tensors are on their way, then nothing is kept, then threads go.
-    Raises InvalidArgument where one thread needs more.
+    Without a bound it is what is fastest. Else fewer tensors are on their way, then nothing is kept, then less waits to
+    be sent, then threads go. Raises InvalidArgument where one thread needs more.
     """
     if memory is not None and memory < 1:
         raise InvalidArgument(f"{memory} bytes of memory hold nothing", hint="write 2GiB, 500MiB or a number of bytes")
     best = Limits(threads)
     if memory is None:
-        return best, resident + held_bytes(plan, best)
+        return best, resident + held_bytes(plan, best, out)
     leaner = [best, replace(best, ahead=1), replace(best, ahead=1, kept=0)]
-    leaner += [Limits(count, 1, 0) for count in range(threads - 1, 0, -1)]
+    leaner += [Limits(count, 1, 0, _LEAST_WAITING) for count in range(threads, 0, -1)]
     for limits in leaner:
-        held = resident + held_bytes(plan, limits)
+        held = resident + held_bytes(plan, limits, out)
         if held <= memory:
             return limits, held
-    least = resident + held_bytes(plan, leaner[-1])
+    least = resident + held_bytes(plan, leaner[-1], out)
     raise InvalidArgument(
         f"{memory // 2**20} MiB of memory are too few: {resident // 2**20} MiB are taken before the work begins",
         hint=f"this needs --memory {-(-least // 2**20)}MiB",
@@ -63,14 +72,21 @@ def limits_for(plan: Plan, threads: int, memory: int | None, resident: int) -> t
     )
 
 
-def held_bytes(plan: Plan, limits: Limits) -> int:
-    """About how many bytes of memory a run holds at most, beside what the process holds before it."""
+def held_bytes(plan: Plan, limits: Limits, out: str | os.PathLike[str] = "") -> int:
+    """About how many bytes of memory a run to `out` holds at most, beside what the process holds before it."""
     changed = [tensor for tensor in plan.tensors.values() if tensor.action != "copy"]
     frame = max((_frame_bytes(tensor) for tensor in changed), default=0)
     frames = limits.threads * (frame + _ARENA_BLOCK) if frame else 0
     flight = sorted((_flight_bytes(tensor, limits) for tensor in changed), reverse=True)
     waiting = limits.kept if any(flight) else 0
-    return _SLACK + frames + waiting + sum(flight[: limits.ahead + 1]) + _model_bytes(plan)
+    return (
+        _SLACK
+        + frames
+        + waiting
+        + sum(flight[: limits.ahead + 1])
+        + _model_bytes(plan)
+        + _sent_bytes(plan, limits, out)
+    )
 
 
 def _frame_bytes(tensor: PlannedTensor) -> int:
@@ -108,6 +124,13 @@ def _model_bytes(plan: Plan) -> int:
             lanes = tensor.nbytes // lane_of(tensor.dtype).width
             found[tensor.stages[0]] = found.get(tensor.stages[0], 0) + blocks_of(lanes, lanes, tensor.stages)
     return sum((min(_RUNS, blocks) + 1) * 2 * _COUNTS * deltas for blocks in found.values())
+
+
+def _sent_bytes(plan: Plan, limits: Limits, out: str | os.PathLike[str]) -> int:
+    """What is on its way to an object store, and what waits for its turn."""
+    sizes = [sum(plan.tensors[name].nbytes for name, _, _ in shard.tensors) for shard in plan.shards]
+    sent = bytes_on_their_way(out, sizes)
+    return 0 if sent is None else sent + min(limits.waiting, plan.nbytes)
 
 
 def peak_memory() -> int:

@@ -12,7 +12,7 @@ from deltareg.apply.plan import Plan
 from deltareg.closing import Closing
 from deltareg.errors import DeltaregError, InvalidArgument, RankLost
 
-__all__ = ["ALONE", "Ranks", "TorchRanks", "ranks_of", "share"]
+__all__ = ["ALONE", "Ranks", "TorchRanks", "largest_share", "ranks_of", "share"]
 
 # A rank may have to wait for the slowest: what is lost is noticed by its connection, not by the clock.
 _PATIENCE = timedelta(days=7)
@@ -186,3 +186,10 @@ def share(plan: Plan, count: int) -> list[frozenset[str]]:
         found[rank].update(unit)
         heapq.heappush(loads, (load + size, rank))
     return [frozenset(names) for names in found]
+
+
+def largest_share(plan: Plan, count: int) -> float:
+    """Which part of the bytes that are computed, not copied, the busiest of `count` ranks has."""
+    computed = {tensor.name: tensor.nbytes for tensor in plan.tensors.values() if tensor.action != "copy"}
+    busiest = max(sum(computed.get(name, 0) for name in names) for names in share(plan, count))
+    return busiest / max(1, sum(computed.values()))

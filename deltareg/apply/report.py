@@ -6,6 +6,7 @@ import math
 import os
 
 from deltareg.apply.prepare import Prepared
+from deltareg.apply.ranks import largest_share
 from deltareg.apply.write import Means, Written
 from deltareg.manifest import Document
 
@@ -31,11 +32,12 @@ class ApplyReport(Document):
     delta and the target that were dealt with, `overridden` the findings that would have stopped it but for `force`.
     `device` is what computed: `cpu`, or the GPUs.
     `target_bytes` and `delta_bytes` are read, `output_bytes` written, or would be. `expected_memory` is about what is
-    held at most, `peak_memory` what the process has held at most, in bytes, all of the interpreter and its libraries
-    included; null in a dry run. `resumed_tensors` were finished by a run that was killed. `seconds` is all of it,
-    `load_seconds` the part in which compiled loops (compiled, on a machine's first use) or torch were loaded,
-    `sync_seconds` that in which the disk was waited for. `expected_seconds` is what a dry run finds, without the disk;
-    `bytes_per_second` is of the output, all but the loading of loops counted.
+    held at most, `peak_memory` what the process has held at most, in bytes of this machine's memory, not of GPUs, the
+    interpreter and its libraries included; null in a dry run. `resumed_tensors` were finished by a run that was
+    killed. `seconds` is all of it, `load_seconds` the part in which compiled loops (compiled, on a machine's first use)
+    or torch were loaded, `sync_seconds` that in which the disk was waited for. `expected_seconds` is what a dry run
+    finds, without the disk, for the busiest of the `ranks`; `bytes_per_second` is of the output, all but the loading of
+    loops counted.
     """
 
     out: str
@@ -82,7 +84,7 @@ def report_of(
     expected: float | None,
     seconds: float,
 ) -> ApplyReport:
-    """The report, of a dry run where nothing was `written`."""
+    """The report, of a dry run where nothing was `written`; `expected` are the seconds of one process alone."""
     tensors = job.plan.tensors.values()
     return ApplyReport(
         out=str(out),
@@ -110,12 +112,12 @@ def report_of(
         side_files=sorted(job.files),
         remedies=list(job.placement.remedies),
         overridden=job.overridden,
-        warnings=job.notes(written.outcome),
+        warnings=[*job.notes(written.outcome), *written.warnings],
         threads=means.limits.threads,
         ranks=means.ranks.count,
         expected_memory=held,
         peak_memory=written.peak_memory,
-        expected_seconds=expected,
+        expected_seconds=None if expected is None else expected * largest_share(job.plan, means.ranks.count),
         seconds=seconds,
         load_seconds=written.load_seconds,
         sync_seconds=written.sync_seconds,

@@ -16,7 +16,7 @@ from deltareg.apply.plan import Plan
 from deltareg.apply.prepare import Prepared
 from deltareg.apply.ranks import Ranks, share
 from deltareg.apply.run import NOTHING, Outcome, Share, run
-from deltareg.checkpoint import Job, Member
+from deltareg.checkpoint import CheckpointWriter, Job, Member
 from deltareg.checkpoint.output import Writer, open_writer
 from deltareg.errors import BadHeader, BadRecord, DigestMismatch
 from deltareg.manifest import INVENTORY_TYPE, SIDE_FILE_TYPE
@@ -42,6 +42,7 @@ class Written:
     """What the writing came to."""
 
     outcome: Outcome = NOTHING
+    warnings: tuple[str, ...] = ()
     nbytes: int = 0
     resumed: int = 0
     load_seconds: float = 0.0
@@ -66,7 +67,7 @@ def write(
     ranks = means.ranks
     own = share(job.plan, ranks.count)[ranks.number]
     with ExitStack() as stack:
-        writer = stack.enter_context(_writer(job, out, ranks, own, resumption, overwrite=overwrite))
+        writer = stack.enter_context(_writer(job, out, means, own, resumption, overwrite=overwrite))
         done = writer.recover(_recoverable(job.plan, own), means.limits.threads)
         part = Share(own - done, own, ranks)
 
@@ -104,7 +105,8 @@ def write(
         resumed = sum(ranks.each(len(done)))
         kept = sum(ranks.each(sum(job.plan.tensors[name].nbytes for name in done)))
         nbytes = job.plan.nbytes - kept
-        return Written(outcome, nbytes, resumed, 0.0, time.monotonic() - before, peak_memory())
+        warnings = tuple(warning for told in ranks.each(writer.warnings) for warning in told)
+        return Written(outcome, warnings, nbytes, resumed, 0.0, time.monotonic() - before, peak_memory())
 
 
 def verifying(job: Prepared, store: Store, ranks: Ranks) -> list[Callable[[], None]]:
@@ -124,17 +126,20 @@ def verifying(job: Prepared, store: Store, ranks: Ranks) -> list[Callable[[], No
 def _writer(
     job: Prepared,
     out: str | os.PathLike[str],
-    ranks: Ranks,
+    means: Means,
     own: frozenset[str],
     resumption: Job | None,
     *,
     overwrite: bool,
 ) -> Writer:
+    ranks = means.ranks
     if ranks.count == 1:
-        return open_writer(out, job.plan.shards, overwrite=overwrite, job=resumption)
+        waiting = means.limits.waiting
+        return open_writer(out, job.plan.shards, overwrite=overwrite, job=resumption, waiting=waiting)
     if ranks.number == 0:
         leader = Member(0, own)
         writer = open_writer(out, job.plan.shards, overwrite=overwrite, job=resumption, member=leader)
+        assert isinstance(writer, CheckpointWriter)  # an object store has been refused
         try:
             for _ in ranks.each(str(writer.staging)):
                 pass

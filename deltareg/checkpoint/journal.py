@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from blake3 import blake3
 
 from deltareg.errors import translate_os_errors
 
-__all__ = ["Block", "Journal", "block_digest", "finished_tensors", "journals_in"]
+__all__ = ["Block", "Journal", "block_digest", "finished_in", "finished_tensors", "journals_in"]
 
 _PREFIX = ".journal-"
 _FORMAT = 1
@@ -34,10 +34,7 @@ def block_digest(data: memoryview) -> str:
 
 
 class Journal:
-    """Notes what is finished. Used from many threads.
-
-    Lines count from `vouch` on alone: until the inputs have been verified, what is computed from them may be wrong.
-    """
+    """Notes what is finished. Used from many threads, for what is computed from inputs that were verified."""
 
     def __init__(self, directory: Path, job: str, member: int = 0) -> None:
         """Begin, or go on with, the journal of one process in `directory`; `member` is its number among several."""
@@ -46,8 +43,6 @@ class Journal:
             self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         self._lock = threading.Lock()
         self._blocks: dict[str, list[Block]] = {}
-        self._vouched = False
-        self._waiting: list[str] = []
         self._add({"format": _FORMAT, "job": job})
 
     def note(self, tensor: str, offset: int, data: memoryview) -> None:
@@ -60,29 +55,13 @@ class Journal:
         """All of a tensor was written; where parts of it were not noted, it is not finished for anybody else."""
         with self._lock:
             blocks = self._blocks.pop(tensor, [])
-            if not self._vouched:
-                self._waiting.append(tensor)
-                self._blocks[tensor] = blocks
-                return
-        self._add_tensor(tensor, blocks)
-
-    def vouch(self) -> None:
-        """The inputs are what they should be: what was and will be finished counts."""
-        with self._lock:
-            self._vouched = True
-            waiting = [(tensor, self._blocks.pop(tensor)) for tensor in self._waiting]
-            self._waiting = []
-        for tensor, blocks in waiting:
-            self._add_tensor(tensor, blocks)
+        self._add({"tensor": tensor, "blocks": sorted(blocks)})
 
     def close(self) -> None:
         """Close the file; what it says stays."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-
-    def _add_tensor(self, tensor: str, blocks: Sequence[Block]) -> None:
-        self._add({"tensor": tensor, "blocks": sorted(blocks)})
 
     def _add(self, line: Mapping[str, Any]) -> None:
         # The line break comes first as well: it ends a line that a kill has cut off.
@@ -100,6 +79,14 @@ def _is_ours(path: Path) -> bool:
     """Whether it is a file of this user: what anybody else has laid there may be a link, or a pipe that never ends."""
     status = path.lstat()
     return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+
+
+def finished_in(directory: Path, job: str) -> dict[str, list[Block]]:
+    """The tensors that the journals in a directory call finished, with their blocks."""
+    found: dict[str, list[Block]] = {}
+    for journal in journals_in(directory):
+        found |= finished_tensors(journal, job)
+    return found
 
 
 def finished_tensors(journal: Path, job: str) -> dict[str, list[Block]]:

@@ -17,7 +17,16 @@ from pathlib import Path
 from deltareg.checkpoint.layout import belongs
 from deltareg.errors import InvalidArgument, OutputExists, translate_os_errors
 
-__all__ = ["adopt_stale", "check_free", "create_staging", "publish", "remove_stale", "replace_by_renames"]
+__all__ = [
+    "adopt_stale",
+    "check_free",
+    "create_staging",
+    "is_locked",
+    "left_beside",
+    "publish",
+    "remove_stale",
+    "replace_by_renames",
+]
 
 _MARK = ".deltareg-"
 _OLD = ".old"
@@ -105,9 +114,14 @@ def _lock(file: int) -> bool | None:
     return True
 
 
+def is_locked(file: int) -> bool:
+    """Whether the directory whose descriptor holds its lock is locked: not where the file system has no such locks."""
+    return _lock(file) is True
+
+
 def remove_stale(out: Path, keep: Callable[[Path], bool] = lambda path: False) -> None:
     """Remove what killed writers to `out` have left, but for what to `keep`: directories that nobody holds locked."""
-    for path in _left_beside(out):
+    for path in left_beside(out):
         _remove_unlocked(path, out, keep)
 
 
@@ -117,7 +131,7 @@ def adopt_stale(out: Path, wanted: Callable[[Path], bool]) -> tuple[Path, int] |
     The first for which `wanted` says so; None where there is none, and where the file system has no locks: a writer
     that lives could not be told from one that does not.
     """
-    for path in _left_beside(out):
+    for path in left_beside(out):
         if path.name.endswith(_OLD):
             continue
         try:
@@ -136,7 +150,7 @@ def _is_ours(file: int) -> bool:
     return status.st_uid == os.geteuid() and not status.st_mode & stat.S_IWOTH
 
 
-def _left_beside(out: Path) -> list[Path]:
+def left_beside(out: Path) -> list[Path]:
     """The directories beside `out` that are, or were, some writer's to it."""
     staging = re.compile(rf"\.{re.escape(out.name + _MARK)}[0-9a-f]{{8}}({re.escape(_OLD)})?")
     try:

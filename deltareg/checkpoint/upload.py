@@ -15,9 +15,10 @@ from deltareg.errors import translate_os_errors
 if TYPE_CHECKING:
     from deltareg.checkpoint.source import Buffer
 
-__all__ = ["Upload", "Uploads"]
+__all__ = ["MOST_WAITING", "Upload", "Uploads"]
 
-_MEMORY = 64 * 2**20
+MOST_WAITING = 64 * 2**20
+"""So many bytes wait for their turn in memory unless another number is given."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Uploads:
     that measures several tensors before it writes the first can make that many megabytes; most never make a file.
     """
 
-    def __init__(self, memory: int = _MEMORY) -> None:
+    def __init__(self, memory: int = MOST_WAITING) -> None:
         self._memory = memory
         self._turn = threading.Condition()
         self._held = 0

@@ -15,11 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltareg.checkpoint.header import encode_header, lay_out
-from deltareg.checkpoint.journal import Block, Journal, block_digest, finished_tensors, journals_in
+from deltareg.checkpoint.journal import Block, Journal, block_digest, finished_in, journals_in
 from deltareg.checkpoint.layout import INDEX_FILE, index_json, output_path
 from deltareg.checkpoint.reader import Tensor
 from deltareg.checkpoint.source import bytes_of
-from deltareg.checkpoint.staging import adopt_stale, check_free, create_staging, publish, remove_stale
+from deltareg.checkpoint.staging import (
+    adopt_stale,
+    check_free,
+    create_staging,
+    is_locked,
+    left_beside,
+    publish,
+    remove_stale,
+)
 from deltareg.closing import Closing
 from deltareg.errors import BadCheckpoint, DiskFull, NotAllowed, translate_os_errors
 from deltareg.progress import Progress
@@ -88,7 +96,7 @@ class CheckpointWriter(Closing):
 
     The files are built in `.NAME.deltareg-RANDOM` beside `out` and appear by one rename in `commit`. Without it, and
     on every exception, nothing stays. The directory is locked, so that the next writer to the same `out` removes what
-    a killed process left, and nothing else.
+    a killed process left, and nothing else. `warnings` are what whoever started it should know.
     """
 
     def __init__(
@@ -102,9 +110,9 @@ class CheckpointWriter(Closing):
     ) -> None:
         """Create and preallocate the files.
 
-        With a `job` a journal is kept of what is finished. Raises OutputExists unless `out` is absent or an empty
-        directory (with `overwrite`: or a checkpoint), DiskFull if the tensors do not fit, NotAllowed where nothing may
-        be written.
+        With a `job` a journal is kept, after `vouch`, of what is finished. Raises OutputExists unless `out` is absent
+        or an empty directory (with `overwrite`: or a checkpoint), DiskFull if the tensors do not fit, NotAllowed where
+        nothing may be written.
         """
         # A link is followed: a rename would replace the link, not what it points to.
         self.out = Path(os.path.realpath(out))
@@ -112,7 +120,9 @@ class CheckpointWriter(Closing):
         self._job = job
         self._member = member
         self._keep = False
+        self.warnings: list[str] = []
         self._journal: Journal | None = None
+        self._noted: dict[str, list[Block]] = {}
         self._files: dict[str, int] = {}
         self._places: dict[str, _Place] = {}
         self._counting = threading.Lock()
@@ -128,15 +138,14 @@ class CheckpointWriter(Closing):
             with translate_os_errors("create the output", self.out):
                 if joined is None:
                     self._begin({plan.file for plan in shards})
-                self._directory = joined or self._directory
+                else:
+                    self._directory = joined
+                    self._has_finished(joined)
                 self._reserve(shards, headers)
-                if job is not None:
-                    number = 0 if member is None else member.number
-                    self._journal = Journal(self._open_directory(), job.digest, number)
         except BaseException:
             self.close()
             raise
-        self._keep = job is not None and job.resume
+        self._keep = self._is_resumable()
 
     @property
     def staging(self) -> Path:
@@ -148,11 +157,7 @@ class CheckpointWriter(Closing):
 
         They count as written.
         """
-        if self._job is None or not self._job.resume:
-            return frozenset()
-        noted: dict[str, list[Block]] = {}
-        for journal in journals_in(self._open_directory()):
-            noted |= finished_tensors(journal, self._job.digest)
+        noted, self._noted = self._noted, {}
         checks = (
             partial(self._is_as_noted, name, noted[name]) for name in names if noted.get(name) and self._is_own(name)
         )
@@ -162,9 +167,10 @@ class CheckpointWriter(Closing):
         return found
 
     def vouch(self) -> None:
-        """Tell that the inputs are sound, so that what is finished may be gone on with."""
-        if self._journal is not None:
-            self._journal.vouch()
+        """Tell that the inputs are sound, so that what is finished from now on may be gone on with."""
+        if self._job is not None:
+            number = 0 if self._member is None else self._member.number
+            self._journal = Journal(self._open_directory(), self._job.digest, number)
 
     def discard(self) -> None:
         """Let nothing stay when the writer is closed."""
@@ -254,10 +260,7 @@ class CheckpointWriter(Closing):
     def _begin(self, shards: Collection[str]) -> None:
         """Make the directory, or take the one of the same job that a killed writer has left."""
         if self._job is not None and self._job.resume:
-            digest = self._job.digest
-            adopted = adopt_stale(
-                self.out, lambda path: any(finished_tensors(one, digest) for one in journals_in(path))
-            )
+            adopted = adopt_stale(self.out, self._has_finished)
             if adopted is not None:
                 self._directory, self._held = adopted
                 self._keep = True
@@ -270,6 +273,18 @@ class CheckpointWriter(Closing):
             return
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self._directory, self._held = create_staging(self.out)
+        if self._job is not None and self._job.resume and not self._is_resumable():
+            self.warnings.append(_without_locks(self.out, self._directory))
+
+    def _is_resumable(self) -> bool:
+        """Whether the next writer of the job can go on with what this one leaves."""
+        return self._job is not None and self._job.resume and self._held >= 0 and is_locked(self._held)
+
+    def _has_finished(self, directory: Path) -> bool:
+        """Whether an earlier writer of the job has finished tensors in a directory; what it noted is kept for later."""
+        if self._job is not None and self._job.resume:
+            self._noted = finished_in(directory, self._job.digest)
+        return bool(self._noted)
 
     def _is_as_noted(self, name: str, blocks: Sequence[Block]) -> str | None:
         """The name of a tensor whose bytes are those that were noted; None for one that is to be written again."""
@@ -365,6 +380,16 @@ class CheckpointWriter(Closing):
             elif self._missing[place.file] < 0:  # something was written twice: the file is synced in the end
                 self._syncs.pop(place.file, None)
             return place.written == place.nbytes
+
+
+def _without_locks(out: Path, own: Path) -> str:
+    """Why nothing is gone on with, and what lies about for that reason."""
+    left = [path.name for path in left_beside(out) if path != own]
+    told = f"; remove what others have left, once none of them is at work: {', '.join(left)}" if left else ""
+    return (
+        f"{out.parent} has no locks on directories, as NFS has none, so that a killed run cannot be told from one "
+        f"that is at work: this one began anew, and none will go on with it{told}"
+    )
 
 
 def _remove_others(directory: Path, shards: Collection[str]) -> None:

@@ -171,7 +171,8 @@ def apply(
         typer.Option(
             "--memory",
             metavar="SIZE",
-            help="Memory to use at most, such as 2GiB, by doing less at a time. The result does not depend on it.",
+            help="Memory of this machine to use at most, such as 2GiB, by doing less at a time. A GPU's own is not "
+            "counted. The result does not depend on it.",
             show_default=False,
         ),
     ] = None,
@@ -267,21 +268,23 @@ def _weight(weight: float | str) -> str:
 def _output(out: str) -> str | Path:
     from deltareg.checkpoint.bucket import is_bucket
 
-    scheme = re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", out)
-    if scheme and not is_bucket(out):
-        raise InvalidArgument(
-            f"{out} is no place that can be written to",
-            hint="name a directory, or s3://bucket/prefix, gs://bucket/prefix, az://container/prefix",
+    return (
+        out
+        if is_bucket(out)
+        else output_directory(
+            out, places="name a directory, or s3://bucket/prefix, gs://bucket/prefix, az://container/prefix"
         )
-    return out if is_bucket(out) else output_directory(out)
+    )
 
 
-def output_directory(out: str) -> Path:
-    """The directory that a command is to make. Raises InvalidArgument where it has no name."""
-    from deltareg.checkpoint.bucket import is_bucket
+def output_directory(out: str, *, places: str = "name a directory to make, and copy that") -> Path:
+    """The directory that a command is to make. Raises InvalidArgument where it has no name, or a URL's.
 
+    `places` says what may be named instead of a URL.
+    """
     if not out:
         raise InvalidArgument("the output has no name", hint="name the directory to make: -o merged/")
-    if is_bucket(out):
-        raise InvalidArgument(f"{out} is no directory", hint="name a directory to make, and copy that")
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", out):
+        # As a path it would be a directory of the scheme's name, here.
+        raise InvalidArgument(f"{out} is no place that can be written to", hint=places)
     return expand_home(out)

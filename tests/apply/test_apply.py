@@ -461,6 +461,46 @@ def test_target_is_not_written_over(tmp_path: Path, pairs: Pairs) -> None:
     assert digests(before) == kept
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize("through", ["file", "shard", "directory", "two links"])
+def test_target_that_links_lead_to_in_the_output_is_refused_before_anything_is_removed(
+    tmp_path: Path, pairs: Pairs, through: str, dry_run: bool
+) -> None:
+    before, _ = pairs.diff("acme/w:1.0.0", {"w": vector("BF16", 1)}, {"w": vector("BF16", 2)})
+    kept = digests(before)
+    weights_of = before / "model.safetensors"
+    target = tmp_path / "target"
+    if through == "file":
+        target = tmp_path / "target.safetensors"
+        target.symlink_to(weights_of)
+    elif through == "directory":
+        target.symlink_to(before)
+    else:  # a directory of its own, as a snapshot of a cache is
+        target.mkdir()
+        end = weights_of
+        if through == "two links":
+            (tmp_path / "models").symlink_to(before)
+            end = tmp_path / "half-way"
+            end.symlink_to("models/model.safetensors")
+        (target / "model.safetensors").symlink_to(end)
+    (tmp_path / "out").symlink_to(before)
+    (tmp_path / "there").symlink_to("out")
+    for out in (before, tmp_path / "out", tmp_path / "there"):
+        with pytest.raises(OutputExists, match="is the target itself, or holds it"):
+            deltareg.apply(target, {"acme/w:1.0.0": 1}, pairs.registry, out, overwrite=True, dry_run=dry_run)
+    assert digests(before) == kept
+    assert read_tensors(before) == {"w": vector("BF16", 1)}
+
+
+def test_output_behind_links_that_lead_round_in_a_circle_is_refused(tmp_path: Path, pairs: Pairs) -> None:
+    before, _ = pairs.diff("acme/w:1.0.0", {"w": vector("BF16", 1)}, {"w": vector("BF16", 2)})
+    (tmp_path / "out").symlink_to("there")
+    (tmp_path / "there").symlink_to("out")
+    with pytest.raises(OutputExists):
+        deltareg.apply(before, {"acme/w:1.0.0": 1}, pairs.registry, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out").is_symlink()
+
+
 def test_output_that_exists_stays_unless_told(pairs: Pairs) -> None:
     before, after = pairs.diff("acme/w:1.0.0", {"w": vector("BF16", 1)}, {"w": vector("BF16", 2)})
     out = pairs.path / "out"

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import pytest
 
 import deltareg
 from deltareg import Registry
+from deltareg.apply.limits import limits_for
+from deltareg.checkpoint.bucket_writer import sending_bytes
 from deltareg.errors import InvalidArgument
+from tests.apply.test_ranks import planned
 from tests.apply.test_resume import files
 from tests.weights import Pair
 
@@ -30,9 +34,12 @@ def two(tmp_path_factory: pytest.TempPathFactory, minilm_bf16: Pair) -> Registry
     return registry
 
 
-def applied(registry: Registry, target: Path, out: Path, *options: str) -> dict[str, Any]:
-    """The report of a process that applies both deltas, whose memory nothing else has touched."""
-    command = [sys.executable, "-m", "deltareg", "apply", str(target), "acme/one:1.0.0", "acme/two:1.0.0=0.5"]
+BOTH = ("acme/one:1.0.0", "acme/two:1.0.0=0.5")
+
+
+def applied(registry: Registry, target: Path, out: Path, *options: str, deltas: Sequence[str] = BOTH) -> dict[str, Any]:
+    """The report of a process that applies these deltas, whose memory nothing else has touched."""
+    command = [sys.executable, "-m", "deltareg", "apply", str(target), *deltas]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DELTAREG_HOME": str(registry.home)}
     arguments = [*command, "--force", "--threads", "2", "-o", str(out), "--json", *options]
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
@@ -54,6 +61,41 @@ def test_bound_of_memory_holds_and_changes_no_byte(
     assert bound["threads"] == 1 < free["threads"]
     assert free["peakMemory"] <= free["expectedMemory"]
     assert files(tmp_path / "bound") == files(tmp_path / "free")
+
+
+def test_counts_for_the_whole_model_are_within_the_bound(tmp_path: Path, llama: Registry, small_llama: Pair) -> None:
+    """Small tensors, so that nothing else is held that is as large: up to 64 counts for each delta, of 512 KiB."""
+    how = ["--method", "ties", "--param", "density=0.5", "--param", "trim=model"]
+    deltas = ["acme/llama:1.0.0"] * 6
+    free = applied(llama, small_llama.base, tmp_path / "free", *how, deltas=deltas)
+    refused = applied(llama, small_llama.base, tmp_path / "none", *how, "--memory", "100MiB", deltas=deltas)
+    least = refused["error"]["data"]["needed"] + 4 * MIB  # two processes never hold quite the same
+    bound = applied(llama, small_llama.base, tmp_path / "bound", *how, "--memory", f"{least}", deltas=deltas)
+    assert bound["peakMemory"] <= bound["expectedMemory"] <= least <= free["expectedMemory"]
+    assert free["peakMemory"] <= free["expectedMemory"]
+    assert files(tmp_path / "bound") == files(tmp_path / "free")
+
+
+def test_what_is_on_its_way_to_an_object_store_is_held() -> None:
+    plan = planned([300 * MIB], [200 * MIB])
+    limits, here = limits_for(plan, 4, None, 100 * MIB, Path("out"))
+    sent, there = limits_for(plan, 4, None, 100 * MIB, "s3://models/out")
+    assert limits == sent and sent.waiting == 64 * MIB
+    assert there - here == sending_bytes([300 * MIB, 200 * MIB]) + 64 * MIB > 150 * MIB
+    # Rather than threads go, pieces wait on disk.
+    leaner, held = limits_for(plan, 4, there - MIB, 100 * MIB, "s3://models/out")
+    assert (leaner.threads, held) == (4, there - 56 * MIB)
+    assert leaner.waiting == 8 * MIB
+    with pytest.raises(InvalidArgument, match="too few") as caught:
+        limits_for(plan, 4, here, 100 * MIB, "s3://models/out")
+    assert caught.value.data["needed"] == held
+
+
+def test_small_output_does_not_wait_with_more_than_it_has() -> None:
+    plan = planned([3 * MIB])
+    _, here = limits_for(plan, 1, None, 0, "out")
+    _, there = limits_for(plan, 1, None, 0, "gs://models/out")
+    assert there - here == 6 * MIB  # the file as a whole, and all of it waiting
 
 
 def test_dry_run_tells_what_will_be_read_written_and_held(tmp_path: Path, two: Registry, minilm_bf16: Pair) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import random
 import shutil
+import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,11 @@ import deltareg
 from deltareg import Registry
 from deltareg.apply import ApplyReport
 from deltareg.digest import Digest
-from deltareg.errors import DeltaregError, DigestMismatch, NotAllowed, OutputExists
+from deltareg.errors import DeltaregError, DigestMismatch, DiskFull, NotAllowed, OutputExists
 from deltareg.progress import Progress
 from tests.apply.killed import killed_after, killed_at
 from tests.deltas import flip
+from tests.disks import fill, small_disk
 from tests.weights import Pair
 
 HALF = {"acme/llama:1.0.0": 0.5}
@@ -56,6 +60,17 @@ class Build:
         assert killed_at(lambda progress: self.run(progress, **options), report)
         (left,) = staged(self.out)
         return left
+
+
+class Interrupting(Progress):
+    """Interrupts the run at its 30th report."""
+
+    left = 30
+
+    def advance(self, count: int) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -119,14 +134,6 @@ def test_run_is_killed_again_and_again_until_it_ends(build: Build) -> None:
 
 
 def test_failure_keeps_what_was_finished_for_the_next_run(build: Build) -> None:
-    class Interrupting(Progress):
-        left = 30
-
-        def advance(self, count: int) -> None:
-            self.left -= 1
-            if self.left < 0:
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         build.run(Interrupting())
     assert len(staged(build.out)) == 1 and not build.out.exists()
@@ -138,6 +145,37 @@ def test_other_number_of_threads_goes_on_as_well(build: Build) -> None:
     build.kill(report=30, threads=1)
     assert build.run(threads=3).resumed_tensors > 5
     assert files(build.out) == build.whole
+
+
+def test_run_that_cannot_make_its_files_keeps_what_the_killed_one_had_finished(build: Build) -> None:
+    left = build.kill(report=30)
+    count = len(set(finished(left)))
+    shard = sorted(left.glob("*.safetensors"))[-1]
+    shard.rename(build.out.parent / "aside")
+    shard.mkdir()
+    for _ in range(2):
+        with pytest.raises(DeltaregError):
+            build.run()
+        assert staged(build.out) == [left] and not build.out.exists()
+    shard.rmdir()
+    (build.out.parent / "aside").rename(shard)
+    assert 5 < build.run().resumed_tensors <= count
+    assert files(build.out) == build.whole
+
+
+def test_run_for_which_the_disk_is_too_full_keeps_what_the_killed_one_had_finished(build: Build) -> None:
+    where = build.out.parent
+    with small_disk(where / "disk", 2 * sum(map(len, build.whole.values())) // 1024) as disk:
+        build.out = disk / "out"
+        left = build.kill(report=30)
+        sorted(left.glob("*.safetensors"))[-1].unlink()
+        ballast = fill(disk)
+        with pytest.raises(DiskFull):
+            build.run()
+        assert staged(build.out) == [left]
+        ballast.unlink()
+        assert build.run().resumed_tensors > 5
+        assert files(build.out) == build.whole
 
 
 # --- nothing is assumed -------------------------------------------------------------------------------------------
@@ -314,6 +352,56 @@ def test_nothing_made_of_a_damaged_pack_is_taken_over(tmp_path: Path, build: Bui
     pack.write_bytes(sound)
     assert build.run().resumed_tensors == 0
     assert files(build.out) == build.whole
+
+
+@pytest.fixture
+def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel answers as it does for a directory on NFS: an exclusive lock takes a file that is open for writing."""
+    real = fcntl.flock
+
+    def flock(file: int, kind: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        real(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def about_locks(report: ApplyReport) -> list[str]:
+    """The warnings that speak of locks."""
+    return [warning for warning in report.warnings if "locks" in warning]
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_where_directories_have_no_locks_a_run_says_that_it_began_anew(build: Build) -> None:
+    report = build.run()
+    (told,) = about_locks(report)
+    assert f"{build.out.parent} has no locks on directories" in told and "remove" not in told
+    assert files(build.out) == build.whole
+    shutil.rmtree(build.out)
+    left = build.kill(report=30)
+    report = build.run()
+    assert report.resumed_tensors == 0
+    (told,) = about_locks(report)
+    assert told.endswith(
+        f"began anew, and none will go on with it; remove what others have left, once none of "
+        f"them is at work: {left.name}"
+    )
+    assert files(build.out) == build.whole
+    assert staged(build.out) == [left], "another run may be at work in it"
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_where_directories_have_no_locks_a_failed_run_leaves_nothing_for_a_next_one(build: Build) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        build.run(Interrupting())
+    assert staged(build.out) == []
+    assert about_locks(build.run(resume=False)) == []
+
+
+def test_where_directories_have_locks_nothing_is_said_of_them(build: Build) -> None:
+    build.kill(report=30)
+    assert about_locks(build.run()) == []
 
 
 def test_small_output_has_no_journal_unless_it_is_asked_for(build: Build) -> None:

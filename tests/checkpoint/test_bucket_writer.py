@@ -15,7 +15,7 @@ from safetensors.numpy import load, save
 
 from deltareg.checkpoint import Checkpoint, CheckpointWriter, ShardPlan
 from deltareg.checkpoint.bucket import parse_bucket_name
-from deltareg.checkpoint.bucket_writer import BucketWriter
+from deltareg.checkpoint.bucket_writer import BucketWriter, sending_bytes
 from deltareg.checkpoint.output import check_output, open_writer, refuse_input
 from deltareg.errors import (
     BadCheckpoint,
@@ -118,6 +118,35 @@ def test_large_shards_from_many_threads_are_those_of_a_directory(
         writer.commit()
     assert bucket.files("out") == fill_locally(tmp_path / "out")
     assert bucket.uploads() == []
+
+
+_SENDING = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from deltareg.apply.limits import peak_memory, resident_memory
+from deltareg.checkpoint import ShardPlan
+from deltareg.checkpoint.bucket import parse_bucket_name
+from deltareg.checkpoint.bucket_writer import BucketWriter, sending_bytes
+url, size, shards, memory = sys.argv[1], *map(int, sys.argv[2:])
+plans = [ShardPlan(f"{shard}.safetensors", ((str(shard), "U8", (size,)),)) for shard in range(shards)]
+with BucketWriter(parse_bucket_name(url), plans, memory=memory) as writer, ThreadPoolExecutor(2) as pool:
+    before = resident_memory()
+    # Now and then the next piece comes last of many.
+    pieces = [(shard, start) for shard in range(shards) for start in range(0, size, 2**20)]
+    for number in range(0, len(pieces) - 40, 40):
+        pieces.insert(number + 40, pieces.pop(number))
+    list(pool.map(lambda piece: writer.write(str(piece[0]), piece[1], bytes(min(2**20, size - piece[1]))), pieces))
+    print(peak_memory() - before)
+"""
+
+
+@pytest.mark.parametrize(("size", "shards"), [(60 * 2**20, 3), (7 * 2**20, 16)], ids=["parts", "wholes"])
+@pytest.mark.parametrize("waiting", [0, 48 * 2**20])
+def test_no_more_is_held_than_was_told(bucket: Bucket, size: int, shards: int, waiting: int) -> None:
+    command = [sys.executable, "-c", _SENDING, f"{bucket.url}/out", str(size), str(shards), str(waiting)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    told = sending_bytes([size] * shards) + waiting
+    assert told / 4 < int(done.stdout) <= told + 24 * 2**20  # what an apply allows for besides
 
 
 def test_next_to_nothing_is_held_until_the_commit(bucket: Bucket, proxy: Proxy) -> None:

@@ -10,14 +10,12 @@ from deltareg.checkpoint.journal import Journal, block_digest, finished_tensors,
 A, B = b"first", b"second"
 
 
-def write(directory: Path, job: str = "job", *, vouch: bool = True) -> Path:
+def write(directory: Path, job: str = "job") -> Path:
     """A journal of one tensor of two blocks."""
     journal = Journal(directory, job)
     journal.note("a", len(A), memoryview(B))
     journal.note("a", 0, memoryview(A))
     journal.finish("a")
-    if vouch:
-        journal.vouch()
     journal.close()
     (path,) = journals_in(directory)
     return path
@@ -26,10 +24,6 @@ def write(directory: Path, job: str = "job", *, vouch: bool = True) -> Path:
 def test_finished_tensor_is_told_with_its_blocks_in_order(tmp_path: Path) -> None:
     expected = [(0, len(A), block_digest(memoryview(A))), (len(A), len(B), block_digest(memoryview(B)))]
     assert finished_tensors(write(tmp_path), "job") == {"a": expected}
-
-
-def test_nothing_counts_before_the_inputs_are_vouched_for(tmp_path: Path) -> None:
-    assert finished_tensors(write(tmp_path, vouch=False), "job") == {}
 
 
 def test_journal_of_another_job_tells_nothing(tmp_path: Path) -> None:
@@ -47,7 +41,6 @@ def test_journal_of_a_newer_format_tells_nothing(tmp_path: Path) -> None:
 
 def test_tensor_that_is_not_finished_is_not_told(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "job")
-    journal.vouch()
     journal.note("a", 0, memoryview(A))
     journal.close()
     assert finished_tensors(journals_in(tmp_path)[0], "job") == {}

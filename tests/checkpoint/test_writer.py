@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 
-from deltareg.checkpoint import DTYPES, Checkpoint, CheckpointWriter, ShardPlan, Tensor, TensorInfo, encode_header
+from deltareg.checkpoint import DTYPES, Checkpoint, CheckpointWriter, Job, ShardPlan, Tensor, TensorInfo, encode_header
 from deltareg.errors import (
     BadCheckpoint,
     BadHeader,
@@ -535,6 +535,27 @@ def test_checkpoint_that_was_moved_aside_by_a_killed_writer_comes_back(tmp_path:
         write(tmp_path / "out")
     assert first_of(tmp_path / "out") == 6
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_nothing_counts_that_was_written_before_the_inputs_were_vouched_for(tmp_path: Path) -> None:
+    job, out = Job("digest", resume=True), tmp_path / "out"
+    plan = [ShardPlan("model.safetensors", tuple((name, "U8", (2,)) for name in ("before", "across", "after")))]
+    with pytest.raises(KeyboardInterrupt), CheckpointWriter(out, plan, job=job) as writer:
+        writer.write("before", 0, b"ab")
+        writer.write("across", 0, b"c")
+        writer.vouch()
+        writer.write("across", 1, b"d")
+        writer.write("after", 0, b"ef")
+        raise KeyboardInterrupt
+    with CheckpointWriter(out, plan, job=job) as writer:
+        assert writer.recover(["before", "across", "after"]) == {"after"}
+        assert writer.recover(["after"]) == set(), "what was taken over once is not counted twice"
+        writer.vouch()
+        writer.write("before", 0, b"ab")
+        writer.write("across", 0, b"cd")
+        writer.commit()
+    found = load_file(out / "model.safetensors")
+    assert {name: data.tobytes() for name, data in found.items()} == {"before": b"ab", "across": b"cd", "after": b"ef"}
 
 
 def test_directories_of_other_outputs_are_not_taken_for_stale_ones(tmp_path: Path) -> None:

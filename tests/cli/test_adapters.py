@@ -95,3 +95,13 @@ def test_export_prints_for_people_and_overwrites_when_asked(
 @pytest.mark.parametrize("rank", ["0", "-3", "x"])
 def test_rank_has_to_be_a_number_above_zero(workplace: Workplace, rank: str, tmp_path: Path) -> None:
     assert workplace.run("export-lora", NAME, "--rank", rank, "-o", tmp_path / "out").status == 2
+
+
+@pytest.mark.parametrize("out", ["https://host/adapter", "s3://bucket/adapter", "S3://bucket/adapter"])
+def test_export_takes_no_url_for_a_directory(workplace: Workplace, made: Adapted, out: str) -> None:
+    workplace.ok("import-lora", made.adapter, "--base", made.base, "--tag", NAME)
+    done = workplace.run("export-lora", NAME, "--rank", "2", "-o", out)
+    assert (done.status, done.out, done.codes) == (2, "", ["DR0101"])
+    assert f"{out} is no place that can be written to" in done.err
+    assert "hint: name a directory to make, and copy that" in done.err
+    assert list(workplace.directory.iterdir()) == []

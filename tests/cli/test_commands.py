@@ -250,6 +250,20 @@ def test_apply_dry_run_writes_nothing(stocked: Workplace, pair: Pair) -> None:
     assert list(stocked.directory.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "out", ["http://host/out", "https://host/out", "ftp://host/out", "hf://acme/out", "S3://bucket/out", "file:///out"]
+)
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_apply_takes_no_url_that_it_cannot_write_to_for_a_directory(
+    stocked: Workplace, pair: Pair, out: str, dry_run: bool
+) -> None:
+    done = stocked.run("apply", pair.base, DELTA, "-o", out, *(["--dry-run"] if dry_run else []))
+    assert (done.status, done.out, done.codes) == (2, "", ["DR0101"])
+    assert f"{out} is no place that can be written to" in done.err
+    assert "hint: name a directory, or s3://bucket/prefix" in done.err
+    assert list(stocked.directory.iterdir()) == []
+
+
 def test_apply_takes_side_files_from_where_it_is_told(stocked: Workplace, pair: Pair) -> None:
     stocked.ok("apply", pair.base, DELTA, "-o", "ours")
     stocked.ok("apply", pair.base, DELTA, "-o", "theirs", "--side-files", "target")

@@ -116,3 +116,9 @@ def test_a_weight_is_a_finite_number(stocked: Workplace, pair: Pair, weight: str
 def test_a_weight_may_be_any_finite_number(stocked: Workplace, pair: Pair, weight: str) -> None:
     done = stocked.ok("apply", pair.base, f"acme/search:1.0.0={weight}", "-o", "out", "--dry-run", "--json")
     assert done.document("apply")["deltas"][0]["weight"] == float(weight)
+
+
+def test_help_says_whose_memory_is_bounded(workplace: Workplace) -> None:
+    told = " ".join(workplace.ok("apply", "--help").out.replace("│", " ").split())
+    assert "Memory of this machine to use at most" in told
+    assert "A GPU's own is not counted" in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from functools import partial
 import pytest
 
 from deltareg.errors import InvalidArgument
-from deltareg.threads import in_order, thread_count
+from deltareg.threads import in_background, in_order, thread_count
 
 
 class Work:
@@ -105,3 +106,55 @@ def test_number_of_threads_is_what_was_asked_for_or_that_of_the_cores() -> None:
     for asked in (0, -1):
         with pytest.raises(InvalidArgument, match="threads"):
             thread_count(asked)
+
+
+def test_background_work_goes_on_while_the_caller_does_something_else() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def task() -> None:
+        begun.set()
+        assert go_on.wait(10)
+
+    with in_background([task], 1) as wait:
+        assert begun.wait(10)
+        go_on.set()
+        wait()
+
+
+def test_background_work_tells_of_the_first_task_that_failed() -> None:
+    def fail(name: str) -> None:
+        raise ValueError(name)
+
+    done: list[int] = []
+    tasks = [lambda: done.append(1), lambda: fail("second"), lambda: fail("third")]
+    with in_background(tasks, 2) as wait, pytest.raises(ValueError, match="second"):
+        wait()
+    assert done == [1]
+
+
+def test_background_work_that_was_not_begun_is_dropped_when_its_caller_leaves() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    done: list[int] = []
+
+    def first() -> None:
+        begun.set()
+        assert go_on.wait(10)
+        done.append(1)
+
+    def leave() -> None:
+        with in_background([first, lambda: done.append(2)], 1):
+            assert begun.wait(10)
+            threading.Timer(0.2, go_on.set).start()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        leave()
+    assert done == [1]  # what had begun was waited for
+
+
+def test_background_work_leaves_the_switch_interval_as_it_was() -> None:
+    before = sys.getswitchinterval()
+    with in_background([], 2) as wait:
+        wait()
+        assert sys.getswitchinterval() <= before
+    assert sys.getswitchinterval() == before

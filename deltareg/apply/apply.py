@@ -68,11 +68,11 @@ def apply(
     generation config the output gets: "post", those that came with the first delta, or "target".
 
     With `resume` what a killed run of the same call has finished is taken over, once its bytes were read again and
-    found right, and what this one has finished stays should it fail. `memory` bounds the bytes that are held, those of
-    the interpreter and its libraries included. `ranks` are the processes that share the work: each makes this same
-    call, and each gets the same report. `device` is what computes: "cpu", "cuda", "cuda:1", "cuda:all", or several:
-    "cuda:0,cuda:1". GPUs need torch; "torch:cpu" is their way on the processor, to test it. The result depends on none
-    of these.
+    found right, and what this one has finished stays should it fail. `memory` bounds the bytes that are held in this
+    machine's memory, those of the interpreter and its libraries included; GPUs' own are not counted. `ranks` are the
+    processes that share the work: each makes this same call, and each gets the same report. `device` is what computes:
+    "cpu", "cuda", "cuda:1", "cuda:all", or several: "cuda:0,cuda:1". GPUs need torch; "torch:cpu" is their way on the
+    processor, to test it. The result depends on none of these.
 
     Raises NotHomologous, NotFound, OutputExists, InvalidArgument, DigestMismatch, BadRecord, DiskFull, RankLost,
     DeviceFull.
@@ -100,7 +100,7 @@ def apply(
         if processor is CPU:
             load_loops(job.plan)
         loaded += time.monotonic() - before
-        limits, held = limits_for(job.plan, count, memory, resident_memory())
+        limits, held = limits_for(job.plan, count, memory, resident_memory(), out)
         means = Means(limits, ranks, processor, progress)
         if dry_run:
             check_output(out, overwrite)

@@ -44,6 +44,11 @@ class Limits:
     kept: int = _MOST_KEPT
     waiting: int = MOST_WAITING
 
+    @property
+    def spare(self) -> int:
+        """Bytes of memory of decoded deltas that wait to be used again: those of most tensors on their way."""
+        return self.ahead * self.kept
+
 
 def limits_for(
     plan: Plan, threads: int, memory: int | None, resident: int, out: str | os.PathLike[str] = ""
@@ -78,7 +83,7 @@ def held_bytes(plan: Plan, limits: Limits, out: str | os.PathLike[str] = "") -> 
     frame = max((_frame_bytes(tensor) for tensor in changed), default=0)
     frames = limits.threads * (frame + _ARENA_BLOCK) if frame else 0
     flight = sorted((_flight_bytes(tensor, limits) for tensor in changed), reverse=True)
-    waiting = limits.kept if any(flight) else 0
+    waiting = limits.spare if any(flight) else 0
     return (
         _SLACK
         + frames
@@ -91,27 +96,25 @@ def held_bytes(plan: Plan, limits: Limits, out: str | os.PathLike[str] = "") -> 
 
 def _frame_bytes(tensor: PlannedTensor) -> int:
     """What the work on one block takes: of each delta compressed bytes, tokens and symbols, then values and results."""
-    lanes = tensor.nbytes // lane_of(tensor.dtype).width
     target = 0 if tensor.source is None else lane_of(tensor.source.dtype).width
-    kinds = [delta_lane_of(piece.entry) for piece in (*tensor.pieces, *tensor.idle)]
+    kinds = tensor.kinds
     known = [lane_of(tensor.dtype), *kinds, *([] if tensor.source is None else [lane_of(tensor.source.dtype)])]
     wide = np.dtype(accumulator_of(known)).itemsize
     decoded = sum(2 * kind.width + 1 for kind in kinds)
     values = 2 * wide if tensor.is_sum or not tensor.stages else (len(kinds) + 3) * wide + 8
     block = FRAME_LANES
     if any(stage.whole_rows for stage in tensor.stages):
-        block = max(block, tensor.shape[-1] if tensor.shape else 1) + FRAME_LANES
-    return min(lanes, block) * (decoded + values + target + lane_of(tensor.dtype).width)
+        block = max(block, tensor.row) + FRAME_LANES
+    return min(tensor.lanes, block) * (decoded + values + target + lane_of(tensor.dtype).width)
 
 
 def _flight_bytes(tensor: PlannedTensor, limits: Limits) -> int:
     """What is held of a tensor from one pass over it to the next: counts of magnitudes, and decoded frames."""
     if tensor.is_sum or not tensor.stages:
         return 0
-    lanes = tensor.nbytes // lane_of(tensor.dtype).width
     kinds = [delta_lane_of(piece.entry) for piece in tensor.pieces]
-    decoded = lanes * sum(kind.width for kind in kinds)
-    blocks = min(_RUNS, blocks_of(lanes, max(1, tensor.shape[-1] if tensor.shape else 1), tensor.stages))
+    decoded = tensor.lanes * sum(kind.width for kind in kinds)
+    blocks = min(_RUNS, blocks_of(tensor.lanes, tensor.row, tensor.stages))
     return (decoded if decoded <= limits.kept else 0) + blocks * 2 * _COUNTS * len(kinds)
 
 
@@ -121,8 +124,8 @@ def _model_bytes(plan: Plan) -> int:
     deltas = 1 + max((piece.delta for tensor in plan.tensors.values() for piece in tensor.pieces), default=0)
     for tensor in plan.tensors.values():
         if tensor.stages and tensor.stages[0].scope == "model":
-            lanes = tensor.nbytes // lane_of(tensor.dtype).width
-            found[tensor.stages[0]] = found.get(tensor.stages[0], 0) + blocks_of(lanes, lanes, tensor.stages)
+            blocks = blocks_of(tensor.lanes, tensor.row, tensor.stages)
+            found[tensor.stages[0]] = found.get(tensor.stages[0], 0) + blocks
     return sum((min(_RUNS, blocks) + 1) * 2 * _COUNTS * deltas for blocks in found.values())
 
 

@@ -174,7 +174,7 @@ class _Steps:
         self._sink = sink
         self._progress = progress
         self._processor = processor
-        self._memory = Recycled(limits.kept * 3)
+        self._memory = Recycled(limits.spare)
         self._shared: dict[str, tuple[Course, int]] = {}
 
     def all(self) -> Generator[_Step]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from tests.weights import Pair
 
 LLAMA = "acme/llama:1.0.0"
 MINILM = "acme/search:1.0.0"
+MIB = 2**20
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,28 @@ def test_diff_and_check_read_from_a_bucket(
     taken = deltareg.diff(base, post, Registry(tmp_path / "home"), MINILM, licence="apache-2.0")
     assert taken.digest == minilm_registry.artifact(MINILM).digest
     deltareg.verify(MINILM, minilm_registry, base=base, post=post)
+
+
+def test_bound_of_memory_counts_what_is_on_its_way(
+    tmp_path: Path, bucket: Bucket, minilm_registry: Registry, minilm_bf16: Pair
+) -> None:
+    command = [sys.executable, "-m", "deltareg", "apply", str(minilm_bf16.base), MINILM, "--threads", "2", "--json"]
+    environment = {**os.environ, "DELTAREG_HOME": str(minilm_registry.home)}
+
+    def applied(*options: str) -> dict[str, Any]:
+        done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True)
+        return json.loads(done.stdout)
+
+    here = applied("-o", str(tmp_path / "out"))
+    free = applied("-o", f"{bucket.url}/free")
+    assert free["expectedMemory"] > here["expectedMemory"] + 80 * MIB, "the file, of 45 MB, is sent while it is made"
+    assert free["peakMemory"] <= free["expectedMemory"]
+    refused = applied("-o", f"{bucket.url}/none", "--memory", "100MiB")
+    least = refused["error"]["data"]["needed"] + 4 * MIB  # two processes never hold quite the same
+    bound = applied("-o", f"{bucket.url}/bound", "--memory", f"{least}")
+    assert bound["peakMemory"] <= bound["expectedMemory"] <= least < free["expectedMemory"]
+    assert bucket.files("bound") == bucket.files("free") == files_of(tmp_path / "out")
+    assert bucket.files("none") == {}
 
 
 def test_output_that_exists_is_refused_before_anything_is_read(

@@ -6,7 +6,7 @@ import math
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -22,6 +22,7 @@ from deltareg.codec import FACTOR_DTYPES, FRAME_LANES, Array, Factors, Frame, La
 from deltareg.codec.lanes import DELTA_DTYPES, view_of
 from deltareg.codec.lowrank import Product, fits, matrix_of, widened
 from deltareg.codec.memory import empty
+from deltareg.errors import BadAdapter
 from deltareg.lora.adapter import Adapter, Module, faulty
 from deltareg.lora.modules import Kind, has_turned, kind_of
 from deltareg.lora.places import Places
@@ -84,6 +85,18 @@ class _Fitted:
     transposed: bool
 
 
+def _unclear(base: Checkpoint, adapter: Adapter, name: str, places: Sequence[str]) -> BadAdapter:
+    """The error of an adapter that could belong to several parts of the base."""
+    shown = " or ".join(repr(place)[:120] for place in places)
+    return BadAdapter(
+        f"{adapter.files.id} does not tell which part of {base.id} it belongs to: {name!r:.120} could be in the part "
+        f"of {shown}",
+        cause=f"{len(places)} parts of the base have as many of its modules",
+        hint="save it with the whole model, so that its names begin as that part's do, or give that part as the base",
+        places=list(places),
+    )
+
+
 class _Merging:
     """Places what the adapter has in the base, and gathers what does not fit."""
 
@@ -93,7 +106,10 @@ class _Merging:
         self._adapter = adapter
         self._faults: list[str] = []
         self._factors = _Held()
-        self._places = Places(base.tensors.keys(), [f"{name}.weight" for name in adapter.modules] or adapter.replaced)
+        modules, replaced = [f"{name}.weight" for name in adapter.modules], [*adapter.replaced]
+        self._places = Places(base.tensors.keys(), modules or replaced, replaced if modules else ())
+        if self._places.unclear:
+            raise _unclear(base, adapter, (modules or replaced)[0], self._places.unclear)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of post, by name."""

@@ -58,12 +58,23 @@ def _resnet() -> Any:
     return transformers.ResNetForImageClassification(config)
 
 
+def _clip() -> Any:
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(
+        text_config={**tower, "vocab_size": 50, "max_position_embeddings": 16, "projection_dim": 8},
+        vision_config={**tower, "image_size": 8, "patch_size": 4, "projection_dim": 8},
+        projection_dim=8,
+    )
+    return transformers.CLIPModel(config)
+
+
 MODELS: Mapping[str, Callable[[], Any]] = {
     "bert": _bert,
     "llama": _llama,
     "tied-llama": lambda: _llama(tied=True),
     "gpt2": _gpt2,
     "resnet": _resnet,
+    "clip": _clip,
 }
 
 

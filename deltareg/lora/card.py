@@ -12,6 +12,7 @@ from typing import Any
 import deltareg
 from deltareg.lora.config import CONFIG_FILE
 from deltareg.manifest import DeltaConfig, Document
+from deltareg.markdown import plain
 
 __all__ = ["CONFIG_FILE", "AdapterShape", "ExportReport", "ExportedTensor", "LeftOut", "adapter_card", "adapter_config"]
 
@@ -102,16 +103,10 @@ def _most(numbers: Iterable[float]) -> float:
 
 def _pattern(name: str, modules: Iterable[str]) -> str:
     """A regular expression that of all modules matches this one, as PEFT looks for it: at the end of a name."""
-    plain = re.compile(rf"(.*\.)?({name})$") if re.fullmatch(r"[\w.]+", name) else None
-    if plain is not None and [module for module in modules if plain.match(module)] == [name]:
+    suffix = re.compile(rf"(.*\.)?({name})$") if re.fullmatch(r"[\w.]+", name) else None
+    if suffix is not None and [module for module in modules if suffix.match(module)] == [name]:
         return name
     return f"^{re.escape(name)}$"
-
-
-def _plain(text: str) -> str:
-    """Text from elsewhere on one line, without the signs that would make Markdown or HTML of it."""
-    line = " ".join(text.split())
-    return re.sub(r"[|`\[\]<>\x00-\x1f\x7f-\x9f]", "·", line)
 
 
 def _alpha(scale: float, rank: int) -> float | int:
@@ -144,13 +139,13 @@ def adapter_card(config: DeltaConfig, report: ExportReport) -> bytes:
         "|---|---|---|",
     ]
     worst = sorted(report.tensors, key=lambda one: (-one.error, one.name))
-    lines += [f"| `{_plain(one.name)}` | {one.rank} | {one.error:.4g} |" for one in worst[:_SHOWN]]
+    lines += [f"| `{plain(one.name)}` | {one.rank} | {one.error:.4g} |" for one in worst[:_SHOWN]]
     if len(worst) > _SHOWN:
         lines += ["", f"These are the {_SHOWN} largest errors of {len(worst)} tensors."]
     if report.left_out:
         lines += ["", "## Left out", ""]
         lines += [
-            f"- `{_plain(one.name)}`: {_plain(one.reason)}; {one.share:.2%} of the squared error"
+            f"- `{plain(one.name)}`: {plain(one.reason)}; {one.share:.2%} of the squared error"
             for one in report.left_out
         ]
     return ("\n".join(lines) + "\n").encode()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,8 @@ class Merged(Checkpoint):
         # Not by way of Checkpoint, which would read headers: a tokenizer that came with the adapter is post's.
         own = any(is_tokenizer_file(path.as_posix()) for path in adapter.side_files)
         beside = adapter if own else base
+        # A template that came without one speaks the base's tokens, and takes the place of the base's.
+        self._templates = {} if own else {path: adapter for path in adapter.side_files if _is_template(path)}
         self.id = adapter.id
         self.revision = adapter.revision
         self.shards = base.shards
@@ -53,16 +57,26 @@ class Merged(Checkpoint):
         self.config = base.config
         self.dequantised = base.dequantised
         self.licence = adapter.licence
-        self.side_files = beside.side_files
+        kept = [path for path in beside.side_files if not (self._templates and _is_template(path))]
+        self.side_files = tuple(sorted([*kept, *self._templates], key=Path.as_posix))
         self._located = beside._located
         self._sources = ()
         self.changed = {name for name, tensor in self.tensors.items() if base.tensors.get(name) is not tensor}
         """The names of tensors that are not base's own."""
 
+    def read_file(self, relative: str | os.PathLike[str]) -> bytes:
+        """A small file beside the weights, the adapter's or the base's."""
+        owner = self._templates.get(Path(relative))
+        return super().read_file(relative) if owner is None else owner.read_file(relative)
+
     @property
     def ranks(self) -> Counter[int]:
         """How many tensors are base's and factors, by their rank."""
         return Counter(one.low_rank.rank for one in self.tensors.values() if isinstance(one, LowRankTensor))
+
+
+def _is_template(path: Path) -> bool:
+    return path.match("chat_template.*")
 
 
 def merge(base: Checkpoint, adapter: Adapter) -> tuple[Merged, list[str]]:

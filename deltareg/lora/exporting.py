@@ -82,8 +82,12 @@ def export_lora(
     with ExitStack() as stack:
         before = None
         if base is not None:
+            if not isinstance(base, Checkpoint) and os.path.exists(base):
+                # Before it is opened, too: an adapter that lies there is no base.
+                _refuse_onto_base(Path(os.path.realpath(out)), Path(base))
             before = base if isinstance(base, Checkpoint) else stack.enter_context(Checkpoint.open(base))
-            _refuse_onto_base(Path(os.path.realpath(out)), before)
+            if before.is_local:
+                _refuse_onto_base(Path(os.path.realpath(out)), before.root)
             _refuse_other(before, artifact)
         packs = stack.enter_context(artifact.open_packs())
         export = _Export(artifact, packs, rank, before, thread_count(threads))
@@ -122,11 +126,9 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
         )
 
 
-def _refuse_onto_base(out: Path, base: Checkpoint) -> None:
+def _refuse_onto_base(out: Path, base: Path) -> None:
     """Raise OutputExists if `out` is where the base lies."""
-    if not base.is_local:
-        return
-    at = Path(os.path.realpath(base.root))
+    at = Path(os.path.realpath(base))
     if at == out or out in at.parents:
         raise OutputExists(
             f"the output is the base: {out}",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deltareg.errors import AdapterRefused
+from deltareg.errors import AdapterRefused, CheckpointNotFound
 from tests.cli.program import Workplace
 from tests.lora.models import Adapted, adapted, load_file, torch
 
@@ -62,6 +62,19 @@ def test_what_is_not_supported_tells_why_and_what_to_do(workplace: Workplace, ma
     assert done.status == AdapterRefused.exit_code == 3
     assert "lora_bias" in done.err and "hint: merge it with peft" in done.err
     assert workplace.run("show", NAME).status == 1
+
+
+def test_adapter_given_as_a_checkpoint_is_told_to_be_imported(
+    workplace: Workplace, made: Adapted, tmp_path: Path
+) -> None:
+    for arguments in (
+        ("diff", made.base, made.adapter, "--tag", NAME),
+        ("fingerprint", made.adapter),
+        ("import-lora", made.adapter, "--base", made.adapter, "--tag", NAME),
+    ):
+        done = workplace.run(*arguments)
+        assert done.status == CheckpointNotFound.exit_code == 1
+        assert "holds an adapter, no model" in done.err and "import-lora" in done.err
 
 
 def test_export_reports_the_error_and_what_is_left_out(workplace: Workplace, made: Adapted, tmp_path: Path) -> None:

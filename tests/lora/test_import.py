@@ -430,7 +430,7 @@ def test_adapter_on_the_hub_is_imported(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "home")
     with serve_hub("acme/chat-lora", files) as server:
         hub = Hub(endpoint=server.url, cache=tmp_path / "cache")
-        with deltareg.Checkpoint.open("hf://acme/chat-lora", hub=hub) as adapter:
+        with deltareg.Checkpoint.open("hf://acme/chat-lora", hub=hub, as_adapter=True) as adapter:
             report = deltareg.import_lora(adapter, one.base, registry, NAME)
     assert report.adapter == registry.artifact(NAME).config.post.id == "hf://acme/chat-lora"
     theirs = one.merged()

@@ -17,15 +17,21 @@ from deltareg.markdown import plain
 __all__ = ["CONFIG_FILE", "AdapterShape", "ExportReport", "ExportedTensor", "LeftOut", "adapter_card", "adapter_config"]
 
 _SHOWN = 20
+_NO_SUM = "of the delta's post are no sum with base's, such as NaN or −0.0: no adapter has these"
 
 
 class ExportedTensor(Document):
-    """A tensor whose delta the adapter has: `error` is ‖Δ − B·A‖ / ‖Δ‖."""
+    """A tensor whose delta the adapter has: `error` is ‖Δ − B·A‖ / ‖Δ‖.
+
+    `overwritten` counts its numbers that no sum gives, such as NaN or −0.0: these the adapter lacks, and the error is
+    that of the others.
+    """
 
     name: str
     rank: int
     error: float
     exact: bool
+    overwritten: int
 
 
 class LeftOut(Document):
@@ -39,7 +45,8 @@ class LeftOut(Document):
 class ExportReport(Document):
     """What `export-lora` wrote. `error` is ‖Δ − adapter‖ / ‖Δ‖ over all tensors, those that are left out included.
 
-    It is measured against the delta: `delta_error` is that of the delta itself, null where this is exact.
+    It is measured against the delta: `delta_error` is that of the delta itself, null where this is exact. It does not
+    count numbers that no sum gives; the adapter lacks `overwritten` of these.
     """
 
     out: str
@@ -49,9 +56,11 @@ class ExportReport(Document):
     rank: int
     error: float
     delta_error: float | None
+    overwritten: int
     tensors: list[ExportedTensor]
     left_out: list[LeftOut]
     saved_modules: list[str]
+    notes: list[str]
     size: int
     seconds: float
     dry_run: bool
@@ -135,6 +144,11 @@ def adapter_card(config: DeltaConfig, report: ExportReport) -> bytes:
         f"Relative error ‖Δ − adapter‖ / ‖Δ‖ over all tensors: {report.error:.4g}.",
         "",
         *([f"The delta is itself an approximation: {config.exactness}.", ""] if report.delta_error is not None else []),
+        *(
+            [f"{report.overwritten} numbers {_NO_SUM}; the error does not count them.", ""]
+            if report.overwritten
+            else []
+        ),
         "| tensor | rank | relative error |",
         "|---|---|---|",
     ]
@@ -148,4 +162,6 @@ def adapter_card(config: DeltaConfig, report: ExportReport) -> bytes:
             f"- `{plain(one.name)}`: {plain(one.reason)}; {one.share:.2%} of the squared error"
             for one in report.left_out
         ]
+    if report.notes:
+        lines += ["", "## The base", "", *(f"- {plain(note)}" for note in report.notes)]
     return ("\n".join(lines) + "\n").encode()

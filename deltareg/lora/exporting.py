@@ -23,6 +23,7 @@ from deltareg.codec.lanes import DELTA_DTYPES, view_of
 from deltareg.codec.lowrank import matrix_of
 from deltareg.codec.memory import frame_memory
 from deltareg.codec.truncate import Truncated, truncate
+from deltareg.describe import sum_of_squares
 from deltareg.errors import InvalidArgument, NotHomologous, OutputExists, translate_os_errors
 from deltareg.fingerprint import layer_order
 from deltareg.homology import first_of
@@ -341,8 +342,7 @@ class _Export:
 
     def report(self, out: str, reference: str, notes: list[str], started: float, *, dry_run: bool) -> ExportReport:
         """What was computed."""
-        residue = math.fsum(self._residues.values())
-        total = math.fsum(self._totals)
+        residue, total = sum_of_squares(self._residues.values()), sum_of_squares(self._totals)
         config = self._artifact.config
         return ExportReport(
             out=out,
@@ -396,7 +396,7 @@ class _Export:
             with frame_memory():
                 values = _values(reader, number)
                 sums.append(float(np.vdot(values, values)))
-        return math.fsum(sums)
+        return sum_of_squares(sums)
 
     def _post(self, entry: TensorEntry) -> Array:
         """A whole parameter as post has it. Its delta is no error: it is counted with the whole."""

@@ -586,6 +586,18 @@ def test_matrices_that_float32_factors_cannot_hold_are_left_out(tmp_path: Path, 
     assert all(tensor.isfinite().all() for tensor in written(tmp_path / "adapter").values())
 
 
+@pytest.mark.parametrize("size", [1.2e154, 1e160])
+def test_error_is_a_number_where_squares_have_no_finite_sum(tmp_path: Path, size: float) -> None:
+    base = {"a.weight": torch.zeros(4, 4)} | {f"{name}.weight": torch.zeros(2, 1).double() for name in "bc"}
+    great = torch.tensor([[size], [0.0]], dtype=torch.float64)
+    post = {"a.weight": torch.ones(4, 4), "b.weight": great, "c.weight": great.clone()}
+    registry = Registry(tmp_path / "home")
+    deltareg.diff(stored(tmp_path, "base", base), stored(tmp_path, "post", post), registry, NAME)
+    report = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=1)
+    assert report.error == pytest.approx(1) and [one.name for one in report.left_out] == ["b.weight", "c.weight"]
+    assert all(0 < one.share <= 1 for one in report.left_out)
+
+
 @pytest.mark.parametrize("side", ["base", "post"])
 @pytest.mark.parametrize("odd", ["nan", "inf"])
 def test_one_number_that_no_sum_gives_leaves_the_matrix_in(tmp_path: Path, side: str, odd: str) -> None:

@@ -256,8 +256,10 @@ class _Export:
                 reason = "it is the output's matrix too, of which peft would change the one or, merged, both"
             if reason is None and kind is Kind.UNKNOWN:
                 reason = "its name does not tell whether it is an embedding or a linear layer"
-            if reason is None:
-                reader = RecordReader(entry, self._packs.parts(entry))
+            reader = RecordReader(entry, self._packs.parts(entry)) if reason is None else None
+            if reader is not None and _exceeds(reader):
+                reason = _TOO_LARGE
+            if reason is None and reader is not None:
                 stored = entry.rank is not None and entry.rank <= self._rank
                 rank = entry.rank if stored and entry.rank else min(self._rank, *matrix_of(entry.shape))
                 self._matrices.append(_Matrix(entry, module_of(entry.name), kind, rank, reader))
@@ -453,6 +455,7 @@ def _post_lanes(entry: TensorEntry, reader: RecordReader | None, base: Tensor | 
 
 
 _PREFIX = "base_model.model."
+_TOO_LARGE = "its delta is complex or too large for factors in float32"
 
 
 def _refusal(entry: TensorEntry) -> str | None:
@@ -473,8 +476,19 @@ def _refusal(entry: TensorEntry) -> str | None:
     if not math.isfinite(entry.delta_norm):
         return "its delta has numbers that are not finite"
     if entry.base_dtype == "C64" or entry.post_dtype == "C64" or entry.delta_norm > _MOST_NORM:
-        return "its delta is complex or too large for factors in float32"
+        return _TOO_LARGE
     return None
+
+
+def _exceeds(reader: RecordReader) -> bool:
+    """Whether a delta in float64 has a number that float32 lacks: the norm leaves out what has no square."""
+    if reader.head.delta.dtype != "F64":
+        return False
+    for number in range(reader.count):
+        with frame_memory():
+            if np.abs(_values(reader, number)).max(initial=0.0) > _MOST_NORM:
+                return True
+    return False
 
 
 def _has_factors(entry: TensorEntry) -> bool:

@@ -15,7 +15,6 @@ import numpy as np
 
 from deltareg.artifact import Artifact, Packs
 from deltareg.catalog import Registry
-from deltareg.check import fit
 from deltareg.checkpoint import Checkpoint, CheckpointWriter, ShardPlan, Tensor
 from deltareg.checkpoint.staging import check_free
 from deltareg.codec import FRAME_LANES, Array, RecordReader, delta_lane_of, is_additive, lane_of, replaced
@@ -24,9 +23,9 @@ from deltareg.codec.lowrank import matrix_of
 from deltareg.codec.memory import frame_memory
 from deltareg.codec.truncate import Truncated, truncate
 from deltareg.describe import sum_of_squares
-from deltareg.errors import InvalidArgument, NotHomologous, OutputExists, translate_os_errors
+from deltareg.errors import InvalidArgument, OutputExists, translate_os_errors
 from deltareg.fingerprint import layer_order
-from deltareg.homology import first_of
+from deltareg.lora.base import check_base, refuse_onto_base
 from deltareg.lora.card import (
     CONFIG_FILE,
     AdapterShape,
@@ -88,12 +87,11 @@ def export_lora(
         if base is not None:
             if not isinstance(base, Checkpoint) and os.path.exists(base):
                 # Before it is opened, too: an adapter that lies there is no base.
-                _refuse_onto_base(Path(os.path.realpath(out)), Path(base))
+                refuse_onto_base(Path(os.path.realpath(out)), Path(base))
             before = base if isinstance(base, Checkpoint) else stack.enter_context(Checkpoint.open(base))
             if before.is_local:
-                _refuse_onto_base(Path(os.path.realpath(out)), before.root)
-            _refuse_other(before, artifact)
-            notes = _checked(before, name, artifact, threads, force=force)
+                refuse_onto_base(Path(os.path.realpath(out)), before.root)
+            notes = check_base(before, name, artifact, threads, force=force)
         packs = stack.enter_context(artifact.open_packs())
         export = _Export(artifact, packs, rank, before, thread_count(threads))
         if export.nothing:
@@ -129,65 +127,6 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
             hint="choose another output; only an adapter is overwritten",
             path=out,
         )
-
-
-def _refuse_onto_base(out: Path, base: Path) -> None:
-    """Raise OutputExists if `out` is where the base lies."""
-    at = Path(os.path.realpath(base))
-    if at == out or out in at.parents:
-        raise OutputExists(
-            f"the output is the base: {out}",
-            cause="the adapter would take its place",
-            hint="choose another output",
-            path=out,
-        )
-
-
-def _refuse_other(base: Checkpoint, artifact: Artifact) -> None:
-    """Raise NotHomologous unless `base` has the tensors that the delta was taken from."""
-    wrong = [
-        entry.name
-        for entry in artifact.inventory.tensors
-        if entry.base_dtype is not None
-        and (
-            (found := base.tensors.get(entry.name)) is None
-            or list(found.shape) != entry.shape
-            or found.dtype != entry.base_dtype
-        )
-    ]
-    if wrong:
-        raise NotHomologous(
-            f"{base.id} is not the base of this delta: {len(wrong)} tensors differ, the first is {wrong[0]!r:.120}",
-            hint=f"give the base that it was taken from: {artifact.config.base.id}",
-            tensors=wrong[:100],
-        )
-
-
-def _checked(
-    base: Checkpoint, reference: Reference, artifact: Artifact, threads: int | None, *, force: bool
-) -> list[str]:
-    """What is to be said of a base with the tensors of the delta's own. Raises NotHomologous where it is another one.
-
-    With `force` it is said instead.
-    """
-    (fitted,) = fit(base, [(reference, artifact)], threads=threads, lenient=True)
-    errors = [found for found in fitted.checked.findings if found.severity == "error"]
-    if not errors:
-        own = artifact.config.base.id
-        return (
-            [] if fitted.at_home else [f"{base.id} is not {own}, of which the delta was taken, but homologous with it"]
-        )
-    if force:
-        return [f"forced: {found.code}: {found}" for found in errors]
-    raise NotHomologous(
-        f"{base.id} is not homologous with the base of {reference}: {first_of(errors)}",
-        cause=f"found by the check: {', '.join(dict.fromkeys(found.code for found in errors))}",
-        hint=f"give the base that it was taken from: {artifact.config.base.id}; --force takes this one all the same",
-        findings=[
-            {"code": found.code, "subject": found.subject, "delta": found.delta, "target": found.target}
-            for found in errors
-        ],
-    )
 
 
 @dataclass(frozen=True)
@@ -251,24 +190,29 @@ class _Export:
         for entry in entries:
             if entry.kind == "zero":
                 continue
-            reason, kind = _refusal(entry), self._kind_of(entry)
-            if reason is None and tied and entry.rank is None and is_token_embedding(entry.name):
-                reason = "it is the output's matrix too, of which peft would change the one or, merged, both"
-            if reason is None and kind is Kind.UNKNOWN:
-                reason = "its name does not tell whether it is an embedding or a linear layer"
-            reader = RecordReader(entry, self._packs.parts(entry)) if reason is None else None
-            if reader is not None and _exceeds(reader):
-                reason = _TOO_LARGE
-            if reason is None and reader is not None:
+            kind = self._kind_of(entry)
+            reason = _refusal(entry) or self._doubt(entry, kind, tied=tied)
+            if reason is None:
                 stored = entry.rank is not None and entry.rank <= self._rank
                 rank = entry.rank if stored and entry.rank else min(self._rank, *matrix_of(entry.shape))
-                self._matrices.append(_Matrix(entry, module_of(entry.name), kind, rank, reader))
+                self._matrices.append(_Matrix(entry, module_of(entry.name), kind, rank, self._reader(entry)))
             else:
                 self._reasons[entry.name] = reason
         self._sort_rest([entry for entry in entries if entry.name in self._reasons])
         for matrix in self._matrices:
             self.shape.ranks[matrix.module] = matrix.rank
             self.shape.scales[matrix.module] = matrix.scale
+
+    def _doubt(self, entry: TensorEntry, kind: Kind, *, tied: bool) -> str | None:
+        """Why what could be factors should not become such."""
+        if tied and entry.rank is None and is_token_embedding(entry.name):
+            return "it is the output's matrix too, of which peft would change the one or, merged, both"
+        if kind is Kind.UNKNOWN:
+            return "its name does not tell whether it is an embedding or a linear layer"
+        return _TOO_LARGE if _exceeds(self._reader(entry)) else None
+
+    def _reader(self, entry: TensorEntry) -> RecordReader:
+        return RecordReader(entry, self._packs.parts(entry))
 
     def _kind_of(self, entry: TensorEntry) -> Kind:
         if len(entry.shape) > 2:
@@ -392,7 +336,7 @@ class _Export:
         """‖Δ‖² of a tensor; nothing where it is not added to."""
         if not is_additive(entry) or not entry.packs:
             return 0.0
-        reader = RecordReader(entry, self._packs.parts(entry))
+        reader = self._reader(entry)
         sums: list[float] = []
         for number in range(reader.count):
             with frame_memory():
@@ -408,7 +352,7 @@ class _Export:
         base = None if self._base is None else self._base.tensors.get(entry.name)
         lane, to = lane_of(entry.post_dtype), lane_of(_stored_dtype(entry))
         out = np.empty(lane.lanes_of(math.prod(entry.shape)), to.stored)
-        reader = RecordReader(entry, self._packs.parts(entry)) if entry.packs else None
+        reader = self._reader(entry) if entry.packs else None
         for start in range(0, out.size, FRAME_LANES):
             with frame_memory():
                 part = out[start : start + FRAME_LANES]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,16 +69,23 @@ class Taken:
 def norm(squares: list[float]) -> float:
     """The square root of a sum of squares, to six digits."""
     # Six digits: enough to judge a delta by, and the same on every machine whatever its square root rounds.
+    return float(f"{math.sqrt(sum_of_squares(squares)):.6g}")
+
+
+def sum_of_squares(squares: Iterable[float]) -> float:
+    """The sum, the greatest float64 at most."""
     try:
-        total = min(math.fsum(squares), sys.float_info.max)
+        return min(math.fsum(squares), sys.float_info.max)
     except OverflowError:  # F64 beyond 10**154
-        total = sys.float_info.max
-    return float(f"{math.sqrt(total):.6g}")
+        return sys.float_info.max
 
 
 def relative_error(squares: Sequence[tuple[float, float]]) -> float:
     """‖Δ − Δ̂‖ / ‖Δ‖ to six digits, from the sums Σ Δ² and Σ (Δ − Δ̂)² of parts; 0 where there is no Δ."""
-    whole, apart = (math.fsum(parts) for parts in zip(*squares, strict=True))
+    try:
+        whole, apart = (math.fsum(parts) for parts in zip(*squares, strict=True))
+    except OverflowError:  # F64 beyond 10**154: a power of two, which changes neither the digits nor the ratio
+        whole, apart = (math.fsum(part * 2.0**-64 for part in parts) for parts in zip(*squares, strict=True))
     return float(f"{math.sqrt(apart / whole):.6g}") if whole else 0.0
 
 

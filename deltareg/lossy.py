@@ -35,7 +35,7 @@ from deltareg.codec import (
 from deltareg.codec.lanes import DELTA_DTYPES, view_of
 from deltareg.codec.lowrank import add_rest, fits, matrix_of
 from deltareg.codec.memory import empty, frame_memory
-from deltareg.codec.quantise import Cut, counts_of, cut_at, greatest, keep_greatest, levelled, rounded, signs
+from deltareg.codec.quantise import Cut, counts_of, cut_at, greatest, keep_greatest, last_of, levelled, rounded, signs
 from deltareg.codec.tiers import Tier
 from deltareg.codec.truncate import nearest_factors
 from deltareg.errors import DeltaregError
@@ -72,10 +72,14 @@ class Approximated:
 
 @dataclass(frozen=True)
 class _Survey:
-    """What is known of a whole tensor: whether it can be approximated, and where its greatest differences begin."""
+    """What is known of a whole tensor: whether it can be approximated, and where its greatest differences begin.
+
+    `first` is the frame that keeps at least one of them, where each frame's share of those might be none.
+    """
 
     fits: bool
     cut: Cut | None = None
+    first: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ class LossyTensor:
         self._frames = -(-self._lanes // FRAME_LANES)
         self._missing = self._frames
         self._counts = np.zeros(1 << 15, np.int64)
+        self._greatest = [0] * self._frames
         self._lock = threading.Lock()
         self._surveyed: Future[_Survey] = Future()
         self._product: Future[_Product | None] = Future()
@@ -158,7 +163,7 @@ class LossyTensor:
         difference = empty(post.size, np.float64)
         kernels.subtract(typed, post.view(head.post.stored), difference)
         if head.low_rank is None:
-            frame, delta = self._stored(self._approximated(difference), head.delta)
+            frame, delta = self._stored(self._approximated(difference, number), head.delta)
         else:
             frame, delta = self._product_and_rest(head.low_rank, number, difference)
         return Approximated(
@@ -199,16 +204,16 @@ class LossyTensor:
                 tensor=self._post.name,
             )
 
-    def _approximated(self, difference: Array) -> Array:
+    def _approximated(self, difference: Array, number: int) -> Array:
         kind = self._tier.kind
         if kind in _BEYOND:
             return levelled(difference, *_BEYOND[kind])
         if kind == "bit1":
             return signs(difference)
         if kind == "topk":
-            cut = self._surveyed.result().cut
-            assert cut is not None
-            return keep_greatest(difference, cut)
+            survey = self._surveyed.result()
+            assert survey.cut is not None
+            return keep_greatest(difference, survey.cut, least=int(number == survey.first))
         return rounded(difference, lane_of("F16" if kind == "fp16" else "BF16"))
 
     def _wanted_rank(self) -> int:
@@ -272,6 +277,7 @@ class LossyTensor:
             with self._lock:
                 # Integers: the order in which frames come makes no difference.
                 self._counts += counts
+                self._greatest[number] = last_of(counts)
                 self._missing -= 1
                 done = self._missing == 0
             if done:
@@ -286,8 +292,10 @@ class LossyTensor:
         most = greatest(self._counts)
         # Where nothing differs, or the signs of zeros at most, what is exact is the smallest.
         able = 0 < most < _TOO_MUCH.get(self._tier.kind, math.inf)
-        cut = cut_at(self._counts, self._tier.share) if able and self._tier.kind == "topk" else None
-        return _Survey(able, cut)
+        if not able or self._tier.kind != "topk":
+            return _Survey(able)
+        cut, last = cut_at(self._counts, self._tier.share), last_of(self._counts)
+        return _Survey(able, cut, self._greatest.index(last) if cut.magnitude == last else None)
 
 
 def _read(tensor: Tensor, first: int, count: int) -> Array:

@@ -13,6 +13,8 @@ import deltareg
 from deltareg import Registry
 from deltareg.analysis import compare
 from deltareg.codec import RecordHead
+from deltareg.codec.tiers import parse_tier
+from deltareg.codec.truncate import truncate
 from deltareg.digest import sha256
 from deltareg.errors import InvalidArgument, NotReproduced
 from deltareg.manifest import Exactness, encode
@@ -145,11 +147,32 @@ def test_topk_of_everything_is_bf16(tmp_path: Path) -> None:
     assert np.array_equal(all_.delta("w"), rounded.delta("w"))
 
 
-def test_share_of_less_than_one_element_leaves_the_tensor_as_it_is(tmp_path: Path) -> None:
-    taken = Taken(tmp_path, {"w": matrix("F32", (3, 3), 7), "v": matrix("F32", (100, 100), 7)}, "topk:0.01")
-    assert (taken.entries["w"].kind, taken.entries["w"].error) == ("zero", 1.0)
-    assert taken.applied(tmp_path / "out")["w"] == taken.base["w"]
+@pytest.mark.parametrize("shape", [(3, 1), (3, 3), (1, 1)])
+def test_share_of_less_than_one_element_keeps_the_one_that_changes_most(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    taken = Taken(tmp_path, {"w": matrix("F32", shape, 7), "v": matrix("F32", (100, 100), 7)}, "topk:0.01")
+    wanted = values(taken.post["w"]) - values(taken.base["w"])
+    delta = taken.delta("w")
+    assert np.flatnonzero(delta).tolist() == [np.abs(wanted).argmax()]
+    assert delta.sum() == pytest.approx(wanted[np.abs(wanted).argmax()], rel=2**-8)
+    assert (taken.entries["w"].changed, np.count_nonzero(taken.delta("v"))) == (1, 100)
     assert deltareg.verify(NAME, taken.registry, base=taken.before, post=taken.after).reproduced
+
+
+def test_share_of_less_than_one_element_keeps_one_of_equal_ones_in_several_frames(tmp_path: Path) -> None:
+    """No frame's share of what changes most is one of them: the first frame that has such keeps it."""
+    zeros = np.zeros(1200 * 2000, np.float32)
+    post = zeros.copy()
+    post[:100] = 0.5
+    post[[1_100_000, 2_200_000, 2_300_000]] = 2.0
+    pair = tuple(of("F32", one.view(np.uint32), (1200, 2000)) for one in (zeros, post))
+    taken = Taken(tmp_path, {"w": (pair[0], pair[1])}, "topk:0.0000001")
+    assert np.flatnonzero(taken.delta("w")).tolist() == [1_100_000]
+
+
+def test_tensor_that_does_not_change_has_nothing_to_keep(tmp_path: Path) -> None:
+    same = matrix("F32", (3, 3), 7)[0]
+    taken = Taken(tmp_path, {"w": (same, same), "v": matrix("F32", (10, 10), 7)}, "topk:1%")
+    assert (taken.entries["w"].kind, taken.entries["w"].error) == ("zero", None)
 
 
 def nearest(wanted: np.ndarray, rank: int) -> np.ndarray:
@@ -216,6 +239,40 @@ def test_factors_cross_frames(tmp_path: Path, codec: str) -> None:
     assert deltareg.verify(NAME, taken.registry, base=taken.before, post=taken.after).reproduced
 
 
+@pytest.mark.parametrize("size", [1.0, 1e25, 1e36, 1e-30])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_factors_are_found_where_squares_are_no_numbers_of_float32(size: float, dtype: type) -> None:
+    """Too large for a whole decomposition: the matrix is multiplied with itself."""
+    draw = np.random.default_rng(3)
+    low = draw.normal(size=(1600, 4)) @ draw.normal(size=(4, 1600))
+    rows = (low * size).astype(dtype)
+    found = truncate(lambda: iter([(0, rows[:900]), (900, rows[900:])]), (1600, 1600), 4, "w")
+    product = found.left.astype(np.float64) @ found.right.astype(np.float64)
+    assert np.linalg.norm(product / size - low) < 1e-5 * np.linalg.norm(low)
+    assert found.residue < 1e-10 * found.total
+
+
+def test_delta_of_great_numbers_has_factors(tmp_path: Path) -> None:
+    draw = np.random.default_rng(3)
+    low = (draw.normal(size=(1600, 2)) @ draw.normal(size=(2, 1600))).reshape(-1) * 1e25
+    pair = [of("F32", one.astype(np.float32).view(np.uint32), (1600, 1600)) for one in (np.zeros(low.size), low)]
+    taken = Taken(tmp_path, {"w": (pair[0], pair[1])}, "rank:2")
+    assert taken.entries["w"].rank == 2 and (taken.entries["w"].error or 1) < 0.01
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4", "bf16", "topk:5%"])
+def test_numbers_whose_squares_have_no_finite_sum_are_stored_exactly_beside_others(tmp_path: Path, codec: str) -> None:
+    # Each square is a finite number, and their sum is none.
+    zeros, great = (of("F64", FORMATS["F64"].narrow(np.array([value, 0.0])), (2, 1)) for value in (0.0, 1.2e154))
+    pairs = {"w": matrix("F32", (30, 30), 2), "u": (zeros, great), "v": (zeros, great)}
+    taken = Taken(tmp_path, pairs, codec)
+    assert taken.entries["v"].error is None and (taken.entries["w"].error or 0) > 0
+    assert taken.applied(tmp_path / "out")["v"] == great
+    # Beside these the error of the others is next to none.
+    assert 0 < (taken.report.relative_error or 0) < 1e-100
+    assert deltareg.verify(NAME, taken.registry, base=taken.before, post=taken.after).reproduced
+
+
 # --- asking for it ------------------------------------------------------------------------------------------------
 
 
@@ -240,13 +297,49 @@ def test_rank_that_is_none_is_refused(tmp_path: Path, rank: str) -> None:
     assert "rank:16" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("share", ["0", "-0.1", "1.01", "101%", "nan", "inf", "", "%", "five", "0%", "1e400"])
+ODD = [
+    *(
+        "0",
+        "-0.1",
+        "1.01",
+        "101%",
+        "nan",
+        "inf",
+        "",
+        "%",
+        "five",
+        "0%",
+        "1e400",
+        "nan%",
+        "1e3%",
+        "0e0",
+        "5%%",
+        "1e-400",
+    ),
+    *("٥%", "٠.٥", "٥", " 5%", "5 %", "5% ", " 0.5", "0.5 ", "0.1_5", "+0.5", "0x1p-1", "0,5", "5\n%", "0.5\n", "."),
+]
+
+
+@pytest.mark.parametrize("share", ODD)
 def test_share_out_of_range_is_refused(tmp_path: Path, share: str) -> None:
     pair = matrix("F32", (2, 2), 1)
     before, after = (write_checkpoint(tmp_path / str(n), {"w": one}) for n, one in enumerate(pair))
     with pytest.raises(InvalidArgument, match="no share") as caught:
         deltareg.diff(before, after, Registry(tmp_path / "home"), NAME, codec=f"topk:{share}")
     assert "topk:5%" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("share", "name"),
+    [
+        *(("5%", "0.05"), ("0.05", "0.05"), ("5.0%", "0.05"), ("05%", "0.05"), (".05", "0.05"), ("5e-2", "0.05")),
+        *(("1e1%", "0.1"), ("1E+1%", "0.1"), ("100%", "1"), ("1", "1"), ("1.", "1"), ("0.001%", "1e-05")),
+    ],
+)
+def test_share_has_one_meaning_whose_name_is_a_share_again(share: str, name: str) -> None:
+    tier = parse_tier(f"topk:{share}")
+    assert str(tier) == f"topk:{name}" and tier.share == float(name)
+    assert parse_tier(str(tier)) == tier
 
 
 def test_delta_is_exact_unless_asked_for(tmp_path: Path) -> None:

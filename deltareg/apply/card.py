@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -11,6 +10,7 @@ import deltareg
 from deltareg.apply.placement import WeightedDelta
 from deltareg.apply.plan import Merge, Plan
 from deltareg.checkpoint import Checkpoint
+from deltareg.markdown import plain
 from deltareg.merge import Schedule
 
 __all__ = ["card", "config_json", "merged_licence"]
@@ -72,7 +72,7 @@ def card(target: Checkpoint, deltas: Sequence[WeightedDelta], merge: Merge, told
     licence = merged_licence(target, deltas)
     if licence is not None:
         front["license"] = licence
-    lines = ["---", *(_yaml(front)), "---", "", f"# {_plain(target.id.removeprefix('hf://'))} with deltas", ""]
+    lines = ["---", *(_yaml(front)), "---", "", f"# {plain(target.id.removeprefix('hf://'))} with deltas", ""]
     lines += [
         f"Made by deltareg {deltareg.__version__}: {_sum_of(merge)}.",
         "",
@@ -80,13 +80,13 @@ def card(target: Checkpoint, deltas: Sequence[WeightedDelta], merge: Merge, told
         "|---|---|---|---|",
     ]
     for delta in deltas:
-        licence = _plain(delta.artifact.config.licence or "unknown")
-        lines.append(f"| `{delta.reference}` | {_plain(str(delta.weights))} | `{delta.artifact.digest}` | {licence} |")
+        licence = plain(delta.artifact.config.licence or "unknown")
+        lines.append(f"| `{delta.reference}` | {plain(str(delta.weights))} | `{delta.artifact.digest}` | {licence} |")
     revision = f" at `{target.revision}`" if target.revision else ""
-    lines += ["", f"Target: `{_plain(target.id)}`{revision}, licence {_plain(target.licence or 'unknown')}.", ""]
+    lines += ["", f"Target: `{plain(target.id)}`{revision}, licence {plain(target.licence or 'unknown')}.", ""]
     for title, notes in told.items():
         if notes:
-            lines += [f"## {title}", "", *(f"- {_plain(note)}" for note in notes), ""]
+            lines += [f"## {title}", "", *(f"- {plain(note)}" for note in notes), ""]
     return "\n".join(lines).encode()
 
 
@@ -95,15 +95,9 @@ def _sum_of(merge: Merge) -> str:
     settings = {key: str(Schedule.of(value)) for key, value in merge.told().items()}
     if merge.method.random:
         settings["seed"] = str(merge.seed)
-    told = ", ".join(f"{key} = {_plain(value)}" for key, value in settings.items())
+    told = ", ".join(f"{key} = {plain(value)}" for key, value in settings.items())
     start = "target + Σ weight · delta" if name == "linear" else "target + what the deltas are merged to"
     return f"{start}, method `{name}`" + (f" ({told})" if told else "")
-
-
-def _plain(text: str) -> str:
-    """Text from elsewhere on one line, without the signs that would make Markdown or HTML of it."""
-    line = " ".join(text.split())
-    return re.sub(r"[|`\[\]<>\x00-\x1f\x7f-\x9f]", "·", line)
 
 
 def _yaml(front: Mapping[str, Any]) -> list[str]:

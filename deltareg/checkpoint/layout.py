@@ -38,6 +38,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 _ADAPTER = "adapter_model"
+_ADAPTER_CONFIG = "adapter_config.json"
 _INDEX_SUFFIX = ".safetensors.index.json"
 _INDEX_LIMIT = 256 * 2**20
 _NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
@@ -76,7 +77,7 @@ _CHECKPOINT_FILES = (
     "*.safetensors",
     f"*{_INDEX_SUFFIX}",
     "config.json",
-    "adapter_config.json",
+    _ADAPTER_CONFIG,
     "README.md",
     "LICENSE*",
     "LICENCE*",
@@ -124,8 +125,14 @@ def find_weights(folder: Folder, *, as_adapter: bool = False) -> Weights:
     """
     names = [name for name in folder.names() if "/" not in name]
     own = [name for name in names if name.startswith(_ADAPTER)]
-    if as_adapter and any(name.endswith(".safetensors") or is_pickle(name) for name in own):
+    if as_adapter and any(map(_holds_weights, own)):
         names = own
+    if not as_adapter and _ADAPTER_CONFIG in names and set(filter(_holds_weights, names)) <= {*own}:
+        raise CheckpointNotFound(
+            f"{folder.label} holds an adapter, no model",
+            hint=f"deltareg import-lora {shlex.quote(folder.label)} --base BASE --tag NAME makes a delta of it",
+            path=folder.label,
+        )
     weights = [name for name in names if name.endswith(".safetensors")]
     index = _find_index(folder, names)
     if index is not None and (SINGLE_FILE not in names or SINGLE_FILE in index.shards):
@@ -148,6 +155,11 @@ def find_weights(folder: Folder, *, as_adapter: bool = False) -> Weights:
         hint=f"give a directory with {SINGLE_FILE} or {INDEX_FILE}",
         path=folder.label,
     )
+
+
+def _holds_weights(name: str) -> bool:
+    kept_by_trainers = is_pickle(name) and name.startswith(_NO_WEIGHTS)
+    return name.lower().endswith((".safetensors", ".gguf", *_PICKLE_SUFFIXES)) and not kept_by_trainers
 
 
 def is_pickle(name: str) -> bool:

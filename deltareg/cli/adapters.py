@@ -91,6 +91,7 @@ def export_lora(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT, if it is an adapter, with all that is in it.")
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Take a base that the check refuses, too.")] = False,
     threads: Threads = None,
     dry_run: DryRun = False,
     json: Json = False,
@@ -123,17 +124,23 @@ def export_lora(
             rank=rank,
             base=base,
             overwrite=overwrite,
+            force=force,
             threads=threads or settings.threads,
             dry_run=dry_run,
             progress=progress,
         )
     if report.delta_error is not None:
         warn(f"the delta is itself an approximation, whose relative error {ratio(report.delta_error)} comes on top")
+    for note in report.notes:
+        warn(note)
+    if report.overwritten:
+        warn(f"{report.overwritten} numbers are no sum with base's, such as NaN or −0.0: the adapter lacks these")
     if report.left_out:
         share = sum(one.share for one in report.left_out)
         warn(
             f"{len(report.left_out)} tensors are left out, {ratio(share)} of the squared error: "
             f"{report.left_out[0].name}: {report.left_out[0].reason}"
         )
+    leave_out = ["tensors", "left_out", "saved_modules", "delta_error", "overwritten", "notes"]
     more = {"tensors": str(len(report.tensors)), "left out": str(len(report.left_out))}
-    print_report(report, json=json, leave_out=["tensors", "left_out", "saved_modules", "delta_error"], more=more)
+    print_report(report, json=json, leave_out=leave_out, more=more)

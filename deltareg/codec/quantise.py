@@ -20,7 +20,7 @@ from deltareg.codec import kernels
 from deltareg.codec.lanes import Array, Lane, lane_of
 from deltareg.codec.memory import empty
 
-__all__ = ["Cut", "counts_of", "cut_at", "greatest", "keep_greatest", "levelled", "rounded", "signs"]
+__all__ = ["Cut", "counts_of", "cut_at", "greatest", "keep_greatest", "last_of", "levelled", "rounded", "signs"]
 
 _PATTERNS = 1 << 16
 _MAGNITUDES = 1 << 15
@@ -43,9 +43,14 @@ def counts_of(delta: Array) -> Array:
 
 def greatest(counts: Array) -> float:
     """The greatest magnitude that occurs; infinity where one is no finite number."""
-    found = np.flatnonzero(counts)
-    value = float(_values()[found[-1]]) if found.size else 0.0
+    value = float(_values()[last_of(counts)])
     return value if np.isfinite(value) else float("inf")
+
+
+def last_of(counts: Array) -> int:
+    """The bits of the greatest magnitude that occurs; 0 where none does."""
+    found = np.flatnonzero(counts)
+    return int(found[-1]) if found.size else 0
 
 
 def levelled(delta: Array, levels: int, beyond: float) -> Array:
@@ -95,24 +100,25 @@ class Cut:
 
 
 def cut_at(counts: Array, share: float) -> Cut:
-    """The cut that leaves at most `share` of a tensor's elements, by the histogram of its magnitudes."""
+    """The cut that leaves at most `share` of a tensor's elements, and at least one, by the counts of its magnitudes."""
     total = int(counts.sum())
-    wanted = int(share * total)
+    wanted = max(1, int(share * total))
     above = total - np.cumsum(counts)
     magnitude = int(np.argmax(above <= wanted))
     return Cut(magnitude, wanted - int(above[magnitude]), int(counts[magnitude]))
 
 
-def keep_greatest(delta: Array, cut: Cut) -> Array:
+def keep_greatest(delta: Array, cut: Cut, least: int = 0) -> Array:
     """The differences above the cut in bfloat16, zero for the others.
 
-    Of those just at the cut, each frame keeps its share, the first ones: no frame needs to know another.
+    Of those just at the cut, each frame keeps its share, the first ones, and at least `least`: no frame needs to know
+    another.
     """
     symbols = rounded(delta, lane_of("BF16"))
     magnitudes = symbols & np.uint16(_MAGNITUDES - 1)
     kept = magnitudes > cut.magnitude
     equal = np.flatnonzero(magnitudes == cut.magnitude)
-    kept[equal[: equal.size * cut.kept // max(cut.equal, 1)]] = True
+    kept[equal[: max(equal.size * cut.kept // max(cut.equal, 1), least)]] = True
     return np.where(kept, symbols, np.uint16(_MAGNITUDES))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,12 +20,12 @@ TIERS: Mapping[str, str] = MappingProxyType(
         "int4": "15 levels for each million elements; what is beyond them in bfloat16",
         "bit1": "a sign for each number, one size for each million, and factors of small rank for what repeats",
         "rank:R": "two factors of rank R (a truncated singular value decomposition), as an adapter has them",
-        "topk:P": "the share P of the elements that change most, such as topk:5%; the others stay",
+        "topk:P": "the share P of the elements that change most, such as topk:5%, one at least; the others stay",
     }
 )
 """What `diff` takes as its codec, and what each of them keeps of a matrix. Vectors and integers are always exact."""
 
-_PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?)%", re.ASCII)
+_SHARE = re.compile(r"((?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)(%?)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -69,14 +68,12 @@ def _rank(text: str) -> int:
 
 
 def _share(text: str) -> float:
-    percent = _PERCENT.fullmatch(text)
-    try:
-        share = float(percent[1]) / 100 if percent else float(text)
-    except ValueError:
-        share = math.nan
+    found = _SHARE.fullmatch(text)
+    share = 0.0 if found is None else float(found[1]) / (100 if found[2] else 1)
     if not 0 < share <= 1:
         raise InvalidArgument(
-            f"{text!r} is no share of the elements", hint="write topk:0.05 or topk:5%; more than 0, at most 1"
+            f"{text!r} is no share of the elements",
+            hint="write topk:0.05 or topk:5%, without spaces; more than 0, at most 1",
         )
     # As many digits as its name has: the name alone tells what was done.
     return float(f"{share:g}")

@@ -85,15 +85,22 @@ def _randomised(stretches: Stretches, shape: tuple[int, int], rank: int, name: s
         basis = np.linalg.qr(basis)[0]
         step = np.zeros((columns, width), np.float64)
         for _, stretch in stretches():
-            part = stretch.astype(np.float32, copy=False)
-            step += part.T @ (part @ basis)
-        basis = step.astype(np.float32) if step.any() else basis
+            # A power of two, so that squares neither overflow nor vanish in float32; no digit changes.
+            exponent = _exponent(stretch)
+            part = np.ldexp(stretch, -exponent).astype(np.float32, copy=False)
+            step += np.ldexp((part.T @ (part @ basis)).astype(np.float64), 2 * exponent)
+        basis = np.ldexp(step, -_exponent(step)).astype(np.float32) if step.any() else basis
     basis = np.linalg.qr(basis.astype(np.float64))[0]
     image = np.empty((rows, width), np.float64)
     for row, stretch in stretches():
         image[row : row + len(stretch)] = stretch.astype(np.float64, copy=False) @ basis
     left, values, right = np.linalg.svd(image, full_matrices=False)
     return _factors(left, values, right @ basis.T, rank)
+
+
+def _exponent(matrix: Matrix) -> int:
+    """The power of two that is above all magnitudes."""
+    return math.frexp(max(-float(matrix.min()), float(matrix.max())))[1]
 
 
 def _factors(left: Matrix, values: Matrix, right: Matrix, rank: int) -> tuple[Matrix, Matrix]:

@@ -1,7 +1,8 @@
 """PEFT's adapters: one becomes a delta, and a delta becomes one.
 
-`config.py` and `adapter.py` read an adapter, `places.py` finds its modules in the base, `merged.py` is base and adapter
-as one checkpoint, `importing.py` takes the delta of that; `exporting.py` writes factors that the codec finds.
+`config.py`, `patterns.py` and `adapter.py` read an adapter, `places.py` finds its modules in the base, `merged.py` is
+base and adapter as one checkpoint, `importing.py` takes the delta of that; `exporting.py` writes factors that the codec
+finds, once `base.py` has looked at the base.
 """
 
 from __future__ import annotations

@@ -12,19 +12,26 @@ from typing import Any
 import deltareg
 from deltareg.lora.config import CONFIG_FILE
 from deltareg.manifest import DeltaConfig, Document
+from deltareg.markdown import plain
 
 __all__ = ["CONFIG_FILE", "AdapterShape", "ExportReport", "ExportedTensor", "LeftOut", "adapter_card", "adapter_config"]
 
 _SHOWN = 20
+_NO_SUM = "of the delta's post are no sum with base's, such as NaN or −0.0: no adapter has these"
 
 
 class ExportedTensor(Document):
-    """A tensor whose delta the adapter has: `error` is ‖Δ − B·A‖ / ‖Δ‖."""
+    """A tensor whose delta the adapter has: `error` is ‖Δ − B·A‖ / ‖Δ‖.
+
+    `overwritten` counts its numbers that no sum gives, such as NaN or −0.0: these the adapter lacks, and the error is
+    that of the others.
+    """
 
     name: str
     rank: int
     error: float
     exact: bool
+    overwritten: int
 
 
 class LeftOut(Document):
@@ -38,7 +45,8 @@ class LeftOut(Document):
 class ExportReport(Document):
     """What `export-lora` wrote. `error` is ‖Δ − adapter‖ / ‖Δ‖ over all tensors, those that are left out included.
 
-    It is measured against the delta: `delta_error` is that of the delta itself, null where this is exact.
+    It is measured against the delta: `delta_error` is that of the delta itself, null where this is exact. It does not
+    count numbers that no sum gives; the adapter lacks `overwritten` of these.
     """
 
     out: str
@@ -48,9 +56,11 @@ class ExportReport(Document):
     rank: int
     error: float
     delta_error: float | None
+    overwritten: int
     tensors: list[ExportedTensor]
     left_out: list[LeftOut]
     saved_modules: list[str]
+    notes: list[str]
     size: int
     seconds: float
     dry_run: bool
@@ -102,16 +112,10 @@ def _most(numbers: Iterable[float]) -> float:
 
 def _pattern(name: str, modules: Iterable[str]) -> str:
     """A regular expression that of all modules matches this one, as PEFT looks for it: at the end of a name."""
-    plain = re.compile(rf"(.*\.)?({name})$") if re.fullmatch(r"[\w.]+", name) else None
-    if plain is not None and [module for module in modules if plain.match(module)] == [name]:
+    suffix = re.compile(rf"(.*\.)?({name})$") if re.fullmatch(r"[\w.]+", name) else None
+    if suffix is not None and [module for module in modules if suffix.match(module)] == [name]:
         return name
     return f"^{re.escape(name)}$"
-
-
-def _plain(text: str) -> str:
-    """Text from elsewhere on one line, without the signs that would make Markdown or HTML of it."""
-    line = " ".join(text.split())
-    return re.sub(r"[|`\[\]<>\x00-\x1f\x7f-\x9f]", "·", line)
 
 
 def _alpha(scale: float, rank: int) -> float | int:
@@ -140,17 +144,24 @@ def adapter_card(config: DeltaConfig, report: ExportReport) -> bytes:
         f"Relative error ‖Δ − adapter‖ / ‖Δ‖ over all tensors: {report.error:.4g}.",
         "",
         *([f"The delta is itself an approximation: {config.exactness}.", ""] if report.delta_error is not None else []),
+        *(
+            [f"{report.overwritten} numbers {_NO_SUM}; the error does not count them.", ""]
+            if report.overwritten
+            else []
+        ),
         "| tensor | rank | relative error |",
         "|---|---|---|",
     ]
     worst = sorted(report.tensors, key=lambda one: (-one.error, one.name))
-    lines += [f"| `{_plain(one.name)}` | {one.rank} | {one.error:.4g} |" for one in worst[:_SHOWN]]
+    lines += [f"| `{plain(one.name)}` | {one.rank} | {one.error:.4g} |" for one in worst[:_SHOWN]]
     if len(worst) > _SHOWN:
         lines += ["", f"These are the {_SHOWN} largest errors of {len(worst)} tensors."]
     if report.left_out:
         lines += ["", "## Left out", ""]
         lines += [
-            f"- `{_plain(one.name)}`: {_plain(one.reason)}; {one.share:.2%} of the squared error"
+            f"- `{plain(one.name)}`: {plain(one.reason)}; {one.share:.2%} of the squared error"
             for one in report.left_out
         ]
+    if report.notes:
+        lines += ["", "## The base", "", *(f"- {plain(note)}" for note in report.notes)]
     return ("\n".join(lines) + "\n").encode()

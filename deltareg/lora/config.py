@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from deltareg.errors import AdapterRefused, BadAdapter
+from deltareg.lora.patterns import MOST_PATTERNS, BadPattern, Patterns
 
 __all__ = ["CONFIG_FILE", "AdapterConfig", "parse_config"]
 
 CONFIG_FILE = "adapter_config.json"
-
-_MOST_PATTERNS = 4096
-_LONGEST_PATTERN = 512
-# What is repeated within what is repeated, as in (a+)+, can take longer to match than anybody waits.
-_NESTED = re.compile(r"[*+}][^()]*\)+[*+{]")
 
 # What PEFT's own merge cannot do either, or what would need more than the adapter and the base.
 _REFUSED: Mapping[str, tuple[str, str]] = {
@@ -56,34 +51,32 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
 _RESIDUAL = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
+_Number = TypeVar("_Number", int, float)
+
+
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What decides what an adapter adds. `patterns` map regular expressions of module names to ranks and alphas."""
+    """What decides what an adapter adds; ranks and alphas of some modules by patterns of their names."""
 
     rank: int
     alpha: float
     root_scaled: bool = False
     transposed: bool = False
     magnitudes: bool = False
-    rank_patterns: Mapping[str, int] = field(default_factory=dict[str, int])
-    alpha_patterns: Mapping[str, float] = field(default_factory=dict[str, float])
+    rank_patterns: Patterns[int] = field(default_factory=Patterns[int])
+    alpha_patterns: Patterns[float] = field(default_factory=Patterns[float])
     base: str | None = None
     revision: str | None = None
 
     def rank_of(self, module: str) -> int:
         """The rank that a module's factors must have."""
-        return self.rank_patterns.get(_pattern_of(self.rank_patterns, module), self.rank)
+        return self.rank_patterns.get(module, self.rank)
 
     def scale_of(self, module: str) -> float:
         """What B·A is multiplied with: α/r (LoRA, arXiv 2106.09685), α/√r (rsLoRA, arXiv 2312.03732, equation 4)."""
-        alpha = self.alpha_patterns.get(_pattern_of(self.alpha_patterns, module), self.alpha)
+        alpha = self.alpha_patterns.get(module, self.alpha)
         rank = self.rank_of(module)
         return alpha / (math.sqrt(rank) if self.root_scaled else rank)
-
-
-def _pattern_of(patterns: Mapping[str, Any], module: str) -> str:
-    """The first pattern that the end of a module's name matches, as PEFT's `get_pattern_key` has it."""
-    return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", module)), module)
 
 
 def parse_config(raw: bytes, where: str) -> AdapterConfig:
@@ -184,28 +177,21 @@ class _Reader:
             return None
         return float(value)
 
-    def patterns(self, key: str, check: Any) -> dict[str, Any]:
+    def patterns(self, key: str, check: Callable[[str, Any], _Number | None]) -> Patterns[_Number]:
         value: Any = self._document.get(key) or {}
-        if not isinstance(value, dict) or len(cast("dict[str, Any]", value)) > _MOST_PATTERNS:
-            self._fault(key, value, f"an object of at most {_MOST_PATTERNS} patterns")
-            return {}
-        found: dict[str, Any] = {}
+        found = Patterns[_Number]()
+        if not isinstance(value, dict) or len(cast("dict[str, Any]", value)) > MOST_PATTERNS:
+            self._fault(key, value, f"an object of at most {MOST_PATTERNS} patterns")
+            return found
         for pattern, each in cast("dict[str, Any]", value).items():
             checked = check(f"{key}.{pattern:.80}", each)
-            if self._is_pattern(key, pattern) and checked is not None:
-                found[pattern] = checked
+            if checked is None:
+                continue
+            try:
+                found.add(pattern, checked)
+            except BadPattern as error:
+                self._fault(key, pattern, f"a pattern {error}")
         return found
-
-    def _is_pattern(self, key: str, pattern: str) -> bool:
-        try:
-            re.compile(rf"(.*\.)?({pattern})$")
-        except (re.error, RecursionError, OverflowError):
-            self._fault(key, pattern, "regular expressions")
-            return False
-        if len(pattern) > _LONGEST_PATTERN or _NESTED.search(pattern):
-            self._fault(key, pattern, f"patterns of at most {_LONGEST_PATTERN} characters without nested repetition")
-            return False
-        return True
 
     def _fault(self, key: str, value: Any, due: str) -> None:
         self.faults.append(f"{key} is {value!r:.60}, not {due}")

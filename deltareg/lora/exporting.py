@@ -22,8 +22,10 @@ from deltareg.codec.lanes import DELTA_DTYPES, view_of
 from deltareg.codec.lowrank import matrix_of
 from deltareg.codec.memory import frame_memory
 from deltareg.codec.truncate import Truncated, truncate
-from deltareg.errors import InvalidArgument, NotHomologous, OutputExists, translate_os_errors
+from deltareg.describe import sum_of_squares
+from deltareg.errors import InvalidArgument, OutputExists, translate_os_errors
 from deltareg.fingerprint import layer_order
+from deltareg.lora.base import check_base, refuse_onto_base
 from deltareg.lora.card import (
     CONFIG_FILE,
     AdapterShape,
@@ -60,6 +62,7 @@ def export_lora(
     rank: int,
     base: Checkpoint | str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    force: bool = False,
     threads: int | None = None,
     dry_run: bool = False,
     progress: Progress = SILENT,
@@ -68,8 +71,8 @@ def export_lora(
 
     Factors that the delta stores and that have no higher rank are written as they are; every other matrix gets the
     nearest ones of that rank. With `base`, the delta's own, biases and norms go along as whole parameters; else they
-    are left out and named. All or nothing appears at `out`. Raises InvalidArgument, NotHomologous, NotFound,
-    OutputExists, BadRecord, DigestMismatch, DiskFull.
+    are left out and named. A base that `check` finds incompatible is refused, but with `force`. All or nothing appears
+    at `out`. Raises InvalidArgument, NotHomologous, NotFound, OutputExists, BadRecord, DigestMismatch, DiskFull.
     """
     started = time.monotonic()
     if type(rank) is not int or not 0 < rank <= _MOST_RANK:
@@ -80,11 +83,15 @@ def export_lora(
         registry.store.verify(pack, quick=True)
     _check_replaceable(Path(os.path.realpath(out)), overwrite)
     with ExitStack() as stack:
-        before = None
+        before, notes = None, list[str]()
         if base is not None:
+            if not isinstance(base, Checkpoint) and os.path.exists(base):
+                # Before it is opened, too: an adapter that lies there is no base.
+                refuse_onto_base(Path(os.path.realpath(out)), Path(base))
             before = base if isinstance(base, Checkpoint) else stack.enter_context(Checkpoint.open(base))
-            _refuse_onto_base(Path(os.path.realpath(out)), before)
-            _refuse_other(before, artifact)
+            if before.is_local:
+                refuse_onto_base(Path(os.path.realpath(out)), before.root)
+            notes = check_base(before, name, artifact, threads, force=force)
         packs = stack.enter_context(artifact.open_packs())
         export = _Export(artifact, packs, rank, before, thread_count(threads))
         if export.nothing:
@@ -94,12 +101,12 @@ def export_lora(
         if dry_run:
             for _ in export.computed(progress):
                 pass
-            return export.report(str(out), str(name), started, dry_run=True)
+            return export.report(str(out), str(name), notes, started, dry_run=True)
         plan = ShardPlan(WEIGHTS_FILE, tuple(export.layout()), {"format": "pt"})
         writer = stack.enter_context(CheckpointWriter(out, [plan], overwrite=overwrite))
         for tensor, data in export.computed(progress):
             writer.write(tensor, 0, view_of(data))
-        report = export.report(str(out), str(name), started, dry_run=False)
+        report = export.report(str(out), str(name), notes, started, dry_run=False)
         writer.add_file(CONFIG_FILE, adapter_config(artifact.config, export.shape))
         writer.add_file("README.md", adapter_card(artifact.config, report))
         writer.commit()
@@ -122,40 +129,6 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
         )
 
 
-def _refuse_onto_base(out: Path, base: Checkpoint) -> None:
-    """Raise OutputExists if `out` is where the base lies."""
-    if not base.is_local:
-        return
-    at = Path(os.path.realpath(base.root))
-    if at == out or out in at.parents:
-        raise OutputExists(
-            f"the output is the base: {out}",
-            cause="the adapter would take its place",
-            hint="choose another output",
-            path=out,
-        )
-
-
-def _refuse_other(base: Checkpoint, artifact: Artifact) -> None:
-    """Raise NotHomologous unless `base` has the tensors that the delta was taken from."""
-    wrong = [
-        entry.name
-        for entry in artifact.inventory.tensors
-        if entry.base_dtype is not None
-        and (
-            (found := base.tensors.get(entry.name)) is None
-            or list(found.shape) != entry.shape
-            or found.dtype != entry.base_dtype
-        )
-    ]
-    if wrong:
-        raise NotHomologous(
-            f"{base.id} is not the base of this delta: {len(wrong)} tensors differ, the first is {wrong[0]!r:.120}",
-            hint=f"give the base that it was taken from: {artifact.config.base.id}",
-            tensors=wrong[:100],
-        )
-
-
 @dataclass(frozen=True)
 class _Matrix:
     """A tensor that becomes two factors: its entry, its module, how PEFT has the factors, and their rank."""
@@ -165,6 +138,11 @@ class _Matrix:
     kind: Kind
     rank: int
     reader: RecordReader
+
+    @property
+    def turned(self) -> bool:
+        """Whether the tensor has inputs before outputs."""
+        return self.kind in (Kind.TURNED, Kind.EMBEDDING)
 
     @property
     def is_stored(self) -> bool:
@@ -187,6 +165,7 @@ class _Export:
         self._rank = rank
         self._base = base
         self._threads = threads
+        self._names = {entry.name for entry in artifact.inventory.tensors}
         self._matrices: list[_Matrix] = []
         self._whole: dict[str, TensorEntry] = {}
         self._keys: dict[str, str] = {}
@@ -211,15 +190,12 @@ class _Export:
         for entry in entries:
             if entry.kind == "zero":
                 continue
-            reason = _refusal(entry)
-            if reason is None and tied and entry.rank is None and is_token_embedding(entry.name):
-                reason = "it is the output's matrix too, of which peft would change the one or, merged, both"
+            kind = self._kind_of(entry)
+            reason = _refusal(entry) or self._doubt(entry, kind, tied=tied)
             if reason is None:
-                kind = kind_of(entry.name, told.model_type)
-                reader = RecordReader(entry, self._packs.parts(entry))
                 stored = entry.rank is not None and entry.rank <= self._rank
-                rank = entry.rank if stored and entry.rank else min(self._rank, *entry.shape)
-                self._matrices.append(_Matrix(entry, module_of(entry.name), kind, rank, reader))
+                rank = entry.rank if stored and entry.rank else min(self._rank, *matrix_of(entry.shape))
+                self._matrices.append(_Matrix(entry, module_of(entry.name), kind, rank, self._reader(entry)))
             else:
                 self._reasons[entry.name] = reason
         self._sort_rest([entry for entry in entries if entry.name in self._reasons])
@@ -227,13 +203,31 @@ class _Export:
             self.shape.ranks[matrix.module] = matrix.rank
             self.shape.scales[matrix.module] = matrix.scale
 
+    def _doubt(self, entry: TensorEntry, kind: Kind, *, tied: bool) -> str | None:
+        """Why what could be factors should not become such."""
+        if tied and entry.rank is None and is_token_embedding(entry.name):
+            return "it is the output's matrix too, of which peft would change the one or, merged, both"
+        if kind is Kind.UNKNOWN:
+            return "its name does not tell whether it is an embedding or a linear layer"
+        return _TOO_LARGE if _exceeds(self._reader(entry)) else None
+
+    def _reader(self, entry: TensorEntry) -> RecordReader:
+        return RecordReader(entry, self._packs.parts(entry))
+
+    def _kind_of(self, entry: TensorEntry) -> Kind:
+        if len(entry.shape) > 2:
+            return Kind.CONVOLUTION
+        biased = f"{module_of(entry.name)}.bias" in self._names
+        model_type = self._artifact.config.fingerprint.model_type
+        return kind_of(entry.name, model_type, biased=biased, adapted=_has_factors(entry))
+
     def _sort_rest(self, rest: list[TensorEntry]) -> None:
         """What is no matrix goes along whole, where everything of its module is known, or is left out."""
         adapted = {matrix.module for matrix in self._matrices}
         inventory = {entry.name: entry for entry in self._artifact.inventory.tensors}
         by_module: dict[str, list[TensorEntry]] = {}
         for name, entry in inventory.items():
-            if entry.post_dtype in DELTA_DTYPES:
+            if entry.post_dtype is not None:
                 by_module.setdefault(module_of(name), []).append(entry)
         outer = {module_of(module) for module in map(module_of, inventory)}
         for entry in rest:
@@ -241,7 +235,8 @@ class _Export:
             parts = by_module.get(module, [])
             # A module that holds others cannot go along: nothing within it could have factors.
             shared = len(entry.shape) == 2 and is_token_embedding(entry.name) and entry.base_dtype is not None
-            if entry.post_dtype not in DELTA_DTYPES or not module or module in outer or shared:
+            floats = any(one.post_dtype in DELTA_DTYPES for one in parts)
+            if entry.post_dtype is None or not floats or not module or module in outer or shared:
                 self._left.append((entry, self._reasons[entry.name]))
             elif module in adapted and entry.name == f"{module}.bias" and self._base is not None:
                 self.shape.biases = True
@@ -261,11 +256,13 @@ class _Export:
         for matrix in self._matrices:
             rows, columns = matrix_of(matrix.entry.shape)
             names = _names(matrix)
-            outs, ins = (rows, columns) if matrix.kind is Kind.STRAIGHT else (columns, rows)
-            yield names[0], "F32", (matrix.rank, ins)
-            yield names[1], "F32", (outs, matrix.rank)
+            outs, ins = (columns, rows) if matrix.turned else (rows, columns)
+            kernel = matrix.entry.shape[2:]
+            yield names[0], "F32", (matrix.rank, *(matrix.entry.shape[1:] if kernel else (ins,)))
+            yield names[1], "F32", (outs, matrix.rank, *(1 for _ in kernel))
         for name, key in self._keys.items():
-            yield _PREFIX + key, "F32", tuple(self._whole[name].shape)
+            entry = self._whole[name]
+            yield _PREFIX + key, _stored_dtype(entry), tuple(entry.shape)
 
     def computed(self, progress: Progress) -> Iterator[tuple[str, Array]]:
         """The tensors of `layout` with their numbers, one after the other."""
@@ -277,7 +274,7 @@ class _Export:
                 self._note(matrix, found)
                 progress.advance(4 * math.prod(matrix.entry.shape))
                 left, right = found.left, found.right
-                if matrix.kind is not Kind.STRAIGHT:
+                if matrix.turned:
                     left, right = right.T, left.T
                 names = _names(matrix)
                 yield names[0], np.ascontiguousarray(right)
@@ -289,10 +286,9 @@ class _Export:
             self._totals.append(squares)
             self._residues[entry.name] = squares
 
-    def report(self, out: str, reference: str, started: float, *, dry_run: bool) -> ExportReport:
+    def report(self, out: str, reference: str, notes: list[str], started: float, *, dry_run: bool) -> ExportReport:
         """What was computed."""
-        residue = math.fsum(self._residues.values())
-        total = math.fsum(self._totals)
+        residue, total = sum_of_squares(self._residues.values()), sum_of_squares(self._totals)
         config = self._artifact.config
         return ExportReport(
             out=out,
@@ -302,13 +298,15 @@ class _Export:
             rank=self._rank,
             error=_ratio(residue, total),
             delta_error=config.exactness.relative_error,
+            overwritten=sum(one.overwritten for one in self._tensors),
             tensors=self._tensors,
             left_out=[
                 LeftOut(name=entry.name, reason=reason, share=self._residues[entry.name] / residue if residue else 0.0)
                 for entry, reason in self._left
             ],
             saved_modules=[*self.shape.saved],
-            size=sum(math.prod(shape) * 4 for _, _, shape in self.layout()),
+            notes=notes,
+            size=sum(math.prod(shape) * lane_of(dtype).width for _, dtype, shape in self.layout()),
             seconds=time.monotonic() - started,
             dry_run=dry_run,
         )
@@ -327,8 +325,10 @@ class _Export:
     def _note(self, matrix: _Matrix, found: Truncated) -> None:
         error = _ratio(found.residue, found.total)
         name = matrix.entry.name
-        exact = matrix.is_stored and matrix.entry.error is None
-        self._tensors.append(ExportedTensor(name=name, rank=matrix.rank, error=error, exact=exact))
+        lacking = matrix.entry.overwritten
+        exact = matrix.is_stored and matrix.entry.error is None and not lacking
+        tensor = ExportedTensor(name=name, rank=matrix.rank, error=error, exact=exact, overwritten=lacking)
+        self._tensors.append(tensor)
         self._residues[name] = found.residue
         self._totals.append(found.total)
 
@@ -336,29 +336,38 @@ class _Export:
         """‖Δ‖² of a tensor; nothing where it is not added to."""
         if not is_additive(entry) or not entry.packs:
             return 0.0
-        reader = RecordReader(entry, self._packs.parts(entry))
+        reader = self._reader(entry)
         sums: list[float] = []
         for number in range(reader.count):
             with frame_memory():
                 values = _values(reader, number)
                 sums.append(float(np.vdot(values, values)))
-        return math.fsum(sums)
+        return sum_of_squares(sums)
 
     def _post(self, entry: TensorEntry) -> Array:
-        """A whole parameter as post has it, in float32. Its delta is no error: it is counted with the whole."""
+        """A whole parameter as post has it. Its delta is no error: it is counted with the whole."""
         assert entry.post_dtype is not None
         if entry.base_dtype is not None:
             self._totals.append(self._squares(entry))
         base = None if self._base is None else self._base.tensors.get(entry.name)
-        lane = lane_of(entry.post_dtype)
-        out = np.empty(lane.lanes_of(math.prod(entry.shape)), np.float32)
-        reader = RecordReader(entry, self._packs.parts(entry)) if entry.packs else None
+        lane, to = lane_of(entry.post_dtype), lane_of(_stored_dtype(entry))
+        out = np.empty(lane.lanes_of(math.prod(entry.shape)), to.stored)
+        reader = self._reader(entry) if entry.packs else None
         for start in range(0, out.size, FRAME_LANES):
             with frame_memory():
-                count = min(FRAME_LANES, out.size - start)
-                bits = _post_lanes(entry, reader, base, start, count)
-                linear(Block(bits, lane, (), out[start : start + count], lane_of("F32")))
+                part = out[start : start + FRAME_LANES]
+                bits = _post_lanes(entry, reader, base, start, part.size)
+                if to is lane:
+                    part[:] = bits
+                else:
+                    linear(Block(bits, lane, (), part, to))
         return out
+
+
+def _stored_dtype(entry: TensorEntry) -> str:
+    """The dtype of a whole parameter in the adapter: what is no float, such as a counter, keeps its own."""
+    assert entry.post_dtype is not None
+    return "F32" if entry.post_dtype in DELTA_DTYPES else entry.post_dtype
 
 
 def _post_lanes(entry: TensorEntry, reader: RecordReader | None, base: Tensor | None, start: int, count: int) -> Array:
@@ -370,6 +379,9 @@ def _post_lanes(entry: TensorEntry, reader: RecordReader | None, base: Tensor | 
         before = lane_of(base.dtype)
         bits = np.empty(count, before.bits)
         base.read_into(start * before.width, view_of(bits))
+    if reader is None and base is not None and base.dtype == entry.post_dtype:
+        assert bits is not None
+        return bits.view(lane.stored)
     if not is_additive(entry):
         assert reader is not None
         return replaced(bits, reader.read(start // FRAME_LANES), lane).view(lane.stored)
@@ -387,6 +399,7 @@ def _post_lanes(entry: TensorEntry, reader: RecordReader | None, base: Tensor | 
 
 
 _PREFIX = "base_model.model."
+_TOO_LARGE = "its delta is complex or too large for factors in float32"
 
 
 def _refusal(entry: TensorEntry) -> str | None:
@@ -397,15 +410,34 @@ def _refusal(entry: TensorEntry) -> str | None:
         return "the base lacks it"
     if not is_additive(entry):
         return f"it is {entry.post_dtype}, to which nothing is added"
-    if len(entry.shape) != 2 or min(entry.shape) == 0:
+    if len(entry.shape) < 2 or min(entry.shape) == 0:
         return "it is no matrix"
+    if len(entry.shape) > 2 and not (len(entry.shape) <= 5 and _has_factors(entry)):
+        # Of what no adapter changed nothing tells whether it is a convolution, and of how many groups.
+        return f"it has {len(entry.shape)} dimensions, and no adapter's factors"
     if not entry.name.endswith(".weight"):
         return "it is no module's weight"
     if not math.isfinite(entry.delta_norm):
         return "its delta has numbers that are not finite"
     if entry.base_dtype == "C64" or entry.post_dtype == "C64" or entry.delta_norm > _MOST_NORM:
-        return "its delta is complex or too large for factors in float32"
+        return _TOO_LARGE
     return None
+
+
+def _exceeds(reader: RecordReader) -> bool:
+    """Whether a delta in float64 has a number that float32 lacks: the norm leaves out what has no square."""
+    if reader.head.delta.dtype != "F64":
+        return False
+    for number in range(reader.count):
+        with frame_memory():
+            if np.abs(_values(reader, number)).max(initial=0.0) > _MOST_NORM:
+                return True
+    return False
+
+
+def _has_factors(entry: TensorEntry) -> bool:
+    """Whether a tensor's record has the factors of an adapter."""
+    return entry.rank is not None and entry.error is None
 
 
 def _names(matrix: _Matrix) -> tuple[str, str]:

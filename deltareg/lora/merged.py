@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ from deltareg.codec import FACTOR_DTYPES, FRAME_LANES, Array, Factors, Frame, La
 from deltareg.codec.lanes import DELTA_DTYPES, view_of
 from deltareg.codec.lowrank import Product, fits, matrix_of, widened
 from deltareg.codec.memory import empty
+from deltareg.errors import BadAdapter
 from deltareg.lora.adapter import Adapter, Module, faulty
 from deltareg.lora.modules import Kind, has_turned, kind_of
 from deltareg.lora.places import Places
@@ -45,6 +48,8 @@ class Merged(Checkpoint):
         # Not by way of Checkpoint, which would read headers: a tokenizer that came with the adapter is post's.
         own = any(is_tokenizer_file(path.as_posix()) for path in adapter.side_files)
         beside = adapter if own else base
+        # A template that came without one speaks the base's tokens, and takes the place of the base's.
+        self._templates = {} if own else {path: adapter for path in adapter.side_files if _is_template(path)}
         self.id = adapter.id
         self.revision = adapter.revision
         self.shards = base.shards
@@ -52,16 +57,26 @@ class Merged(Checkpoint):
         self.config = base.config
         self.dequantised = base.dequantised
         self.licence = adapter.licence
-        self.side_files = beside.side_files
+        kept = [path for path in beside.side_files if not (self._templates and _is_template(path))]
+        self.side_files = tuple(sorted([*kept, *self._templates], key=Path.as_posix))
         self._located = beside._located
         self._sources = ()
         self.changed = {name for name, tensor in self.tensors.items() if base.tensors.get(name) is not tensor}
         """The names of tensors that are not base's own."""
 
+    def read_file(self, relative: str | os.PathLike[str]) -> bytes:
+        """A small file beside the weights, the adapter's or the base's."""
+        owner = self._templates.get(Path(relative))
+        return super().read_file(relative) if owner is None else owner.read_file(relative)
+
     @property
     def ranks(self) -> Counter[int]:
         """How many tensors are base's and factors, by their rank."""
         return Counter(one.low_rank.rank for one in self.tensors.values() if isinstance(one, LowRankTensor))
+
+
+def _is_template(path: Path) -> bool:
+    return path.match("chat_template.*")
 
 
 def merge(base: Checkpoint, adapter: Adapter) -> tuple[Merged, list[str]]:
@@ -84,6 +99,18 @@ class _Fitted:
     transposed: bool
 
 
+def _unclear(base: Checkpoint, adapter: Adapter, name: str, places: Sequence[str]) -> BadAdapter:
+    """The error of an adapter that could belong to several parts of the base."""
+    shown = " or ".join(repr(place)[:120] for place in places)
+    return BadAdapter(
+        f"{adapter.files.id} does not tell which part of {base.id} it belongs to: {name!r:.120} could be in the part "
+        f"of {shown}",
+        cause=f"{len(places)} parts of the base have as many of its modules",
+        hint="save it with the whole model, so that its names begin as that part's do, or give that part as the base",
+        places=list(places),
+    )
+
+
 class _Merging:
     """Places what the adapter has in the base, and gathers what does not fit."""
 
@@ -93,7 +120,10 @@ class _Merging:
         self._adapter = adapter
         self._faults: list[str] = []
         self._factors = _Held()
-        self._places = Places(base.tensors.keys(), [f"{name}.weight" for name in adapter.modules] or adapter.replaced)
+        modules, replaced = [f"{name}.weight" for name in adapter.modules], [*adapter.replaced]
+        self._places = Places(base.tensors.keys(), modules or replaced, replaced if modules else ())
+        if self._places.unclear:
+            raise _unclear(base, adapter, (modules or replaced)[0], self._places.unclear)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of post, by name."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 __all__ = ["Places"]
 
 _DEEPEST = 3
+_SHOWN = 8
 # What versions of transformers call the text part of a model that sees.
 _MODEL, _TOWER = "language_model.model.", "model.language_model."
 _EXCHANGED = ((_MODEL, _TOWER), (_TOWER, _MODEL))
 # Names that transformers gives on loading to what older checkpoints call otherwise.
 _OLD_NAMES = ((".weight", ".gamma"), (".bias", ".beta"))
+
+_Exchange = tuple[str, str]
+_NOTHING: _Exchange = ("", "")
 
 
 class Places:
@@ -19,17 +24,18 @@ class Places:
 
     An adapter that was trained on `AutoModelForX` says `bert.encoder…` where a checkpoint of the bare model says
     `encoder…`, and the other way round. A prefix is put before all names or taken away from them, the one that finds
-    most of `wanted`; nothing is exchanged for another thing, but where transformers itself has done so.
+    most of `wanted`, and of those that find as many, most of `others`; nothing is exchanged for another thing, but
+    where transformers itself has done so. Where several find equally many, as with two towers that are built alike, no
+    guess is made: `unclear` has a tensor of each.
     """
 
-    def __init__(self, names: Collection[str], wanted: Iterable[str]) -> None:
+    def __init__(self, names: Collection[str], wanted: Sequence[str], others: Sequence[str] = ()) -> None:
         self._names = set(names)
-        asked = list(wanted)
-        taken = sorted({prefix for name in asked for prefix in _prefixes(name)}, key=_simplest)
-        put = sorted({prefix for name in self._names for prefix in _prefixes(name)}, key=_simplest)
-        choices = [("", ""), *((old, "") for old in taken), *(("", new) for new in put), *_EXCHANGED]
-        # The first of the best: no change, then the shortest.
-        self._exchange = max(choices, key=lambda choice: self._hits(asked, *choice))
+        found, more = self._found(wanted), self._found(others)
+        best = max((found[choice], more[choice]) for choice in {_NOTHING, *found})
+        choices = sorted((choice for choice in {_NOTHING, *found} if (found[choice], more[choice]) == best), key=_order)
+        self._exchange = choices[0]
+        self.unclear = self._meanings(choices, [*wanted, *others]) if choices[0] != _NOTHING else []
 
     def of(self, name: str) -> str:
         """The base's name for it; the name as it is where the base has none."""
@@ -43,23 +49,50 @@ class Places:
                     return candidate.removesuffix(new) + old
         return name
 
-    def _hits(self, asked: Iterable[str], old: str, new: str) -> int:
-        return sum(_exchanged(name, old, new) in self._names for name in asked)
+    def _found(self, asked: Iterable[str]) -> Counter[_Exchange]:
+        """How many of these names each exchange finds. Each name of either side is looked at once."""
+        found: Counter[_Exchange] = Counter()
+        times = Counter(asked)
+        for name, count in times.items():
+            found[_NOTHING] += count * (name in self._names)
+            for prefix in _prefixes(name):
+                found[prefix, ""] += count * (name.removeprefix(prefix) in self._names)
+            for old, new in _EXCHANGED:
+                found[old, new] += count * (_exchanged(name, old, new) in self._names)
+        for name in self._names:
+            for prefix in _prefixes(name):
+                found["", prefix] += times[name.removeprefix(prefix)]
+        return +found
+
+    def _meanings(self, choices: Sequence[_Exchange], asked: Sequence[str]) -> list[str]:
+        """What exchanges that are equally good find, where that is not the same.
+
+        Of prefixes that are taken away the shortest leaves most of the adapter's own name, and is the right one.
+        """
+        first = next(((old, new) for old, new in choices if not new), None)
+        kept = [choice for choice in choices if choice[1] or choice == first]
+        name = next(name for name in asked if _exchanged(name, *kept[0]) in self._names)
+        if all(_exchanged(name, *choice) == _exchanged(name, *kept[0]) for choice in kept):
+            return []
+        found = ((_exchanged(name, *choice) for name in asked) for choice in kept[:_SHOWN])
+        return [next(place for place in places if place is not None and place in self._names) for places in found]
 
 
-def _prefixes(name: str) -> list[str]:
+def _prefixes(name: str) -> Iterator[str]:
     """The first one to three parts of a name before its module's own, as far as they are no numbers."""
-    parts = name.split(".")[:-2]
-    found: list[str] = []
-    for depth in range(1, min(_DEEPEST, len(parts)) + 1):
-        if parts[depth - 1].isdigit():
-            break
-        found.append(".".join(parts[:depth]) + ".")
-    return found
+    at = 0
+    for part in name.split(".", _DEEPEST + 2)[:-2][:_DEEPEST]:
+        if part.isdigit():
+            return
+        at += len(part) + 1
+        yield name[:at]
 
 
-def _simplest(prefix: str) -> tuple[int, str]:
-    return prefix.count("."), prefix
+def _order(choice: _Exchange) -> tuple[bool, int, bool, str, str]:
+    """No change, then what is taken away, then what is put, the shortest first; then what transformers exchanges."""
+    old, new = choice
+    prefix = old + new
+    return bool(old and new), prefix.count(".") if prefix else -1, bool(new), old, new
 
 
 def _exchanged(name: str, old: str, new: str) -> str | None:

@@ -109,6 +109,28 @@ def test_directory_without_weights_is_not_found(tmp_path: Path, names: list[str]
         find_weights(folder_of(tmp_path, *names))
 
 
+@pytest.mark.parametrize(
+    "names", [["adapter_model.safetensors"], ["adapter_model.bin"], ["adapter_model.bin", "training_args.bin"], []]
+)
+def test_adapter_is_no_checkpoint_and_the_error_names_what_takes_it(tmp_path: Path, names: list[str]) -> None:
+    folder = folder_of(tmp_path, *names, "adapter_config.json", "tokenizer.json", "README.md")
+    with pytest.raises(CheckpointNotFound, match="holds an adapter, no model") as raised:
+        find_weights(folder)
+    assert f"deltareg import-lora {tmp_path} --base BASE" in (raised.value.hint or "")
+    if "adapter_model.safetensors" in names:
+        assert find_weights(folder, as_adapter=True).files == ("adapter_model.safetensors",)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "weights.safetensors", "pytorch_model.bin"])
+def test_model_beside_an_adapter_is_a_checkpoint(tmp_path: Path, name: str) -> None:
+    folder = folder_of(tmp_path, name, "adapter_config.json")
+    if name.endswith(".bin"):
+        with pytest.raises(PickleRefused):
+            find_weights(folder)
+    else:
+        assert find_weights(folder).files == (name,)
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "last.ckpt", "MODEL.BIN"])
 def test_pickles_are_refused_with_the_command_that_converts_them(tmp_path: Path, name: str) -> None:
     with pytest.raises(PickleRefused) as raised:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deltareg.errors import AdapterRefused
+from deltareg.errors import AdapterRefused, CheckpointNotFound, NotHomologous
 from tests.cli.program import Workplace
 from tests.lora.models import Adapted, adapted, load_file, torch
 
@@ -64,6 +64,19 @@ def test_what_is_not_supported_tells_why_and_what_to_do(workplace: Workplace, ma
     assert workplace.run("show", NAME).status == 1
 
 
+def test_adapter_given_as_a_checkpoint_is_told_to_be_imported(
+    workplace: Workplace, made: Adapted, tmp_path: Path
+) -> None:
+    for arguments in (
+        ("diff", made.base, made.adapter, "--tag", NAME),
+        ("fingerprint", made.adapter),
+        ("import-lora", made.adapter, "--base", made.adapter, "--tag", NAME),
+    ):
+        done = workplace.run(*arguments)
+        assert done.status == CheckpointNotFound.exit_code == 1
+        assert "holds an adapter, no model" in done.err and "import-lora" in done.err
+
+
 def test_export_reports_the_error_and_what_is_left_out(workplace: Workplace, made: Adapted, tmp_path: Path) -> None:
     workplace.ok("import-lora", made.adapter, "--base", made.base, "--tag", NAME)
     done = workplace.ok("export-lora", NAME, "--rank", "2", "-o", tmp_path / "less", "--json")
@@ -78,6 +91,18 @@ def test_export_reports_the_error_and_what_is_left_out(workplace: Workplace, mad
     assert (whole["error"], whole["leftOut"], whole["savedModules"]) == (0, [], ["model.norm"])
     again, before = (load_file(path / "adapter_model.safetensors") for path in (tmp_path / "whole", made.adapter))
     assert again.keys() == before.keys() and all(torch.equal(again[name], before[name]) for name in before)
+
+
+def test_export_refuses_another_base_unless_forced(workplace: Workplace, made: Adapted, tmp_path: Path) -> None:
+    workplace.ok("import-lora", made.adapter, "--base", made.base, "--tag", NAME)
+    other = adapted(tmp_path, "llama", seed=5, r=1, target_modules=["q_proj"]).base
+    arguments = ("export-lora", NAME, "--rank", "4", "--base", other, "-o", tmp_path / "out")
+    done = workplace.run(*arguments)
+    assert done.status == NotHomologous.exit_code == 3
+    assert "lineage-unrelated" in done.err and "--force" in done.err and not (tmp_path / "out").exists()
+    done = workplace.ok(*arguments, "--force", "--json")
+    assert "forced: lineage-unrelated" in done.err
+    assert done.document("export-lora")["notes"]
 
 
 def test_export_prints_for_people_and_overwrites_when_asked(

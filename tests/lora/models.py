@@ -16,7 +16,18 @@ transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft", reason="needs the extra `oracle`")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-__all__ = ["MODELS", "Adapted", "adapted", "changed", "load_file", "peft", "save_file", "tokens", "torch"]
+__all__ = [
+    "MODELS",
+    "Adapted",
+    "adapted",
+    "changed",
+    "load_file",
+    "peft",
+    "save_file",
+    "tokens",
+    "torch",
+    "transformers",
+]
 
 
 def _bert() -> Any:
@@ -58,12 +69,59 @@ def _resnet() -> Any:
     return transformers.ResNetForImageClassification(config)
 
 
+def _clip() -> Any:
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(
+        text_config={**tower, "vocab_size": 50, "max_position_embeddings": 16, "projection_dim": 8},
+        vision_config={**tower, "image_size": 8, "patch_size": 4, "projection_dim": 8},
+        projection_dim=8,
+    )
+    return transformers.CLIPModel(config)
+
+
+def _deberta() -> Any:
+    config = transformers.DebertaV2Config(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+        relative_attention=True,
+        position_buckets=8,
+        pos_att_type=["p2c", "c2p"],
+        norm_rel_ebd="layer_norm",
+        position_biased_input=False,
+    )
+    return transformers.DebertaV2Model(config)
+
+
+def _gpt_oss() -> Any:
+    config = transformers.GptOssConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        intermediate_size=32,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        pad_token_id=0,
+    )
+    return transformers.GptOssForCausalLM(config)
+
+
 MODELS: Mapping[str, Callable[[], Any]] = {
     "bert": _bert,
     "llama": _llama,
     "tied-llama": lambda: _llama(tied=True),
     "gpt2": _gpt2,
     "resnet": _resnet,
+    "clip": _clip,
+    "clip-text": lambda: transformers.CLIPTextModel(_clip().config.text_config),
+    "deberta": _deberta,
+    "gpt-oss": _gpt_oss,
 }
 
 

@@ -15,7 +15,8 @@ import deltareg
 from deltareg import Registry
 from deltareg.codec.truncate import truncate
 from deltareg.errors import InvalidArgument, NotFound, NotHomologous, OutputExists
-from tests.lora.models import adapted, changed, load_file, peft, tokens, torch
+from deltareg.lora.modules import Kind, kind_of
+from tests.lora.models import adapted, changed, load_file, peft, tokens, torch, transformers
 from tests.lora.test_import import ATTENTION, DORA
 
 NAME = "acme/full:1.0.0"
@@ -233,6 +234,147 @@ def test_card_tells_the_error_and_what_is_left_out(tmp_path: Path) -> None:
     assert "`model.norm.weight`: it is no matrix" in card
 
 
+# --- what modules are -------------------------------------------------------------------------------------------------
+
+
+def hidden(model: Any) -> Any:
+    with torch.no_grad():
+        found = model(tokens())
+    return found.logits if "logits" in found else found.last_hidden_state
+
+
+@pytest.mark.parametrize(
+    ("model", "whole"),
+    [("clip-text", []), ("deberta", ["encoder.rel_embeddings"]), ("gpt-oss", ["model.layers.0.mlp.router"])],
+)
+def test_embeddings_and_routers_are_exported_so_that_peft_computes_with_them(
+    tmp_path: Path, model: str, whole: list[str]
+) -> None:
+    registry, base, post = taken(tmp_path, model)
+    report = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=64, base=tmp_path / "base")
+    assert {*whole} <= {*report.saved_modules}
+    with_adapter = loaded(base, tmp_path / "adapter")
+    lacking = {one.name for one in report.left_out}
+    assert all("experts" in name or "sinks" in name for name in lacking)
+    state = post.state_dict()
+    post.load_state_dict({name: base.state_dict()[name] if name in lacking else state[name] for name in state})
+    assert not torch.allclose(hidden(post), hidden(base), atol=1e-3)
+    assert torch.allclose(hidden(with_adapter), hidden(post), atol=2e-6)
+    assert torch.allclose(hidden(with_adapter.merge_and_unload()), hidden(post), atol=2e-6)
+
+
+@pytest.mark.parametrize("tower", ["text_model.embeddings.token_embedding", "text_model.embeddings.position_embedding"])
+def test_embeddings_of_clip_have_the_factors_of_embeddings(tmp_path: Path, tower: str) -> None:
+    registry, _, _ = taken(tmp_path, "clip")
+    deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=2)
+    found = written(tmp_path / "adapter")
+    assert (
+        f"base_model.model.{tower}.lora_embedding_A" in found and f"base_model.model.{tower}.lora_A.weight" not in found
+    )
+
+
+def test_what_may_be_an_embedding_is_left_out_without_the_base(tmp_path: Path) -> None:
+    registry, base, _ = taken(tmp_path, "deberta")
+    report = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=2)
+    reasons = {one.name: one.reason for one in report.left_out}
+    assert "does not tell" in reasons["encoder.rel_embeddings.weight"]
+    assert not any("rel_embeddings" in name for name in written(tmp_path / "adapter"))
+    loaded(base, tmp_path / "adapter")
+
+
+REAL = [
+    *("bart", "bert", "canine", "clip", "clvp", "ctrl", "dac", "deberta", "deberta-v2", "decision_transformer", "gpt2"),
+    *("gpt_oss", "ibert", "imagegpt", "layoutlm", "markuplm", "mpnet", "openai-gpt", "sam", "t5", "tapas", "wavlm"),
+    *("whisper", "xlnet"),
+]
+
+
+@pytest.mark.parametrize("model_type", REAL)
+def test_kinds_of_modules_are_those_of_the_real_architectures(model_type: str) -> None:
+    config = transformers.AutoConfig.for_model(model_type)
+    with torch.device("meta"):
+        model = transformers.AutoModel.from_config(config)
+    modules = dict(model.named_modules())
+    due = {
+        torch.nn.Embedding: Kind.EMBEDDING,
+        transformers.pytorch_utils.Conv1D: Kind.TURNED,
+        torch.nn.Linear: Kind.STRAIGHT,
+    }
+    told = 0
+    for name, parameter in model.named_parameters():
+        if parameter.ndim != 2 or not name.endswith(".weight"):
+            continue
+        module = modules[name.removesuffix(".weight")]
+        kind = kind_of(name, model_type, biased=getattr(module, "bias", None) is not None)
+        one = next((kind for cls, kind in due.items() if isinstance(module, cls)), Kind.UNKNOWN)
+        assert kind in (one, Kind.UNKNOWN), name
+        told += kind is one
+    assert told or model_type in ("dac", "ibert")
+
+
+# --- convolutions -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [2, 1])
+def test_adapter_of_convolutions_comes_out_again(tmp_path: Path, rank: int) -> None:
+    one = adapted(
+        tmp_path, "resnet", r=2, target_modules=["convolution"], rank_pattern={"embedder.embedder.convolution": 1}
+    )
+    registry = Registry(tmp_path / "home")
+    deltareg.import_lora(one.adapter, one.base, registry, NAME)
+    report = deltareg.export_lora(NAME, registry, tmp_path / "again", rank=rank)
+    before, after = one.tensors, written(tmp_path / "again")
+    assert before.keys() == after.keys() and not report.left_out
+    base = copy.deepcopy(one.model).unload()
+    merged = loaded(base, tmp_path / "again").merge_and_unload().state_dict()
+    if rank == 2:
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        assert all(torch.allclose(tensor, merged[name], atol=1e-6) for name, tensor in one.merged().items())
+    residue = total = 0.0
+    for name, tensor in one.merged().items():
+        residue += float(((tensor.double() - merged[name].double()) ** 2).sum())
+        total += float(((tensor.double() - base.state_dict()[name].double()) ** 2).sum())
+    assert (residue / total) ** 0.5 == pytest.approx(report.error, rel=1e-3, abs=1e-6)
+
+
+def test_convolutions_that_no_adapter_changed_are_left_out_by_name(tmp_path: Path) -> None:
+    registry, base, post = taken(tmp_path, "resnet")
+    report = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=2)
+    reasons = {one.name: one.reason for one in report.left_out}
+    assert "4 dimensions" in reasons["resnet.embedder.embedder.convolution.weight"]
+    report = deltareg.export_lora(NAME, registry, tmp_path / "whole", rank=64, base=tmp_path / "base")
+    assert "resnet.embedder.embedder.convolution" in report.saved_modules and not report.left_out
+    pixels = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(loaded(base, tmp_path / "whole")(pixels).logits, post(pixels).logits, atol=1e-5)
+
+
+# --- the base ---------------------------------------------------------------------------------------------------------
+
+
+def test_base_of_equal_shapes_and_other_weights_is_refused_with_the_code(tmp_path: Path) -> None:
+    registry, _, _ = taken(tmp_path, "llama")
+    changed(tmp_path / "other", "llama", seed=7)
+    other = tmp_path / "other" / "base"
+    with pytest.raises(NotHomologous, match="not homologous") as caught:
+        deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=4, base=other)
+    findings: Any = caught.value.data["findings"]
+    assert [one["code"] for one in findings] == ["lineage-unrelated"]
+    assert "lineage-unrelated" in (caught.value.cause or "") and "--force" in (caught.value.hint or "")
+    assert not (tmp_path / "adapter").exists()
+    report = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=4, base=other, force=True)
+    assert [note.startswith("forced: lineage-unrelated") for note in report.notes] == [True]
+    assert "lineage-unrelated" in (tmp_path / "adapter" / "README.md").read_text()
+
+
+def test_base_that_is_related_is_taken_and_said_not_to_be_the_delta_s(tmp_path: Path) -> None:
+    registry, _, _ = taken(tmp_path, "llama")
+    report = deltareg.export_lora(NAME, registry, tmp_path / "own", rank=4, base=tmp_path / "base")
+    assert report.notes == []
+    report = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=4, base=tmp_path / "post")
+    assert len(report.notes) == 1 and "post is not base" in report.notes[0]
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -444,6 +586,18 @@ def test_matrices_that_float32_factors_cannot_hold_are_left_out(tmp_path: Path, 
     assert all(tensor.isfinite().all() for tensor in written(tmp_path / "adapter").values())
 
 
+@pytest.mark.parametrize("size", [1.2e154, 1e160])
+def test_error_is_a_number_where_squares_have_no_finite_sum(tmp_path: Path, size: float) -> None:
+    base = {"a.weight": torch.zeros(4, 4)} | {f"{name}.weight": torch.zeros(2, 1).double() for name in "bc"}
+    great = torch.tensor([[size], [0.0]], dtype=torch.float64)
+    post = {"a.weight": torch.ones(4, 4), "b.weight": great, "c.weight": great.clone()}
+    registry = Registry(tmp_path / "home")
+    deltareg.diff(stored(tmp_path, "base", base), stored(tmp_path, "post", post), registry, NAME)
+    report = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=1)
+    assert report.error == pytest.approx(1) and [one.name for one in report.left_out] == ["b.weight", "c.weight"]
+    assert all(0 < one.share <= 1 for one in report.left_out)
+
+
 @pytest.mark.parametrize("side", ["base", "post"])
 @pytest.mark.parametrize("odd", ["nan", "inf"])
 def test_one_number_that_no_sum_gives_leaves_the_matrix_in(tmp_path: Path, side: str, odd: str) -> None:
@@ -452,6 +606,9 @@ def test_one_number_that_no_sum_gives_leaves_the_matrix_in(tmp_path: Path, side:
     registry = Registry(tmp_path / "home")
     deltareg.diff(stored(tmp_path, "base", base), stored(tmp_path, "post", post), registry, NAME)
     assert registry.artifact(NAME).inventory.tensors[0].overwritten == 1
-    (tensor,) = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=4).tensors
+    report = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=4)
+    (tensor,) = report.tensors
+    assert report.overwritten == tensor.overwritten == 1
+    assert "1 numbers of the delta's post are no sum" in (tmp_path / "adapter" / "README.md").read_text()
     assert tensor.name == "a.weight" and not tensor.exact
     assert all(one.isfinite().all() for one in written(tmp_path / "adapter").values())

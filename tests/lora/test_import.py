@@ -405,6 +405,19 @@ def test_tokenizer_of_the_adapter_travels_with_the_delta(tmp_path: Path) -> None
     assert files == {"chat_template.jinja": b"of the adapter", "tokenizer_config.json": b"{}"}
 
 
+def test_chat_template_that_came_without_a_tokenizer_takes_the_place_of_the_base_s(tmp_path: Path) -> None:
+    one = adapted(tmp_path, "llama", r=2, target_modules=["q_proj"])
+    (one.base / "tokenizer_config.json").write_text("{}")
+    (one.base / "chat_template.json").write_text("of the base")
+    (one.adapter / "chat_template.jinja").write_text("of the adapter")
+    registry = imported(tmp_path, one)
+    files = registry.artifact(NAME).side_files()
+    assert files["chat_template.jinja"] == b"of the adapter" and files["tokenizer_config.json"] == b"{}"
+    assert "chat_template.json" not in files
+    deltareg.apply(one.base, {NAME: 1.0}, registry, tmp_path / "out", side_files="post")
+    assert (tmp_path / "out" / "chat_template.jinja").read_bytes() == b"of the adapter"
+
+
 def test_licence_is_that_of_the_adapter_s_card(tmp_path: Path) -> None:
     one = adapted(tmp_path, "llama", r=2, target_modules=["q_proj"])
     (one.adapter / "README.md").write_text("---\nlicense: mit\n---\n")
@@ -417,7 +430,7 @@ def test_adapter_on_the_hub_is_imported(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "home")
     with serve_hub("acme/chat-lora", files) as server:
         hub = Hub(endpoint=server.url, cache=tmp_path / "cache")
-        with deltareg.Checkpoint.open("hf://acme/chat-lora", hub=hub) as adapter:
+        with deltareg.Checkpoint.open("hf://acme/chat-lora", hub=hub, as_adapter=True) as adapter:
             report = deltareg.import_lora(adapter, one.base, registry, NAME)
     assert report.adapter == registry.artifact(NAME).config.post.id == "hf://acme/chat-lora"
     theirs = one.merged()

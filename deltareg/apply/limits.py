@@ -18,8 +18,9 @@ from deltareg.merge import accumulator_of
 
 __all__ = ["Limits", "held_bytes", "limits_for", "peak_memory", "resident_memory"]
 
-# Up to so many bytes of a tensor's decoded deltas are kept from one pass to the next.
-_MOST_KEPT = 48 * 2**20
+# Up to so many bytes of decoded deltas are kept from one pass over a tensor to the next.
+_MOST_KEPT = 192 * 2**20
+_SOME_KEPT = 48 * 2**20
 # So many tensors are on their way at a time: while the last steps of one pass are done, others need not wait for it.
 _AHEAD = 3
 # What is sent waits on disk where it may not in memory; with so much of it that is rare.
@@ -34,7 +35,7 @@ _RUNS = 64
 
 @dataclass(frozen=True)
 class Limits:
-    """Threads; tensors that are on their way at a time; bytes of decoded deltas that are kept of each of them.
+    """Threads; tensors that are on their way at a time; bytes of decoded deltas that are kept of all of them.
 
     `waiting` are the bytes that may wait in memory for their turn to be sent, where the output is in an object store.
     """
@@ -43,11 +44,6 @@ class Limits:
     ahead: int = _AHEAD
     kept: int = _MOST_KEPT
     waiting: int = MOST_WAITING
-
-    @property
-    def spare(self) -> int:
-        """Bytes of memory of decoded deltas that wait to be used again: those of most tensors on their way."""
-        return self.ahead * self.kept
 
 
 def limits_for(
@@ -63,7 +59,7 @@ def limits_for(
     best = Limits(threads)
     if memory is None:
         return best, resident + held_bytes(plan, best, out)
-    leaner = [best, replace(best, ahead=1), replace(best, ahead=1, kept=0)]
+    leaner = [best, *(replace(best, ahead=1, kept=kept) for kept in (_MOST_KEPT, _SOME_KEPT, 0))]
     leaner += [Limits(count, 1, 0, _LEAST_WAITING) for count in range(threads, 0, -1)]
     for limits in leaner:
         held = resident + held_bytes(plan, limits, out)
@@ -82,12 +78,12 @@ def held_bytes(plan: Plan, limits: Limits, out: str | os.PathLike[str] = "") -> 
     changed = [tensor for tensor in plan.tensors.values() if tensor.action != "copy"]
     frame = max((_frame_bytes(tensor) for tensor in changed), default=0)
     frames = limits.threads * (frame + _ARENA_BLOCK) if frame else 0
-    flight = sorted((_flight_bytes(tensor, limits) for tensor in changed), reverse=True)
-    waiting = limits.spare if any(flight) else 0
+    flight = sorted(map(_flight_bytes, changed), reverse=True)
+    decoded = sum(_decoded_bytes(tensor) for tensor in changed)
     return (
         _SLACK
         + frames
-        + waiting
+        + min(limits.kept, decoded)
         + sum(flight[: limits.ahead + 1])
         + _model_bytes(plan)
         + _sent_bytes(plan, limits, out)
@@ -108,14 +104,19 @@ def _frame_bytes(tensor: PlannedTensor) -> int:
     return min(tensor.lanes, block) * (decoded + values + target + lane_of(tensor.dtype).width)
 
 
-def _flight_bytes(tensor: PlannedTensor, limits: Limits) -> int:
-    """What is held of a tensor from one pass over it to the next: counts of magnitudes, and decoded frames."""
+def _decoded_bytes(tensor: PlannedTensor) -> int:
+    """What may be kept of a tensor from one pass over it to the next."""
     if tensor.is_sum or not tensor.stages:
         return 0
-    kinds = [delta_lane_of(piece.entry) for piece in tensor.pieces]
-    decoded = tensor.lanes * sum(kind.width for kind in kinds)
+    return tensor.lanes * sum(delta_lane_of(piece.entry).width for piece in tensor.pieces)
+
+
+def _flight_bytes(tensor: PlannedTensor) -> int:
+    """What else is held of a tensor from one pass over it to the next: counts of magnitudes."""
+    if tensor.is_sum or not tensor.stages:
+        return 0
     blocks = min(_RUNS, blocks_of(tensor.lanes, tensor.row, tensor.stages))
-    return (decoded if decoded <= limits.kept else 0) + blocks * 2 * _COUNTS * len(kinds)
+    return blocks * 2 * _COUNTS * len(tensor.pieces)
 
 
 def _model_bytes(plan: Plan) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from deltareg.apply.ranks import ALONE, Ranks
-from deltareg.codec import FRAME_LANES, Frame, Lane
+from deltareg.codec import FRAME_LANES, Array, Frame, Lane
 from deltareg.codec.memory import Recycled, empty, part_memory
 from deltareg.codec.mend import Mending
 from deltareg.codec.palette import Tokens
@@ -160,8 +161,8 @@ class Merging:
     """One tensor of the output, merged from several deltas in the stages of a method.
 
     Its blocks are its frames, or runs of whole rows of about that size where a stage asks for these: a function of the
-    shape alone, so that results do not depend on who does what. Decoded frames are kept from pass to pass where they
-    take at most `most_kept` bytes. `defers` tells that the stages can put off what they do (`can_defer`). `offset` is
+    shape alone, so that results do not depend on who does what. Decoded frames are kept from pass to pass as far as
+    `memory` has room for them. `defers` tells that the stages can put off what they do (`can_defer`). `offset` is
     the position of its first block in an extent that is all of the model, where `shared` has the stage that settles for
     that.
     """
@@ -175,13 +176,12 @@ class Merging:
         accumulator: type[np.floating[Any]],
         *,
         defers: bool = False,
-        most_kept: int = 0,
         shared: Course | None = None,
         offset: int = 0,
         processor: Processor = CPU,
         memory: Recycled | None = None,
     ) -> None:
-        self._memory = memory or Recycled(most_kept)
+        self._memory = memory or Recycled()
         self._lanes = lanes
         self._row = row
         self._parts = parts
@@ -196,12 +196,14 @@ class Merging:
         extent = Extent(lanes, self.blocks, tuple(part.lane for part in parts))
         own = stages if shared is None else stages[1:]
         self._kept: dict[tuple[int, int], Frame] | None = None
+        self._uses: Counter[int] = Counter()
+        self._lock = threading.Lock()
         self._courses = [*([] if shared is None else [shared]), *(Course(stage, extent) for stage in own)]
-        decoded = lanes * sum(part.lane.width for part in parts)
         again = any(course.passes for course in self._courses if course is not shared)
         # Blocks that are no frames share frames: those at their borders are read for both.
-        if decoded <= most_kept and (again or self.block_lanes != FRAME_LANES):
+        if again or self.block_lanes != FRAME_LANES:
             self._kept = {}
+            self._uses = Counter(number for block in range(self.blocks) for number in self._frames(block))
 
     def measuring(self) -> Generator[list[Callable[[], None]]]:
         """For each pass over the tensor that comes before merging, its steps; those of `shared` are not among them."""
@@ -239,13 +241,16 @@ class Merging:
                 yield here, part.merged
 
     def release(self, block: int) -> None:
-        """The block was merged: what was kept for it may be given to another."""
-        if self._kept is None or self.block_lanes != FRAME_LANES:
+        """The block was merged: what was kept for it, and for no other, may be given to another tensor."""
+        if self._kept is None:
             return
-        for place in range(len(self._parts)):
-            frame = self._kept.pop((place, block), None)
-            if frame is not None and frame.symbols is not None:
-                self._memory.give_back(frame.symbols)
+        with self._lock:
+            done = [number for number in self._frames(block) if self._uses[number] == 1]
+            self._uses.subtract(self._frames(block))
+            frames = [self._kept.pop((place, number), None) for number in done for place in range(len(self._parts))]
+        for frame in frames:
+            if frame is not None:
+                _give_back(frame, self._memory)
 
     def merge_alone(self) -> Generator[tuple[slice, Any]]:
         """As `merge`, for a tensor of one block: measuring and merging from values that are read once."""
@@ -329,9 +334,15 @@ class Merging:
             mendings.append(Mending.joined(found) if found else None)
         return symbols, mendings
 
+    def _frames(self, block: int) -> range:
+        """The numbers of the frames that hold the lanes of a block."""
+        first = block * self.block_lanes
+        stop = min(first + self.block_lanes, self._lanes)
+        return range(first // FRAME_LANES, -(-stop // FRAME_LANES))
+
     def _frames_of(self, first: int, lanes: int) -> Generator[tuple[int, int, slice, slice]]:
-        """The frames that hold the lanes of a block: their numbers and lanes, which of these it has, and where."""
-        for number in range(first // FRAME_LANES, -(-(first + lanes) // FRAME_LANES)):
+        """Of the frames that hold these lanes: their numbers and lanes, which of these they are, and where they go."""
+        for number in self._frames(first // self.block_lanes):
             start = number * FRAME_LANES
             count = min(FRAME_LANES, self._lanes - start)
             here = slice(max(first - start, 0), min(first + lanes - start, count))
@@ -345,10 +356,16 @@ class Merging:
         if self._kept is None:
             return self._parts[place].read(number, lanes)
         frame = self._kept.get((place, number))
-        if frame is None:
-            # Two threads may both come here: they find the same.
-            found = self._parts[place].read(number, lanes)
-            frame = self._kept[place, number] = _out_of_frame_memory(found, self._memory)
+        if frame is not None:
+            return frame
+        found = self._parts[place].read(number, lanes)
+        copied = _copied(found, self._memory)
+        if copied is None:
+            return found
+        with self._lock:
+            frame = self._kept.setdefault((place, number), copied)
+        if frame is not copied:  # another thread was here first
+            _give_back(copied, self._memory)
         return frame
 
 
@@ -361,17 +378,37 @@ def _wait(courses: Sequence[Course]) -> None:
         course.settled(course.passes)
 
 
-def _out_of_frame_memory(frame: Frame, memory: Recycled) -> Frame:
-    """The same frame in memory of its own, its symbols in memory that is given again."""
-    symbols = None if frame.symbols is None else memory.copy(frame.symbols)
-    positions = None if frame.positions is None else frame.positions.copy()
-    mending = frame.mending
-    if mending is not None:
-        mending = Mending(mending.positions.copy(), mending.codes.copy())
+def _copied(frame: Frame, memory: Recycled) -> Frame | None:
+    """The same frame in memory of its own; None where there is no room for it."""
+    arrays = _arrays(frame)
+    found: list[Array] = []
+    for array in arrays:
+        copy = memory.copy(array)
+        if copy is None:
+            for one in found:
+                memory.give_back(one)
+            return None
+        found.append(copy)
+    copies = iter(found)
     tokens = frame.tokens
     if tokens is not None:
-        tokens = Tokens(tokens.tokens.copy(), tokens.table, tokens.escape, tokens.room.copy())
+        tokens = Tokens(next(copies), tokens.table, tokens.escape, next(copies))
+    symbols = None if frame.symbols is None else next(copies)
+    positions = None if frame.positions is None else next(copies)
+    mending = None if frame.mending is None else Mending(next(copies), next(copies))
     return Frame(frame.lanes, symbols, positions, mending, None, tokens)
+
+
+def _give_back(frame: Frame, memory: Recycled) -> None:
+    for array in _arrays(frame):
+        memory.give_back(array)
+
+
+def _arrays(frame: Frame) -> list[Array]:
+    """What a frame holds but the overwrites, which no merge looks at."""
+    held = [] if frame.tokens is None else [frame.tokens.tokens, frame.tokens.room]
+    held += [array for array in (frame.symbols, frame.positions) if array is not None]
+    return held if frame.mending is None else [*held, frame.mending.positions, frame.mending.codes]
 
 
 def blocks_of(lanes: int, row: int, stages: Sequence[Stage]) -> int:

@@ -174,7 +174,7 @@ class _Steps:
         self._sink = sink
         self._progress = progress
         self._processor = processor
-        self._memory = Recycled(limits.spare)
+        self._memory = Recycled(limits.kept)
         self._shared: dict[str, tuple[Course, int]] = {}
 
     def all(self) -> Generator[_Step]:
@@ -218,6 +218,8 @@ class _Steps:
     def _reader(self, tensor: PlannedTensor, piece: Piece, factor: float = 1.0) -> _Reader:
         record = RecordReader(piece.entry, self._packs[piece.delta].parts(piece.entry))
         adds = tensor.action == "add"
+        # They take half the room of their symbols, where frames are kept from pass to pass.
+        merges = bool(tensor.stages) and not tensor.is_sum
         reader = _Reader(record, piece.rows, factor, keep_tokens=adds and self._processor.keeps_tokens)
         lanes = tensor.lanes
         due = lanes if reader.rows is None else lanes // reader.rows.target * reader.rows.delta
@@ -278,7 +280,6 @@ class _Steps:
             tensor.stages,
             _accumulator(tensor),
             defers=tensor.defers,
-            most_kept=self._limits.kept,
             shared=shared,
             offset=offset,
             processor=self._processor,

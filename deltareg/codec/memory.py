@@ -20,6 +20,8 @@ __all__ = ["Recycled", "empty", "frame_memory", "part_memory", "take_frame_memor
 
 _BLOCK = 16 * 2**20
 _ALIGNMENT = 64
+# What is smaller the allocator has at hand, and sizes of which each is met once would fill the memory.
+_WORTH_KEEPING = 1 << 19
 
 
 def _from_system(nbytes: int) -> Array:
@@ -78,22 +80,22 @@ class Recycled:
     """Memory that outlives a frame, and is given again once it was given back. Used from many threads.
 
     What the operating system hands out anew it clears first, page by page, which takes longer than what is done in it.
-    At most `most` bytes wait for their next use; what waits longest goes first.
+    At most `most` bytes are in use or wait for their next use.
     """
 
     def __init__(self, most: int = 0) -> None:
         self._most = most
         self._lock = threading.Lock()
         self._free: dict[int, list[Array]] = {}
-        self._waiting = 0
+        self._held = 0
 
-    def copy(self, array: Array) -> Array:
-        """The same numbers (one-dimensional) in memory from here."""
+    def copy(self, array: Array) -> Array | None:
+        """The same numbers (one-dimensional) in memory from here; None where there is no more of it."""
         with self._lock:
             free = self._free.get(array.nbytes)
             block = free.pop() if free else None
-            if block is not None:
-                self._waiting -= block.nbytes
+            if block is None and not self._make_room(array.nbytes):
+                return None
         taken = np.empty(array.nbytes, np.uint8) if block is None else block
         found = taken.view(array.dtype)
         found[:] = array
@@ -102,12 +104,23 @@ class Recycled:
     def give_back(self, array: Array) -> None:
         """Take memory back that `copy` gave; nobody may look at it any more."""
         with self._lock:
-            self._free.setdefault(array.nbytes, []).append(array.view(np.uint8))
-            self._waiting += array.nbytes
-            while self._waiting > self._most:
-                size = next(size for size, free in self._free.items() if free)
-                self._free[size].pop()
-                self._waiting -= size
+            if array.nbytes < _WORTH_KEEPING:
+                self._held -= array.nbytes
+            else:
+                self._free.setdefault(array.nbytes, []).append(array.view(np.uint8))
+
+    def _make_room(self, nbytes: int) -> bool:
+        """Count so many bytes in, where what waits for its next use can go for them; what is largest goes first."""
+        waiting = sorted((size for size, free in self._free.items() if free), reverse=True)
+        room = self._most - self._held + sum(size * len(self._free[size]) for size in waiting)
+        if room < nbytes:
+            return False
+        while self._held + nbytes > self._most:
+            size = next(size for size in waiting if self._free[size])
+            self._free[size].pop()
+            self._held -= size
+        self._held += nbytes
+        return True
 
 
 def take_frame_memory_from(source: Callable[[int], Array]) -> None:

@@ -218,8 +218,6 @@ class _Steps:
     def _reader(self, tensor: PlannedTensor, piece: Piece, factor: float = 1.0) -> _Reader:
         record = RecordReader(piece.entry, self._packs[piece.delta].parts(piece.entry))
         adds = tensor.action == "add"
-        # They take half the room of their symbols, where frames are kept from pass to pass.
-        merges = bool(tensor.stages) and not tensor.is_sum
         reader = _Reader(record, piece.rows, factor, keep_tokens=adds and self._processor.keeps_tokens)
         lanes = tensor.lanes
         due = lanes if reader.rows is None else lanes // reader.rows.target * reader.rows.delta

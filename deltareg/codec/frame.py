@@ -62,10 +62,6 @@ class Frame:
     overwrites: Overwrites | None = None
     tokens: Tokens | None = None
 
-    def looked_up(self) -> Array | None:
-        """The symbols, also where there are tokens; None where no lane changes."""
-        return self.symbols if self.tokens is None else self.tokens.symbols()
-
     @property
     def unchanged(self) -> bool:
         """Whether no lane changes."""

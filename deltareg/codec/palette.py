@@ -49,12 +49,6 @@ class Tokens:
         """The symbols of the tokens `escape`."""
         return self.room[: self.room.size - ROOM]
 
-    def symbols(self) -> Array:
-        """All of them, looked up (uint16)."""
-        found = empty(self.tokens.size, np.uint16)
-        symbols_of(self.tokens, self.table, self.escape, self.room, found)
-        return found
-
     def at(self, places: Array) -> Array:
         """The symbols of the tokens at these places."""
         tokens = self.tokens[places]

@@ -32,13 +32,12 @@ class Addend:
     def symbols(self) -> Array:
         """The bits of D1 of every lane of the block, the marker where nothing changes; of `lane.bits`."""
         frame = self.frame
-        found = frame.looked_up()
-        if found is not None and frame.positions is None:
-            return found
+        if frame.symbols is not None and frame.positions is None:
+            return frame.symbols
         symbols = empty(frame.lanes, self.lane.bits)
         symbols.fill(self.lane.marker)
-        if found is not None:
-            symbols[frame.positions] = found
+        if frame.symbols is not None:
+            symbols[frame.positions] = frame.symbols
         return symbols
 
     @property

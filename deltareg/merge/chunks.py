@@ -21,7 +21,17 @@ from numba.np.numpy_support import carray
 
 from deltareg.codec.kernels import kernel
 
-__all__ = ["BY_CHANCE", "BY_RANK", "BY_RANK_INVERSE", "Lanes", "add_elected", "add_sum", "count_spreads", "fill"]
+__all__ = [
+    "BY_CHANCE",
+    "BY_RANK",
+    "BY_RANK_INVERSE",
+    "Lanes",
+    "add_elected",
+    "add_sum",
+    "count_spreads",
+    "fill",
+    "products",
+]
 
 _CHUNK = 8192  # lanes whose random bits come from the same 4,096 numbers
 
@@ -301,6 +311,25 @@ def _read(block, start, size, rows, at, spreads, spare):
 
 
 @_inner
+def _multiply(one, other, terms):
+    for j in range(one.size):
+        terms[j] = np.float64(one[j]) * np.float64(other[j])
+    terms[one.size :] = 0.0
+
+
+@_inner
+def _fold(terms):
+    # As `loops._fold`.
+    half = terms.size // 2
+    while half > 0:
+        lower, upper = terms[:half], terms[half : 2 * half]
+        for j in range(half):
+            lower[j] += upper[j]
+        half //= 2
+    return terms[0]
+
+
+@_inner
 def _elect_of_two(row0, row1, factors, votes, shares, scale, totals):
     zero = np.float32(0)
     one = np.float32(1)
@@ -416,6 +445,31 @@ def count_spreads(block: Any, shift: Any, prefix: Any, counts: Any) -> Any:
         for i in range(65536):
             counts[i] += others[n, i]
     return varying
+
+
+@kernel
+def products(block: Any, left: Any, right: Any) -> Any:
+    """`loops.dot` of the deltas `left` and `right` (int64, one for each product), as float64."""
+    deltas = block.symbols.size
+    at = _starts(block)
+    rows = np.empty((deltas, _CHUNK), np.float32)
+    spreads = np.empty(_CHUNK, np.float32)
+    spare = np.empty(_CHUNK, np.float32)
+    terms = np.empty(_CHUNK, np.float64)
+    chunks = 1
+    while chunks * _CHUNK < block.lanes:
+        chunks *= 2
+    sums = np.zeros((left.size, chunks), np.float64)
+    for start in range(0, block.lanes, _CHUNK):
+        size = min(_CHUNK, block.lanes - start)
+        _read(block, start, size, rows, at, spreads, spare)
+        for n in range(left.size):
+            _multiply(rows[left[n], :size], rows[right[n], :size], terms)
+            sums[n, start // _CHUNK] = _fold(terms)
+    found = np.empty(left.size, np.float64)
+    for n in range(left.size):
+        found[n] = _fold(sums[n])
+    return found
 
 
 @kernel

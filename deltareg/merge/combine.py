@@ -206,7 +206,7 @@ class EnergyShares(Stage):
         return Sums()
 
     def measure(self, number: int, settled: Sequence[Any], values: Values, extent: Extent) -> list[float]:
-        return [float(values.loops.dot(row, row)) for row in values.array]
+        return values.products([(delta, delta) for delta in range(values.deltas)])
 
     def act(self, settled: Sequence[list[float]], values: Values, position: int, extent: Extent) -> None:
         energies = np.array(settled[0])

@@ -164,6 +164,11 @@ class Deferred:
         chunks.fill(self._block(), values)
         return values
 
+    def products(self, pairs: Sequence[tuple[int, int]]) -> list[float]:
+        """The scalar products of these pairs of deltas: see `loops.dot`."""
+        left, right = np.array(pairs, np.int64).T.copy()
+        return chunks.products(self._block(), left, right).tolist()
+
     def count_spreads(self, shift: int, prefix: int, counts: Array) -> int:
         """Count the bits of the variances as `loops.magnitude_counts` does; returns how many are not zero."""
         return int(chunks.count_spreads(self._block(), np.uint32(shift), np.uint32(prefix), counts))

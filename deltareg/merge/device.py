@@ -24,7 +24,7 @@ __all__ = ["DeviceLoops", "Room", "mended_terms", "narrow", "widen"]
 
 Tensor = torch.Tensor
 
-_COLUMNS = 4096
+_RUN = 8192
 _FLOATS = {np.uint16: torch.bfloat16, np.int16: torch.float16, np.float32: torch.float32, np.float64: torch.float64}
 _SIGNED = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
 _TYPES = {
@@ -361,20 +361,20 @@ class DeviceLoops:
         return self._folded(values, None)
 
     def _folded(self, one: Tensor, other: Tensor | None) -> float:
-        rows = 1
-        while rows * _COLUMNS < one.numel():
-            rows *= 2
-        total = torch.zeros(_COLUMNS, dtype=torch.float64, device=self.device)
-        # Rows are folded column by column: what is done at a time is columns.
-        columns = min(_COLUMNS, max(1, self.room.lanes // rows))
-        for start in range(0, _COLUMNS, columns):
-            stop = min(start + columns, _COLUMNS)
-            terms = _columns(one, start, stop)
-            terms = terms.abs() if other is None else terms * _columns(other, start, stop)
-            strip = torch.zeros(rows, stop - start, dtype=torch.float64, device=self.device)
-            strip.view(-1)[: terms.numel()] = terms
-            total[start:stop] = _fold(strip)
-        return float(_fold(total))
+        runs = -(-one.numel() // _RUN)
+        sums = torch.zeros(1 << max(runs - 1, 0).bit_length(), dtype=torch.float64, device=self.device)
+        at_once = max(1, self.room.lanes // _RUN)
+        for first in range(0, runs, at_once):
+            count = min(at_once, runs - first)
+            terms = one[first * _RUN : (first + count) * _RUN].to(torch.float64)
+            if other is None:
+                terms = terms.abs()
+            else:
+                terms = terms * other[first * _RUN : (first + count) * _RUN].to(torch.float64)
+            padded = torch.zeros(count * _RUN, dtype=torch.float64, device=self.device)
+            padded[: terms.numel()] = terms
+            sums[first : first + count] = _fold(padded.view(count, _RUN).t())
+        return float(_fold(sums))
 
     def count_nonzero(self, values: Tensor) -> int:
         """As `loops.count_nonzero`."""
@@ -494,13 +494,6 @@ def _shifted(numbers: Tensor, places: int) -> Tensor:
 def _unsigned(numbers: Tensor) -> Tensor:
     """int32 that stand for unsigned ones."""
     return numbers.to(torch.int64) & 0xFFFFFFFF
-
-
-def _columns(values: Tensor, start: int, stop: int) -> Tensor:
-    """Columns of values that lie in rows of 4,096, the last of them cut where they end: row after row, in float64."""
-    whole = values.numel() // _COLUMNS * _COLUMNS
-    rows = values[:whole].reshape(-1, _COLUMNS)[:, start:stop].reshape(-1)
-    return torch.cat([rows, values[whole:][start:stop]]).to(torch.float64)
 
 
 def _fold(rows: Tensor) -> Tensor:

@@ -43,8 +43,7 @@ class _Combination(Stage):
         return Sums()
 
     def measure(self, number: int, settled: Sequence[Any], values: Values, extent: Extent) -> list[float]:
-        rows = values.array
-        return [float(values.loops.dot(rows[i], rows[j])) for i in range(len(rows)) for j in range(i + 1)]
+        return values.products([(i, j) for i in range(values.deltas) for j in range(i + 1)])
 
     def act(self, settled: Sequence[list[float]], values: Values, position: int, extent: Extent) -> None:
         products = np.zeros((values.deltas, values.deltas))

@@ -41,8 +41,7 @@ __all__ = [
 ]
 
 _CHUNK = 2048
-_COLUMNS = 4096
-_STRIP = 64
+_RUN = 8192
 
 
 def bits_of(values: Any, kind: Any) -> Any:
@@ -271,48 +270,51 @@ def drop_by_rank(values: Any, chances: Any, ranks: Any, most: Any, step: Any, in
 def dot(one: Any, other: Any) -> Any:
     """Σ one · other in float64.
 
-    Lanes lie in rows of 4,096, as many as a power of two, the missing ones zero. The lower half of the rows is added to
-    the upper half until one is left, and its right half to its left half in the same way.
+    Lanes lie in runs of 8,192, the missing ones of the last zero. Of each run the upper half is added to the lower half
+    until one is left; so are the sums of the runs, as many as a power of two, the missing ones zero.
     """
-    return _fold(one, other, False)
+    terms = np.zeros(_RUN, np.float64)
+    sums = np.zeros(_power_of_two(-(-one.size // _RUN)), np.float64)
+    for run in range(-(-one.size // _RUN)):
+        left, right = one[run * _RUN : (run + 1) * _RUN], other[run * _RUN : (run + 1) * _RUN]
+        for j in range(left.size):
+            terms[j] = np.float64(left[j]) * np.float64(right[j])
+        terms[left.size :] = 0.0
+        sums[run] = _fold(terms)
+    return _fold(sums)
 
 
 @kernel
 def absolute_sum(values: Any) -> Any:
     """Σ |value| in float64, in the order of `dot`."""
-    return _fold(values, values, True)
+    terms = np.zeros(_RUN, np.float64)
+    sums = np.zeros(_power_of_two(-(-values.size // _RUN)), np.float64)
+    for run in range(-(-values.size // _RUN)):
+        part = values[run * _RUN : (run + 1) * _RUN]
+        for j in range(part.size):
+            terms[j] = abs(np.float64(part[j]))
+        terms[part.size :] = 0.0
+        sums[run] = _fold(terms)
+    return _fold(sums)
 
 
-@kernel
-def _fold(one, other, absolute):
-    rows = 1
-    while rows * _COLUMNS < one.size:
-        rows *= 2
-    total = np.zeros(_COLUMNS, np.float64)
-    strip = np.zeros((rows, _STRIP), np.float64)
-    for column in range(0, _COLUMNS, _STRIP):
-        for row in range(rows):
-            start = row * _COLUMNS + column
-            here = max(0, min(_STRIP, one.size - start))
-            for j in range(here):
-                x = np.float64(one[start + j])
-                strip[row, j] = abs(x) if absolute else x * np.float64(other[start + j])
-            for j in range(here, _STRIP):
-                strip[row, j] = 0.0
-        half = rows // 2
-        while half > 0:
-            for row in range(half):
-                for j in range(_STRIP):
-                    strip[row, j] += strip[row + half, j]
-            half //= 2
-        for j in range(_STRIP):
-            total[column + j] = strip[0, j]
-    half = _COLUMNS // 2
+@njit
+def _power_of_two(least):
+    found = 1
+    while found < least:
+        found *= 2
+    return found
+
+
+@njit
+def _fold(terms):
+    half = terms.size // 2
     while half > 0:
+        lower, upper = terms[:half], terms[half : 2 * half]
         for j in range(half):
-            total[j] += total[j + half]
+            lower[j] += upper[j]
         half //= 2
-    return total[0]
+    return terms[0]
 
 
 @kernel

@@ -71,6 +71,12 @@ class Values:
             self._array = self.make(0, self.lanes) if self.deferred is None else self.deferred.values()
         return self._array
 
+    def products(self, pairs: Sequence[tuple[int, int]]) -> list[float]:
+        """The scalar products of these pairs of deltas."""
+        if self.deferred is not None:
+            return self.deferred.products(pairs)
+        return [float(self.loops.dot(self.array[one], self.array[other])) for one, other in pairs]
+
     def defer(self, tell: Callable[[Deferred], bool]) -> bool:
         """Put a stage's work off, which `tell` tells; False where it has to be done at once."""
         if self.deferred is None:

@@ -71,5 +71,9 @@ class _Nowhere:
     def write(self, tensor: str, offset: int, data: Buffer) -> None:
         """Drop a part of a tensor."""
 
+    def copy_part(self, tensor: str, offset: int, nbytes: int, source: Tensor) -> bool:
+        """Be given them: there is nowhere to copy them to."""
+        return False
+
     def copy(self, tensor: str, source: Tensor, progress: Progress | None = None) -> None:
         """Drop a tensor."""

@@ -344,6 +344,10 @@ class _Sink:
         """Change a part of a tensor."""
         self._slots[tensor].write(offset, data)
 
+    def copy_part(self, tensor: str, offset: int, nbytes: int, source: Tensor) -> bool:
+        """Be given them: what is there may be changed."""
+        return False
+
     def copy(self, tensor: str, source: Tensor, progress: Progress | None = None) -> None:
         """A tensor that stays as it is without deltas; what is to be restored is restored in the end."""
         if progress is not None:

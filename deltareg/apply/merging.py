@@ -29,13 +29,17 @@ __all__ = ["Course", "Merging", "Part", "blocks_of"]
 
 @dataclass(frozen=True)
 class Part:
-    """One delta's part in a tensor: how a frame is read, the lanes of base and of D1, its weight, its masks' seed."""
+    """One delta's part in a tensor: how a frame is read, the lanes of base and of D1, its weight, its masks' seed.
+
+    `leaves_alone` tells of a frame, by its number, whether it is known that nothing changes in it.
+    """
 
     read: Callable[[int, int], Frame]
     base_lane: Lane
     lane: Lane
     weight: float
     key: int
+    leaves_alone: Callable[[int], bool] = lambda number: False
 
 
 class _Pass:
@@ -239,6 +243,10 @@ class Merging:
                     course.act(part, position)
                 assert part.merged is not None
                 yield here, part.merged
+
+    def leaves_alone(self, block: int) -> bool:
+        """Whether it is known without reading that no delta changes anything in the block."""
+        return all(part.leaves_alone(number) for part in self._parts for number in self._frames(block))
 
     def release(self, block: int) -> None:
         """The block was merged: what was kept for it, and for no other, may be given to another tensor."""

@@ -60,6 +60,10 @@ class Sink(Protocol):
         """Take a whole tensor as it is."""
         ...
 
+    def copy_part(self, tensor: str, offset: int, nbytes: int, source: Tensor) -> bool:
+        """Take bytes of a tensor as they are, where there is a faster way than to be given them; else give False."""
+        ...
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -110,6 +114,10 @@ class _Reader:
         if self.rows is not None:
             return gather(self.record, self.rows, number, lanes)
         return self.record.read(number, keep_tokens=self.keep_tokens)
+
+    def leaves_alone(self, number: int) -> bool:
+        """Whether it is known without reading that the delta changes nothing in frame `number`."""
+        return self.rows is None and self.record.leaves_alone(number)
 
 
 def run(
@@ -267,7 +275,7 @@ class _Steps:
             # there the lanes that it has elsewhere: magnitudes of other widths cannot be counted together.
             other = next(iter(pieces.values()))
             for number, kind in enumerate(shared.extent.kinds):
-                here = pieces.get(number, Part(_unchanged, other.base_lane, other.lane, 0.0, 0))
+                here = pieces.get(number, Part(_unchanged, other.base_lane, other.lane, 0.0, 0, _always))
                 if here.read is _unchanged and kind is not None:
                     here = replace(here, lane=kind)
                 pieces[number] = here
@@ -286,9 +294,11 @@ class _Steps:
 
     def _part(self, tensor: PlannedTensor, piece: Piece, *, idle: bool) -> Part:
         assert piece.entry.base_dtype is not None
-        read = _unchanged if idle else self._reader(tensor, piece).read
+        reader = None if idle else self._reader(tensor, piece)
+        read = _unchanged if reader is None else reader.read
+        alone = _always if reader is None else reader.leaves_alone
         key = random_key(self._plan.seed, self._deltas[piece.delta].artifact.digest, piece.entry.name)
-        return Part(read, lane_of(piece.entry.base_dtype), delta_lane_of(piece.entry), piece.weight, key)
+        return Part(read, lane_of(piece.entry.base_dtype), delta_lane_of(piece.entry), piece.weight, key, alone)
 
     def _merge(self, tensor: PlannedTensor, merging: Merging, block: int, *, alone: bool = False) -> Outcome:
         if not alone:
@@ -303,6 +313,8 @@ class _Steps:
         target_lane, out_lane = lane_of(tensor.source.dtype), lane_of(tensor.dtype)
         first = block * merging.block_lanes
         lanes = min(merging.block_lanes, tensor.lanes - first)
+        if not alone and merging.leaves_alone(block) and self._copies(tensor, first, lanes):
+            return NOTHING
         target = _read(tensor.source, first, lanes).view(target_lane.stored)
         out = empty(lanes, out_lane.stored)
         for here, merged in merging.merge_alone() if alone else merging.merge(block):
@@ -323,6 +335,9 @@ class _Steps:
 
     def _add(self, tensor: PlannedTensor, readers: list[_Reader], number: int, lanes: int) -> Outcome:
         """A weighted sum, straight from the records to the output."""
+        alone = all(reader.leaves_alone(number) for reader in readers)
+        if alone and self._copies(tensor, number * FRAME_LANES, lanes):
+            return NOTHING
         addends: list[Addend] = []
         for reader in readers:
             assert reader.head.base is not None
@@ -343,6 +358,17 @@ class _Steps:
             target = _read(tensor.source, number * FRAME_LANES, lanes)
         out = replaced(target, reader.read(number, lanes), lane_of(tensor.dtype))
         return self._write(tensor, number * FRAME_LANES, out)
+
+    def _copies(self, tensor: PlannedTensor, first: int, lanes: int) -> bool:
+        """Copy lanes of the target that nothing changes, where the output can."""
+        assert tensor.source is not None
+        width = lane_of(tensor.dtype).width
+        if tensor.source.dtype != tensor.dtype:
+            return False
+        copied = self._sink.copy_part(tensor.name, first * width, lanes * width, tensor.source)
+        if copied:
+            self._progress.advance(lanes * width)
+        return copied
 
     def _block(self, tensor: PlannedTensor, addends: tuple[Addend, ...], number: int, lanes: int) -> Block:
         assert tensor.source is not None
@@ -369,6 +395,10 @@ def _next_round(waiting: deque[Generator[list[_Step]]]) -> list[_Step]:
 def _quietly(step: Callable[[], None]) -> Outcome:
     step()
     return NOTHING
+
+
+def _always(number: int) -> bool:
+    return True
 
 
 def _unchanged(number: int, lanes: int) -> Frame:

@@ -111,6 +111,10 @@ class BucketWriter(Closing):
             if progress is not None:
                 progress.advance(len(block))
 
+    def copy_part(self, tensor: str, offset: int, nbytes: int, source: Tensor) -> bool:
+        """As `CheckpointWriter.copy_part`; nothing is copied on its way to an object store."""
+        return False
+
     def add_file(self, relative: str, data: bytes) -> None:
         """Add a file such as `config.json` or `1_Pooling/config.json`. Raises BadCheckpoint where it may not lie."""
         self._refuse_closed()

@@ -206,6 +206,20 @@ class CheckpointWriter(Closing):
             if progress is not None:
                 progress.advance(len(block))
 
+    def copy_part(self, tensor: str, offset: int, nbytes: int, source: Tensor) -> bool:
+        """Write these bytes of a tensor from the same ones of another checkpoint, inside the kernel.
+
+        False, and nothing is written, where that cannot be done, or what is written has to be noted.
+        """
+        place = self._places[tensor]
+        if offset < 0 or offset + nbytes > min(place.nbytes, source.nbytes):
+            raise ValueError(f"bytes {offset} to {offset + nbytes} are not within {tensor!r} and its source")
+        if self._journal is not None:
+            return False
+        done = self._copied(place, source, offset, nbytes)
+        self._count(place, nbytes if done == nbytes else 0)
+        return done == nbytes
+
     def add_file(self, relative: str, data: bytes) -> None:
         """Add a file such as `config.json` or `1_Pooling/config.json`. Raises BadCheckpoint where it may not lie."""
         with translate_os_errors("write the checkpoint", self.out):
@@ -343,17 +357,30 @@ class CheckpointWriter(Closing):
         return file
 
     def _copy_range(self, place: _Place, source: Tensor, progress: Progress | None) -> int:
-        """Copy inside the kernel as far as it goes; the bytes that were copied."""
+        """Copy all of a tensor inside the kernel as far as it goes; the bytes that were copied."""
+        done = 0
+        while done < place.nbytes:
+            count = self._copied(place, source, done, min(_COPY_STEP, place.nbytes - done))
+            if count == 0:
+                break
+            done += count
+            if progress is not None:
+                progress.advance(count)
+        self._count(place, done)
+        return done
+
+    def _copied(self, place: _Place, source: Tensor, offset: int, nbytes: int) -> int:
+        """Copy bytes of a tensor inside the kernel; how many it took."""
         origin = source.file_range()
         if origin is None or not hasattr(os, "copy_file_range"):
             return 0
         file, start = origin
         done = 0
-        while done < place.nbytes:
-            step = min(_COPY_STEP, place.nbytes - done)
+        while done < nbytes:
             with translate_os_errors("write the checkpoint", self.out):
                 try:
-                    count = os.copy_file_range(file, place.file, step, start + done, place.start + done)
+                    at = start + offset + done, place.start + offset + done
+                    count = os.copy_file_range(file, place.file, nbytes - done, *at)
                 except OSError as error:
                     if error.errno not in _NO_COPY_RANGE:
                         raise
@@ -361,9 +388,6 @@ class CheckpointWriter(Closing):
             if count == 0:
                 break
             done += count
-            if progress is not None:
-                progress.advance(count)
-        self._count(place, done)
         return done
 
     def _count(self, place: _Place, count: int) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from deltareg.artifact import Part
 from deltareg.checkpoint import ByteSource
-from deltareg.codec.frame import FRAME_HEAD, Frame, decode_frame
+from deltareg.codec.frame import FRAME_HEAD, Frame, decode_frame, zero_frame
 from deltareg.codec.lanes import FRAME_LANES, Array, Lane, view_of
 from deltareg.codec.lowrank import StoredProduct, add_rest, matrix_of
 from deltareg.codec.memory import empty
@@ -27,12 +27,16 @@ _FRAME_LIMIT = 64 * 2**20
 
 @dataclass(frozen=True)
 class FrameRange:
-    """Where one frame lies: `length` bytes of `source` from byte `start` on, for `lanes` lanes."""
+    """Where one frame lies: `length` bytes of `source` from byte `start` on, for `lanes` lanes.
+
+    It is `empty` where it says that none of them changes, and nothing else.
+    """
 
     source: ByteSource
     start: int
     length: int
     lanes: int
+    empty: bool
 
 
 class RecordReader:
@@ -65,6 +69,10 @@ class RecordReader:
     def frame_size(self) -> int:
         """Bytes of the record that a frame takes on average."""
         return sum(place.length for place in self.frames) // max(self.count, 1)
+
+    def leaves_alone(self, number: int) -> bool:
+        """Whether a frame, by its number, changes nothing, as far as that is known without reading it."""
+        return self._product is None and self.head.mode is not Mode.REPLACE and self.frames[number].empty
 
     def read(self, number: int, *, keep_tokens: bool = False) -> Frame:
         """Decode a frame, by its number; `keep_tokens` is as in `decode_frame`."""
@@ -118,10 +126,11 @@ class RecordReader:
                 lanes = next(counts, None)
                 if lanes is None or end - at < FRAME_HEAD.size:
                     raise BadRecord(f"{end - at} bytes are left over after the last frame")
-                length = FRAME_HEAD.unpack(part.source.read(at, FRAME_HEAD.size))[-1] + FRAME_HEAD.size
+                head = part.source.read(at, FRAME_HEAD.size)
+                length = FRAME_HEAD.unpack(head)[-1] + FRAME_HEAD.size
                 if length > min(end - at, _FRAME_LIMIT):
                     raise BadRecord(f"a frame of {length} bytes does not fit into {end - at}")
-                frames.append(FrameRange(part.source, at, length, lanes))
+                frames.append(FrameRange(part.source, at, length, lanes, bytes(head) == zero_frame()))
                 at += length
         if next(counts, None) is not None:
             raise BadRecord(f"the record ends after {len(frames)} frames, before its {sum(self._stored_lanes())} lanes")

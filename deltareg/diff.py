@@ -36,7 +36,7 @@ from deltareg.codec import (
     zero_frame,
 )
 from deltareg.codec.lanes import view_of
-from deltareg.codec.memory import empty, frame_memory
+from deltareg.codec.memory import empty, frame_memory, read_lanes
 from deltareg.codec.tiers import Tier, parse_tier
 from deltareg.describe import Taken, chunk_digest, joined_digest, norm, relative_error, store_documents
 from deltareg.digest import Digest, sha256
@@ -440,11 +440,8 @@ def _read_chunk(tensor: Tensor | None, number: int) -> Array:
     if tensor is None:
         return np.empty(0, np.uint8)
     lane = lane_of(tensor.dtype)
-    start = number * FRAME_LANES * lane.width
-    bits = empty(max(0, min(FRAME_LANES, (tensor.nbytes - start) // lane.width)), lane.bits)
-    if bits.size:
-        tensor.read_into(start, view_of(bits))
-    return bits
+    first = number * FRAME_LANES
+    return read_lanes(tensor, first, max(0, min(FRAME_LANES, tensor.nbytes // lane.width - first)))
 
 
 def _sketcher_of(pairs: list[_Pair]) -> Sketcher | None:

@@ -32,9 +32,9 @@ from deltareg.codec import (
     kernels,
     lane_of,
 )
-from deltareg.codec.lanes import DELTA_DTYPES, view_of
+from deltareg.codec.lanes import DELTA_DTYPES
 from deltareg.codec.lowrank import add_rest, fits, matrix_of
-from deltareg.codec.memory import empty, frame_memory
+from deltareg.codec.memory import empty, frame_memory, read_typed
 from deltareg.codec.quantise import Cut, counts_of, cut_at, greatest, keep_greatest, last_of, levelled, rounded, signs
 from deltareg.codec.tiers import Tier
 from deltareg.codec.truncate import nearest_factors
@@ -261,7 +261,7 @@ class LossyTensor:
             count = min(step, rows - row)
             difference = np.empty(count * columns, np.float64)
             with frame_memory():
-                both = [_read(tensor, row * columns, count * columns) for tensor in (self._base, self._post)]
+                both = [read_typed(tensor, row * columns, count * columns) for tensor in (self._base, self._post)]
                 kernels.subtract(*both, difference)
             yield row, difference.reshape(count, columns)
 
@@ -271,7 +271,7 @@ class LossyTensor:
                 first = number * FRAME_LANES
                 count = min(FRAME_LANES, self._lanes - first)
                 difference = empty(count, np.float64)
-                kernels.subtract(_read(self._base, first, count), _read(self._post, first, count), difference)
+                kernels.subtract(read_typed(self._base, first, count), read_typed(self._post, first, count), difference)
                 counts = counts_of(difference)
             self._progress.advance(count * (self.nbytes // self._lanes))
             with self._lock:
@@ -296,11 +296,3 @@ class LossyTensor:
             return _Survey(able)
         cut, last = cut_at(self._counts, self._tier.share), last_of(self._counts)
         return _Survey(able, cut, self._greatest.index(last) if cut.magnitude == last else None)
-
-
-def _read(tensor: Tensor, first: int, count: int) -> Array:
-    """Lanes of a tensor, typed as `kernels.py` says."""
-    lane = lane_of(tensor.dtype)
-    bits = empty(count, lane.bits)
-    tensor.read_into(first * lane.width, view_of(bits))
-    return bits.view(lane.stored)

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 
 from deltareg.apply.device import open_processor
 from deltareg.apply.estimate import expected_seconds
@@ -109,8 +108,7 @@ def apply(
             worth = resume or job.plan.nbytes >= _WORTH_A_JOURNAL
             resumption = Job(job.digest(), resume) if worth else None
             written = write(job, out, registry.store, means, resumption, verified=verified, overwrite=overwrite)
-            written = replace(written, load_seconds=loaded)
-        return report_of(job, out, means, held, written, expected, time.monotonic() - started)
+        return report_of(job, out, means, held, written, expected, time.monotonic() - started, loaded)
 
 
 @contextmanager

@@ -12,9 +12,8 @@ import numpy as np
 
 from deltareg.apply.placement import WeightedDelta
 from deltareg.checkpoint import Checkpoint, Tensor
-from deltareg.codec import FRAME_LANES, Array, RecordReader, is_additive, kernels, lane_of
-from deltareg.codec.lanes import view_of
-from deltareg.codec.memory import empty, frame_memory
+from deltareg.codec import FRAME_LANES, RecordReader, is_additive, kernels, lane_of
+from deltareg.codec.memory import empty, frame_memory, read_typed
 from deltareg.describe import chunk_digest, joined_digest, relative_error, tensors_digest
 from deltareg.errors import NotReproduced
 from deltareg.manifest import TensorEntry
@@ -116,7 +115,9 @@ def _differ(measured: float, recorded: float | None) -> bool:
 def _measure(entry: TensorEntry, reader: RecordReader | None, before: Tensor, after: Tensor, number: int) -> _Found:
     """Σ Δ² and Σ (Δ − Δ̂)² of a frame."""
     with frame_memory():
-        base, post = _read(before, number), _read(after, number)
+        first = number * FRAME_LANES
+        count = min(FRAME_LANES, before.nbytes // lane_of(before.dtype).width - first)
+        base, post = read_typed(before, first, count), read_typed(after, first, count)
         difference = empty(post.size, np.float64)
         kernels.subtract(base, post, difference)
         squares = kernels.sum_of_squares(difference)
@@ -124,11 +125,3 @@ def _measure(entry: TensorEntry, reader: RecordReader | None, before: Tensor, af
             return entry.name, (squares, squares)
         addend = Addend(reader.read(number), reader.head.base, reader.head.delta, 1.0)
         return entry.name, (squares, kernels.squared_distance(difference, addend.delta))
-
-
-def _read(tensor: Tensor, number: int) -> Array:
-    lane = lane_of(tensor.dtype)
-    start = number * FRAME_LANES * lane.width
-    bits = empty(min(FRAME_LANES, (tensor.nbytes - start) // lane.width), lane.bits)
-    tensor.read_into(start, view_of(bits))
-    return bits.view(lane.stored)

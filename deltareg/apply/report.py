@@ -83,6 +83,7 @@ def report_of(
     written: Written,
     expected: float | None,
     seconds: float,
+    load_seconds: float,
 ) -> ApplyReport:
     """The report, of a dry run where nothing was `written`; `expected` are the seconds of one process alone."""
     tensors = job.plan.tensors.values()
@@ -119,8 +120,8 @@ def report_of(
         peak_memory=written.peak_memory,
         expected_seconds=None if expected is None else expected * largest_share(job.plan, means.ranks.count),
         seconds=seconds,
-        load_seconds=written.load_seconds,
+        load_seconds=load_seconds,
         sync_seconds=written.sync_seconds,
-        bytes_per_second=written.nbytes / max(seconds - written.load_seconds, 1e-9) if written.nbytes else None,
+        bytes_per_second=written.nbytes / max(seconds - load_seconds, 1e-9) if written.nbytes else None,
         dry_run=written.peak_memory is None,
     )

@@ -32,7 +32,7 @@ from deltareg.codec import (
     replaced,
 )
 from deltareg.codec.lanes import view_of
-from deltareg.codec.memory import Recycled, empty
+from deltareg.codec.memory import Recycled, empty, read_lanes
 from deltareg.errors import BadHeader, BadRecord, UnsupportedFormat
 from deltareg.merge import Addend, Block, Stage, accumulator_of
 from deltareg.merge.combine import Sum
@@ -315,7 +315,7 @@ class _Steps:
         lanes = min(merging.block_lanes, tensor.lanes - first)
         if not alone and merging.leaves_alone(block) and self._copies(tensor, first, lanes):
             return NOTHING
-        target = _read(tensor.source, first, lanes).view(target_lane.stored)
+        target = read_lanes(tensor.source, first, lanes).view(target_lane.stored)
         out = empty(lanes, out_lane.stored)
         for here, merged in merging.merge_alone() if alone else merging.merge(block):
             self._processor.add_merged(target[here], target_lane, merged, out[here], out_lane)
@@ -355,7 +355,7 @@ class _Steps:
         (reader,) = readers
         target = None
         if tensor.source is not None and tensor.source.dtype == tensor.dtype:
-            target = _read(tensor.source, number * FRAME_LANES, lanes)
+            target = read_lanes(tensor.source, number * FRAME_LANES, lanes)
         out = replaced(target, reader.read(number, lanes), lane_of(tensor.dtype))
         return self._write(tensor, number * FRAME_LANES, out)
 
@@ -373,7 +373,7 @@ class _Steps:
     def _block(self, tensor: PlannedTensor, addends: tuple[Addend, ...], number: int, lanes: int) -> Block:
         assert tensor.source is not None
         target_lane, out_lane = lane_of(tensor.source.dtype), lane_of(tensor.dtype)
-        target = _read(tensor.source, number * FRAME_LANES, lanes).view(target_lane.stored)
+        target = read_lanes(tensor.source, number * FRAME_LANES, lanes).view(target_lane.stored)
         return Block(target, target_lane, addends, empty(lanes, out_lane.stored), out_lane)
 
     def _write(self, tensor: PlannedTensor, first: int, out: Array) -> Outcome:
@@ -422,10 +422,3 @@ def _accumulator(tensor: PlannedTensor) -> type[np.floating[Any]]:
     assert tensor.source is not None
     kinds = [delta_lane_of(piece.entry) for piece in tensor.pieces]
     return accumulator_of([lane_of(tensor.source.dtype), lane_of(tensor.dtype), *kinds])
-
-
-def _read(tensor: Tensor, first: int, lanes: int) -> Array:
-    lane = lane_of(tensor.dtype)
-    bits = empty(lanes, lane.bits)
-    tensor.read_into(first * lane.width, view_of(bits))
-    return bits

@@ -45,7 +45,6 @@ class Written:
     warnings: tuple[str, ...] = ()
     nbytes: int = 0
     resumed: int = 0
-    load_seconds: float = 0.0
     sync_seconds: float = 0.0
     peak_memory: int | None = None
 
@@ -106,7 +105,7 @@ def write(
         kept = sum(ranks.each(sum(job.plan.tensors[name].nbytes for name in done)))
         nbytes = job.plan.nbytes - kept
         warnings = tuple(warning for told in ranks.each(writer.warnings) for warning in told)
-        return Written(outcome, warnings, nbytes, resumed, 0.0, time.monotonic() - before, peak_memory())
+        return Written(outcome, warnings, nbytes, resumed, time.monotonic() - before, peak_memory())
 
 
 def verifying(job: Prepared, store: Store, ranks: Ranks) -> list[Callable[[], None]]:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from deltareg.codec.lanes import Array
+from deltareg.codec.lanes import Array, lane_of, view_of
 
-__all__ = ["Recycled", "empty", "frame_memory", "part_memory", "take_frame_memory_from"]
+if TYPE_CHECKING:
+    from deltareg.checkpoint import Tensor
+
+__all__ = ["Recycled", "empty", "frame_memory", "part_memory", "read_lanes", "read_typed", "take_frame_memory_from"]
 
 _BLOCK = 16 * 2**20
 _ALIGNMENT = 64
@@ -135,3 +138,17 @@ def empty(count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         return np.empty(count, dtype)
     kind = np.dtype(dtype)
     return _arena.take(count * kind.itemsize).view(kind)
+
+
+def read_lanes(tensor: Tensor, first: int, count: int) -> Array:
+    """The bits of `count` stored lanes of a tensor from lane `first` on, of `lane.bits`."""
+    lane = lane_of(tensor.dtype)
+    bits = empty(count, lane.bits)
+    if count:
+        tensor.read_into(first * lane.width, view_of(bits))
+    return bits
+
+
+def read_typed(tensor: Tensor, first: int, count: int) -> Array:
+    """As `read_lanes`, typed as `kernels.py` says."""
+    return read_lanes(tensor, first, count).view(lane_of(tensor.dtype).stored)

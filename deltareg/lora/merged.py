@@ -23,7 +23,7 @@ from deltareg.checkpoint.source import bytes_of
 from deltareg.codec import FACTOR_DTYPES, FRAME_LANES, Array, Factors, Frame, Lane, LowRank, LowRankTensor, lane_of
 from deltareg.codec.lanes import DELTA_DTYPES, view_of
 from deltareg.codec.lowrank import Product, fits, matrix_of, widened
-from deltareg.codec.memory import empty
+from deltareg.codec.memory import empty, read_typed
 from deltareg.errors import BadAdapter
 from deltareg.lora.adapter import Adapter, Module, faulty
 from deltareg.lora.modules import Kind, has_turned, kind_of
@@ -347,7 +347,7 @@ class _Converted(_Computed):
     """A tensor in another dtype, each number rounded once."""
 
     def _lanes(self, first: int, count: int) -> Array:
-        return _converted(_stored(self.tensor, first, count), lane_of(self.tensor.dtype), lane_of(self.dtype))
+        return _converted(read_typed(self.tensor, first, count), lane_of(self.tensor.dtype), lane_of(self.dtype))
 
 
 class _Summed(_Computed):
@@ -362,7 +362,7 @@ class _Summed(_Computed):
         symbols = self._load().product.symbols(first, count)
         out = empty(count, lane.stored)
         addend = Addend(Frame(count, symbols), lane, delta, 1.0)
-        linear(Block(_stored(self.tensor, first, count), lane, (addend,), out, lane))
+        linear(Block(read_typed(self.tensor, first, count), lane, (addend,), out, lane))
         return out
 
 
@@ -393,7 +393,7 @@ class _Rescaled(_Computed):
     def _sum(self, product: Product, first: int, count: int) -> Array:
         lane = lane_of(self.dtype)
         base = np.empty(count, np.float64)
-        base[:] = widened(_stored(self.tensor, first, count).view(lane.bits), lane)
+        base[:] = widened(read_typed(self.tensor, first, count).view(lane.bits), lane)
         return base + product.symbols(first, count).view(np.float32)
 
     def _ratios(self, product: Product) -> Array:
@@ -419,14 +419,6 @@ def _stretches(product: Product) -> Iterator[tuple[int, int]]:
     step = max(1, FRAME_LANES // max(product.columns, 1))
     for row in range(0, product.rows, step):
         yield row, min(step, product.rows - row)
-
-
-def _stored(tensor: Tensor, first: int, count: int) -> Array:
-    """Lanes of a tensor, typed as `codec/kernels.py` says."""
-    lane = lane_of(tensor.dtype)
-    bits = empty(count, lane.bits)
-    tensor.read_into(first * lane.width, view_of(bits))
-    return bits.view(lane.stored)
 
 
 def _converted(lanes: Array, lane: Lane, to: Lane) -> Array:

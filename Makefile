@@ -25,7 +25,7 @@ demo: $(VENV)/runtime.stamp ## the whole way of a delta, on real weights
 	@$(BIN)/python -m tests.demo $(ARGS)
 
 test: $(VENV)/test.stamp ## run every test
-	@$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --cov --cov-report=term $(ARGS)
 
 lint: $(VENV)/test.stamp ## style and format
 	@$(BIN)/ruff check

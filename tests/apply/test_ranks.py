@@ -130,7 +130,7 @@ def test_dry_run_of_several_ranks_tells_the_time_of_the_one_with_most_to_do(llam
         delta = open_delta(llama, "acme/llama:1.0.0", checked_weight(0.5))
         job = prepare(base, [delta], Merge.of("linear", None, 0), "post", 1, with_added=None, force=False)
         for ranks, expected in ((ALONE, 60.0), (_Three(), 60.0 * max(sizes) / sum(sizes))):
-            report = report_of(job, "out", Means(Limits(1), ranks, CPU, SILENT), 0, Written(), 60.0, 1.0)
+            report = report_of(job, "out", Means(Limits(1), ranks, CPU, SILENT), 0, Written(), 60.0, 1.0, 0.0)
             assert report.expected_seconds == pytest.approx(expected, rel=1e-4)  # a norm is unchanged
 
 

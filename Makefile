@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-input
 
+# What is measured has an environment of its own, with what it needs and nothing else.
+PLAIN := $(VENV)/plain
+
 # More arguments for pytest, the benchmark or the demo: make test ARGS='-k codec'
 ARGS ?=
 
@@ -44,8 +47,9 @@ layers: $(VENV)/test.stamp ## check who imports whom
 docs: $(VENV)/test.stamp ## write the generated pages and the schemas anew
 	@$(BIN)/python -m tests.docs
 
-bench: $(VENV)/bench.stamp ## measure size, speed and memory beside the peers; writes bench.json
-	@$(BIN)/python -m tests.bench $(ARGS)
+bench: $(VENV)/bench.stamp $(PLAIN)/stamp ## measure size, speed and memory beside the peers; writes bench.json
+	@$(PIP:$(BIN)/%=$(PLAIN)/bin/%) --no-deps --force-reinstall .
+	@BENCH_BIN=$(PLAIN)/bin $(BIN)/python -m tests.bench $(ARGS)
 
 clean: ## remove what running left behind, keep .venv and the fetched weights
 	@rm -rf build dist .coverage htmlcov .demo bench.json .hypothesis .import_linter_cache .pytest_cache .ruff_cache
@@ -74,4 +78,9 @@ $(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/pip
 $(VENV)/bench.stamp: $(VENV)/test.stamp
 	@echo "installing the peers of the benchmark into $(VENV)"
 	@$(PIP) -e '.[bench]' || echo "zipnn could not be built (it needs a C compiler): its rows are left out" >&2
+	@touch $@
+
+$(PLAIN)/stamp: pyproject.toml constraints.txt | $(BIN)/pip
+	@$(PYTHON) -m venv $(PLAIN)
+	@$(PIP:$(BIN)/%=$(PLAIN)/bin/%) .
 	@touch $@

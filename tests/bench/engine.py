@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.bench.measured import Case, Goal, Row
 from tests.bench.methods import has_mergekit, mergekit, write_other
-from tests.bench.process import Ran, run
+from tests.bench.process import Ran, product, run
 
 __all__ = ["measure_engine"]
 
@@ -40,7 +40,7 @@ def measure_engine(case: Case, large: Case, scratch: Path) -> Iterator[Row | Goa
 
 
 def _command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "deltareg", *map(str, arguments)]
+    return [product(), *map(str, arguments)]
 
 
 def _work(report: Mapping[str, Any]) -> float:
@@ -102,7 +102,7 @@ def _live(case: Case, environment: Mapping[str, str]) -> Iterator[Row | Goal]:
 
 def _large(case: Case, scratch: Path, environment: Mapping[str, str]) -> Iterator[Row | Goal]:
     """Time against mergekit's and `cp`, and memory, which is not to grow."""
-    baseline = run([sys.executable, "-c", _IMPORTS], environment).peak
+    baseline = run([product("python"), "-P", "-c", _IMPORTS], environment).peak
     deltas = ("bench/large:1.0.0=0.5",)
     ran, report = _apply(case, deltas, ("--threads", "2"), scratch, environment)
     whole = statistics.median(

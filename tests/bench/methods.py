@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.bench.measured import Case, Goal, Row
-from tests.bench.process import Ran, run
+from tests.bench.process import Ran, product, run
 
 __all__ = ["has_mergekit", "measure_methods", "mergekit", "write_other"]
 
@@ -75,7 +75,7 @@ def measure_methods(case: Case, scratch: Path) -> Iterator[Row | Goal]:
 
 
 def _deltareg(command: str) -> list[str]:
-    return [sys.executable, "-m", "deltareg", command, "--threads", "2"]
+    return [product(), command, "--threads", "2"]
 
 
 def _ours(

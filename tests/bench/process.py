@@ -8,8 +8,9 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["Ran", "run"]
+__all__ = ["Ran", "product", "run"]
 
 # A child starts with its parent's peak as its own (Linux keeps it across exec), so a small process stands between the
 # benchmark, which holds whole checkpoints, and what is measured.
@@ -33,6 +34,16 @@ class Ran:
     seconds: float
     peak: int
     output: str
+
+
+def product(program: str = "deltareg") -> str:
+    """A program of the environment that deltareg is measured in.
+
+    That is the one in `BENCH_BIN`, which `make bench` fills with what deltareg needs and nothing else, as its users do;
+    else this interpreter's. What lies beside it there (scipy, which numba then loads; coverage) takes 0.3 s to start.
+    """
+    place = os.environ.get("BENCH_BIN")
+    return str(Path(place, program).absolute() if place else Path(sys.executable).with_name(program))
 
 
 def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Ran:

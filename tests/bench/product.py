@@ -14,7 +14,7 @@ from typing import Any
 from tests import measure_check
 from tests.bench.measured import Case, Goal, Row
 from tests.bench.peers import Entropy, Packed
-from tests.bench.process import Ran, run
+from tests.bench.process import Ran, product, run
 
 __all__ = ["measure_checks", "measure_product", "measure_start_up"]
 
@@ -27,7 +27,7 @@ _HELP_SECONDS = 0.2
 
 
 def _command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "deltareg", *map(str, arguments)]
+    return [product(), *map(str, arguments)]
 
 
 def _environment(home: Path) -> dict[str, str]:
@@ -45,7 +45,7 @@ def _median(runs: Sequence[tuple[Ran, dict[str, Any]]], seconds: Any) -> float:
 def measure_product(case: Case, scratch: Path, bitx: Packed, floor: Entropy) -> Iterator[Row | Goal]:
     """Take the delta with both presets and apply it, each several times; compare with the peers' figures."""
     environment = _environment(scratch / "home")
-    baseline = run([sys.executable, "-c", _IMPORTS], environment).peak
+    baseline = run([product("python"), "-P", "-c", _IMPORTS], environment).peak
     # Compiled loops are kept from run to run; the first run of a machine is not what is measured.
     run(_command("diff", case.base, case.post, "--tag", "bench/warm:1.0.0", "--json"), environment)
     for number, preset in enumerate(("fast", "small")):

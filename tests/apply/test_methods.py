@@ -382,6 +382,35 @@ def test_trimming_a_model_as_one_counts_no_lanes_that_a_delta_leaves_alone(tmp_p
     assert np.count_nonzero(change > 1e-9) == pytest.approx(2048, rel=0.2)
 
 
+@pytest.mark.parametrize("device", ["cpu", "torch:cpu"])
+def test_a_model_of_two_dtypes_is_trimmed_as_one(tmp_path: Path, device: str) -> None:
+    """The largest of the bfloat16 and of the float32 tensor together, and nothing else of either."""
+    generator = np.random.default_rng(6)
+    registry = Registry(tmp_path / "home")
+    dtypes = {"layers.0.mlp.gate.weight": "F32", "layers.0.mlp.up.weight": "BF16"}
+    # Multiples of 1/64 below 2, which no dtype here rounds.
+    base = {name: generator.integers(-64, 65, 4096) / 64 for name in dtypes}
+    deltas = {name: generator.integers(-40, 41, 4096) / 64 for name in dtypes}
+
+    def write(name: str, tensors: Mapping[str, Array]) -> Path:
+        raws = {key: of(dtypes[key], FORMATS[dtypes[key]].narrow(numbers)) for key, numbers in tensors.items()}
+        return write_checkpoint(tmp_path / name, raws)
+
+    before = write("base", base)
+    deltareg.diff(
+        before, write("post", {name: base[name] + deltas[name] for name in dtypes}), registry, "acme/one:1.0.0"
+    )
+    how: dict[str, Any] = {"method": "ties", "parameters": {"density": 0.25, "trim": "model"}, "device": device}
+    deltareg.apply(before, {"acme/one:1.0.0": 1.0}, registry, tmp_path / "out", **how)
+    kept = np.zeros(8192, bool)
+    kept[np.argsort(-np.abs(np.concatenate(list(deltas.values()))), kind="stable")[:2048]] = True
+    found = read_tensors(tmp_path / "out")
+    for lanes, (name, dtype) in zip(np.split(kept, 2), dtypes.items(), strict=True):
+        got = FORMATS[dtype].widen(np.frombuffer(found[name].data, FORMATS[dtype].bits))
+        assert np.array_equal(got, base[name] + lanes * deltas[name])
+        assert 0 < np.count_nonzero(lanes) < 2048
+
+
 @pytest.mark.parametrize("weights", [(1.0, -1.0), (-1.0, -1.0), (1.0, -0.5)])
 def test_karcher_takes_no_weights_that_are_no_shares(models: Models, weights: tuple[float, float]) -> None:
     given = {f"acme/{name}:1.0.0": weight for name, weight in zip(NAMES, weights, strict=True)}

@@ -279,13 +279,14 @@ class _Steps:
                 if here.read is _unchanged and kind is not None:
                     here = replace(here, lane=kind)
                 pieces[number] = here
+        parts = [pieces[number] for number in sorted(pieces)]
         return Merging(
             tensor.lanes,
             tensor.row,
-            [pieces[number] for number in sorted(pieces)],
+            parts,
             tensor.stages,
             _accumulator(tensor),
-            defers=tensor.defers,
+            defers=tensor.defers and len({part.lane for part in parts}) == 1,
             shared=shared,
             offset=offset,
             processor=self._processor,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -409,6 +409,37 @@ def test_a_model_of_two_dtypes_is_trimmed_as_one(tmp_path: Path, device: str) ->
         got = FORMATS[dtype].widen(np.frombuffer(found[name].data, FORMATS[dtype].bits))
         assert np.array_equal(got, base[name] + lanes * deltas[name])
         assert 0 < np.count_nonzero(lanes) < 2048
+
+
+def test_a_model_is_trimmed_as_one_beside_a_delta_that_has_lanes_of_another_width_elsewhere(tmp_path: Path) -> None:
+    generator = np.random.default_rng(8)
+    registry = Registry(tmp_path / "home")
+    dtypes = {"layers.0.mlp.gate.weight": "F32", "layers.0.mlp.up.weight": "BF16"}
+    base = {name: generator.integers(-64, 65, 4096) / 64 for name in dtypes}
+    deltas = {name: generator.integers(1, 41, 4096) / 64 for name in dtypes}
+
+    def write(name: str, moved: Sequence[str]) -> Path:
+        numbers = {key: base[key] + deltas[key] * (key in moved) for key in dtypes}
+        raws = {key: of(dtypes[key], FORMATS[dtypes[key]].narrow(one)) for key, one in numbers.items()}
+        return write_checkpoint(tmp_path / name, raws)
+
+    before = write("base", [])
+    for name, key in zip(NAMES, dtypes, strict=True):
+        deltareg.diff(before, write(name, [key]), registry, f"acme/{name}:1.0.0")
+    deltareg.apply(
+        before,
+        {f"acme/{name}:1.0.0": 1.0 for name in NAMES},
+        registry,
+        tmp_path / "out",
+        method="ties",
+        parameters={"density": 0.25, "trim": "model"},
+    )
+    found = read_tensors(tmp_path / "out")
+    for key, dtype in dtypes.items():
+        kept = np.zeros(4096, bool)  # a quarter of both tensors is half of the one that the delta changes
+        kept[np.argsort(-deltas[key], kind="stable")[:2048]] = True
+        got = FORMATS[dtype].widen(np.frombuffer(found[key].data, FORMATS[dtype].bits))
+        assert np.array_equal(got, base[key] + kept * deltas[key])
 
 
 @pytest.mark.parametrize("weights", [(1.0, -1.0), (-1.0, -1.0), (1.0, -0.5)])

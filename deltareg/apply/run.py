@@ -203,7 +203,7 @@ class _Steps:
         if tensor.action == "copy" and tensor.source is not None:
             yield [partial(self._copy, tensor, tensor.source)]
         elif tensor.action == "add" and not tensor.is_sum:
-            merging = self._merging(tensor)
+            merging = self._merging(tensor, self._memory)
             if merging.blocks == 1 and not self._processor.repeats:
                 yield [partial(self._merge, tensor, merging, 0, alone=True)]
                 return
@@ -261,12 +261,13 @@ class _Steps:
                 offset += count
             for number in range(course.passes):
                 for tensor in (tensor for tensor, ours in zip(tensors, own, strict=True) if ours):
-                    merging = self._merging(tensor)
+                    # It reads each frame once, and is gone before anybody could give back what it kept.
+                    merging = self._merging(tensor, Recycled())
                     for block in range(merging.blocks):
                         yield partial(_quietly, partial(merging.measure_shared, number, block))
                 course.exchange(number)
 
-    def _merging(self, tensor: PlannedTensor) -> Merging:
+    def _merging(self, tensor: PlannedTensor, memory: Recycled) -> Merging:
         shared, offset = self._shared.get(tensor.name, (None, 0))
         pieces = {piece.delta: self._part(tensor, piece, idle=False) for piece in tensor.pieces}
         pieces |= {piece.delta: self._part(tensor, piece, idle=True) for piece in tensor.idle}
@@ -290,7 +291,7 @@ class _Steps:
             shared=shared,
             offset=offset,
             processor=self._processor,
-            memory=self._memory,
+            memory=memory,
         )
 
     def _part(self, tensor: PlannedTensor, piece: Piece, *, idle: bool) -> Part:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 
 import deltareg
 from deltareg import Registry
+from deltareg.apply.limits import Limits
 from deltareg.apply.run import random_key
-from deltareg.codec import FRAME_LANES
+from deltareg.codec import FRAME_LANES, RecordReader
 from deltareg.errors import InvalidArgument
 from deltareg.merge import METHODS, Gradient, Schedule, Value
 from tests.codec.oracle import FORMATS
@@ -440,6 +442,31 @@ def test_a_model_is_trimmed_as_one_beside_a_delta_that_has_lanes_of_another_widt
         kept[np.argsort(-deltas[key], kind="stable")[:2048]] = True
         got = FORMATS[dtype].widen(np.frombuffer(found[key].data, FORMATS[dtype].bits))
         assert np.array_equal(got, base[key] + kept * deltas[key])
+
+
+def test_what_is_measured_of_the_model_takes_no_room_from_frames_that_are_kept_for_a_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(9)
+    registry = Registry(tmp_path / "home")
+    numbers = generator.integers(-64, 65, FRAME_LANES + 9) / 64
+    base = BF16.narrow(numbers)
+    post = BF16.narrow(numbers + generator.integers(1, 41, base.size) / 64)  # in bfloat16 as it is: no second terms
+    before = write_checkpoint(tmp_path / "base", {"w": of("BF16", base)})
+    deltareg.diff(before, write_checkpoint(tmp_path / "post", {"w": of("BF16", post)}), registry, "acme/one:1.0.0")
+    reads: list[int] = []
+    read = RecordReader.read
+
+    def counted(self: RecordReader, number: int, **options: Any) -> Any:
+        reads.append(number)
+        return read(self, number, **options)
+
+    monkeypatch.setattr(RecordReader, "read", counted)
+    limits = Limits(1, kept=post.nbytes)
+    monkeypatch.setattr(sys.modules["deltareg.apply.apply"], "limits_for", lambda *arguments: (limits, 0))
+    how: dict[str, Any] = {"method": "ties", "parameters": {"density": 0.5, "trim": "model", "rescale": "l1"}}
+    deltareg.apply(before, {"acme/one:1.0.0": 1.0}, registry, tmp_path / "out", **how)
+    assert sorted(reads) == [0, 0, 1, 1]  # once for the model, once for its tensor
 
 
 @pytest.mark.parametrize("weights", [(1.0, -1.0), (-1.0, -1.0), (1.0, -0.5)])

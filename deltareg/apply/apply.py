@@ -92,7 +92,7 @@ def apply(
         wanted = [open_delta(registry, reference, weights) for reference, weights in pairs]
         job = prepare(checkpoint, wanted, merge, side_files, count, with_added=with_added, force=force)
         # Hashing takes no turn of the interpreter's, which loading loops keeps busy.
-        tasks = () if dry_run else verifying(job, registry.store, ranks)
+        tasks = () if dry_run else verifying(job.active, registry.store, ranks)
         verified = stack.enter_context(in_background(tasks, count))
         written, expected = Written(), None
         before = time.monotonic()

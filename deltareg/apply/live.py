@@ -21,6 +21,7 @@ from deltareg.apply.placement import WeightedDelta, place
 from deltareg.apply.plan import LINEAR, Merge, Plan, plan
 from deltareg.apply.prepare import Weight, checked_weight, open_delta, refuse_errors
 from deltareg.apply.run import run
+from deltareg.apply.write import verifying
 from deltareg.catalog import Registry
 from deltareg.check import fit
 from deltareg.checkpoint import Checkpoint, LocalFolder, Tensor, checkpoint_of
@@ -31,7 +32,7 @@ from deltareg.manifest import Document
 from deltareg.merge import Gradient, Schedule, Value, refuse_unmatched
 from deltareg.names import Reference, parse_reference
 from deltareg.progress import SILENT, Progress
-from deltareg.threads import thread_count
+from deltareg.threads import in_background, thread_count
 
 if TYPE_CHECKING:
     import os
@@ -238,9 +239,10 @@ class Live:
 
     def _run(self, planned: Plan, deltas: list[WeightedDelta], progress: Progress) -> None:
         try:
-            load_loops(planned)
-            limits = Limits(self._threads)
-            run(planned, deltas, self._registry.store, _Sink(self._slots), limits=limits, progress=progress)
+            store, limits, sink = self._registry.store, Limits(self._threads), _Sink(self._slots)
+            with in_background(verifying(deltas, store), self._threads) as verified:
+                load_loops(planned)
+                run(planned, deltas, store, sink, limits=limits, progress=progress, verified=verified)
         except BaseException as error:
             self._revert(error)
             raise

@@ -203,7 +203,7 @@ class _Steps:
         if tensor.action == "copy" and tensor.source is not None:
             yield [partial(self._copy, tensor, tensor.source)]
         elif tensor.action == "add" and not tensor.is_sum:
-            merging = self._merging(tensor)
+            merging = self._merging(tensor, self._memory)
             if merging.blocks == 1 and not self._processor.repeats:
                 yield [partial(self._merge, tensor, merging, 0, alone=True)]
                 return
@@ -261,12 +261,13 @@ class _Steps:
                 offset += count
             for number in range(course.passes):
                 for tensor in (tensor for tensor, ours in zip(tensors, own, strict=True) if ours):
-                    merging = self._merging(tensor)
+                    # It reads each frame once, and is gone before anybody could give back what it kept.
+                    merging = self._merging(tensor, Recycled())
                     for block in range(merging.blocks):
                         yield partial(_quietly, partial(merging.measure_shared, number, block))
                 course.exchange(number)
 
-    def _merging(self, tensor: PlannedTensor) -> Merging:
+    def _merging(self, tensor: PlannedTensor, memory: Recycled) -> Merging:
         shared, offset = self._shared.get(tensor.name, (None, 0))
         pieces = {piece.delta: self._part(tensor, piece, idle=False) for piece in tensor.pieces}
         pieces |= {piece.delta: self._part(tensor, piece, idle=True) for piece in tensor.idle}
@@ -279,17 +280,18 @@ class _Steps:
                 if here.read is _unchanged and kind is not None:
                     here = replace(here, lane=kind)
                 pieces[number] = here
+        parts = [pieces[number] for number in sorted(pieces)]
         return Merging(
             tensor.lanes,
             tensor.row,
-            [pieces[number] for number in sorted(pieces)],
+            parts,
             tensor.stages,
             _accumulator(tensor),
-            defers=tensor.defers,
+            defers=tensor.defers and len({part.lane for part in parts}) == 1,
             shared=shared,
             offset=offset,
             processor=self._processor,
-            memory=self._memory,
+            memory=memory,
         )
 
     def _part(self, tensor: PlannedTensor, piece: Piece, *, idle: bool) -> Part:
@@ -313,7 +315,7 @@ class _Steps:
         target_lane, out_lane = lane_of(tensor.source.dtype), lane_of(tensor.dtype)
         first = block * merging.block_lanes
         lanes = min(merging.block_lanes, tensor.lanes - first)
-        if not alone and merging.leaves_alone(block) and self._copies(tensor, first, lanes):
+        if merging.leaves_alone(block) and self._keeps(tensor, first, lanes):
             return NOTHING
         target = read_lanes(tensor.source, first, lanes).view(target_lane.stored)
         out = empty(lanes, out_lane.stored)
@@ -336,7 +338,7 @@ class _Steps:
     def _add(self, tensor: PlannedTensor, readers: list[_Reader], number: int, lanes: int) -> Outcome:
         """A weighted sum, straight from the records to the output."""
         alone = all(reader.leaves_alone(number) for reader in readers)
-        if alone and self._copies(tensor, number * FRAME_LANES, lanes):
+        if alone and self._keeps(tensor, number * FRAME_LANES, lanes):
             return NOTHING
         addends: list[Addend] = []
         for reader in readers:
@@ -359,16 +361,21 @@ class _Steps:
         out = replaced(target, reader.read(number, lanes), lane_of(tensor.dtype))
         return self._write(tensor, number * FRAME_LANES, out)
 
-    def _copies(self, tensor: PlannedTensor, first: int, lanes: int) -> bool:
-        """Copy lanes of the target that nothing changes, where the output can."""
-        assert tensor.source is not None
+    def _keeps(self, tensor: PlannedTensor, first: int, lanes: int) -> bool:
+        """Take lanes of the target over, which no delta changes; False where the output has another dtype.
+
+        Nothing is computed of them, wherever the output goes: a factor beyond float32 makes no number of a zero.
+        """
+        source = tensor.source
+        assert source is not None
         width = lane_of(tensor.dtype).width
-        if tensor.source.dtype != tensor.dtype:
+        if source.dtype != tensor.dtype:
             return False
-        copied = self._sink.copy_part(tensor.name, first * width, lanes * width, tensor.source)
-        if copied:
+        if self._sink.copy_part(tensor.name, first * width, lanes * width, source):
             self._progress.advance(lanes * width)
-        return copied
+        else:
+            self._write(tensor, first, read_lanes(source, first, lanes))
+        return True
 
     def _block(self, tensor: PlannedTensor, addends: tuple[Addend, ...], number: int, lanes: int) -> Block:
         assert tensor.source is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -12,9 +12,10 @@ from pathlib import Path
 
 from deltareg.apply.card import card
 from deltareg.apply.limits import Limits, peak_memory
+from deltareg.apply.placement import WeightedDelta
 from deltareg.apply.plan import Plan
 from deltareg.apply.prepare import Prepared
-from deltareg.apply.ranks import Ranks, share
+from deltareg.apply.ranks import ALONE, Ranks, share
 from deltareg.apply.run import NOTHING, Outcome, Share, run
 from deltareg.checkpoint import CheckpointWriter, Job, Member
 from deltareg.checkpoint.output import Writer, open_writer
@@ -108,14 +109,14 @@ def write(
         return Written(outcome, warnings, nbytes, resumed, time.monotonic() - before, peak_memory())
 
 
-def verifying(job: Prepared, store: Store, ranks: Ranks) -> list[Callable[[], None]]:
+def verifying(deltas: Sequence[WeightedDelta], store: Store, ranks: Ranks = ALONE) -> list[Callable[[], None]]:
     """The verification of the deltas' packs and sketches, or of this rank's share of them.
 
     What nobody reads here is verified too: nothing is applied of a delta that has been damaged.
     """
     layers = [
         layer
-        for delta in job.active
+        for delta in deltas
         for layer in delta.artifact.manifest.layers
         if layer.media_type not in (INVENTORY_TYPE, SIDE_FILE_TYPE)
     ]

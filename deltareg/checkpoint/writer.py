@@ -209,16 +209,17 @@ class CheckpointWriter(Closing):
     def copy_part(self, tensor: str, offset: int, nbytes: int, source: Tensor) -> bool:
         """Write these bytes of a tensor from the same ones of another checkpoint, inside the kernel.
 
-        False, and nothing is written, where that cannot be done, or what is written has to be noted.
+        False, and nothing of it counts as written, where that cannot be done, or what is written has to be noted.
         """
         place = self._places[tensor]
         if offset < 0 or offset + nbytes > min(place.nbytes, source.nbytes):
             raise ValueError(f"bytes {offset} to {offset + nbytes} are not within {tensor!r} and its source")
         if self._journal is not None:
             return False
-        done = self._copied(place, source, offset, nbytes)
-        self._count(place, nbytes if done == nbytes else 0)
-        return done == nbytes
+        if self._copied(place, source, offset, nbytes) < nbytes:
+            return False
+        self._count(place, nbytes)
+        return True
 
     def add_file(self, relative: str, data: bytes) -> None:
         """Add a file such as `config.json` or `1_Pooling/config.json`. Raises BadCheckpoint where it may not lie."""

@@ -7,7 +7,7 @@ told there. Self-contained, as `codec/kernels.py` says that such a file must be.
 
 The lanes of a merge are told by arrays with one entry for each delta: where its symbols (uint16) lie in memory; in
 `ends`, where its second terms end among `places` (the lane in the block) and `terms` (D1 + D2, float32); `weigh`, by
-which it is multiplied first (float32). Then `Cuts`, `Chances` and a least variance say what is left of it.
+which it is multiplied first (float32). `Lanes` says what is left of it then.
 """
 
 from __future__ import annotations

@@ -227,4 +227,6 @@ class Deferred:
 
 
 def _addresses(arrays: Sequence[Array]) -> Array:
+    # The loops read there whatever it is.
+    assert all(array.dtype == np.uint16 and array.flags.c_contiguous for array in arrays)
     return np.array([array.ctypes.data for array in arrays], np.uint64)

@@ -62,7 +62,8 @@ class Band(Stage):
     def act(self, settled: Sequence[Ranks], values: Values, position: int, extent: Extent) -> None:
         _remember(self.rescale, values)
         known = self._search(extent).known(settled)
-        if None not in extent.kinds and values.defer(lambda deferred: self._tell(deferred, known, position)):
+        # Magnitudes of several dtypes are compared as numbers, whose bits are not those of the symbols.
+        if values.defer(lambda deferred: None not in extent.kinds and self._tell(deferred, known, position)):
             return
         for delta, row in enumerate(known):
             cuts = [sought.cut for sought in row]

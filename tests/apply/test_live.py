@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import deltareg
 from deltareg import Registry
-from deltareg.errors import BadRecord, DigestMismatch, InvalidArgument, NotFound, NotHomologous, UnsupportedFormat
+from deltareg.errors import DigestMismatch, InvalidArgument, NotFound, NotHomologous, UnsupportedFormat
 from deltareg.merge import Schedule
 from tests.deltas import flip
 from tests.weights import Pair
@@ -214,7 +214,11 @@ def test_tied_weights_stay_tied(tmp_path: Path) -> None:
 # --- what cannot be ---------------------------------------------------------------------------------------------------
 
 
-def test_a_damaged_delta_leaves_the_model_as_it_was(tmp_path: Path, small_llama: Pair, llama: Registry) -> None:
+# Near the end of the pack no frame can be decoded; in the middle of it frames have other numbers.
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75, 1.0])
+def test_a_damaged_delta_leaves_the_model_as_it_was(
+    tmp_path: Path, small_llama: Pair, llama: Registry, share: float
+) -> None:
     home = tmp_path / "home"
     shutil.copytree(llama.store.root.parent, home)
     registry = Registry(home)
@@ -225,8 +229,8 @@ def test_a_damaged_delta_leaves_the_model_as_it_was(tmp_path: Path, small_llama:
     before = copied(state)
     pack = max(registry.artifact("acme/back:1.0.0").packs, key=lambda blob: blob.size)
     (file,) = home.rglob(pack.digest.removeprefix("sha256:"))
-    flip(file, file.stat().st_size - 100)
-    with pytest.raises((BadRecord, DigestMismatch)):
+    flip(file, int(share * file.stat().st_size) - 100)
+    with pytest.raises(DigestMismatch):
         model.apply("acme/back:1.0.0", weight=0.5)
     assert same(state, before)
     assert model.deltas == {LLAMA: 0.5}

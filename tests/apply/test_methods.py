@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 
 import deltareg
 from deltareg import Registry
+from deltareg.apply.limits import Limits
 from deltareg.apply.run import random_key
-from deltareg.codec import FRAME_LANES
+from deltareg.codec import FRAME_LANES, RecordReader
 from deltareg.errors import InvalidArgument
 from deltareg.merge import METHODS, Gradient, Schedule, Value
 from tests.codec.oracle import FORMATS
@@ -380,6 +382,91 @@ def test_trimming_a_model_as_one_counts_no_lanes_that_a_delta_leaves_alone(tmp_p
     change = np.abs(found - FORMATS["F32"].widen(FORMATS["F32"].narrow(base[names[0]])))
     # A quarter of the 8,192 lanes of the model, all of them in the tensor that the delta changes.
     assert np.count_nonzero(change > 1e-9) == pytest.approx(2048, rel=0.2)
+
+
+@pytest.mark.parametrize("device", ["cpu", "torch:cpu"])
+def test_a_model_of_two_dtypes_is_trimmed_as_one(tmp_path: Path, device: str) -> None:
+    """The largest of the bfloat16 and of the float32 tensor together, and nothing else of either."""
+    generator = np.random.default_rng(6)
+    registry = Registry(tmp_path / "home")
+    dtypes = {"layers.0.mlp.gate.weight": "F32", "layers.0.mlp.up.weight": "BF16"}
+    # Multiples of 1/64 below 2, which no dtype here rounds.
+    base = {name: generator.integers(-64, 65, 4096) / 64 for name in dtypes}
+    deltas = {name: generator.integers(-40, 41, 4096) / 64 for name in dtypes}
+
+    def write(name: str, tensors: Mapping[str, Array]) -> Path:
+        raws = {key: of(dtypes[key], FORMATS[dtypes[key]].narrow(numbers)) for key, numbers in tensors.items()}
+        return write_checkpoint(tmp_path / name, raws)
+
+    before = write("base", base)
+    deltareg.diff(
+        before, write("post", {name: base[name] + deltas[name] for name in dtypes}), registry, "acme/one:1.0.0"
+    )
+    how: dict[str, Any] = {"method": "ties", "parameters": {"density": 0.25, "trim": "model"}, "device": device}
+    deltareg.apply(before, {"acme/one:1.0.0": 1.0}, registry, tmp_path / "out", **how)
+    kept = np.zeros(8192, bool)
+    kept[np.argsort(-np.abs(np.concatenate(list(deltas.values()))), kind="stable")[:2048]] = True
+    found = read_tensors(tmp_path / "out")
+    for lanes, (name, dtype) in zip(np.split(kept, 2), dtypes.items(), strict=True):
+        got = FORMATS[dtype].widen(np.frombuffer(found[name].data, FORMATS[dtype].bits))
+        assert np.array_equal(got, base[name] + lanes * deltas[name])
+        assert 0 < np.count_nonzero(lanes) < 2048
+
+
+def test_a_model_is_trimmed_as_one_beside_a_delta_that_has_lanes_of_another_width_elsewhere(tmp_path: Path) -> None:
+    generator = np.random.default_rng(8)
+    registry = Registry(tmp_path / "home")
+    dtypes = {"layers.0.mlp.gate.weight": "F32", "layers.0.mlp.up.weight": "BF16"}
+    base = {name: generator.integers(-64, 65, 4096) / 64 for name in dtypes}
+    deltas = {name: generator.integers(1, 41, 4096) / 64 for name in dtypes}
+
+    def write(name: str, moved: Sequence[str]) -> Path:
+        numbers = {key: base[key] + deltas[key] * (key in moved) for key in dtypes}
+        raws = {key: of(dtypes[key], FORMATS[dtypes[key]].narrow(one)) for key, one in numbers.items()}
+        return write_checkpoint(tmp_path / name, raws)
+
+    before = write("base", [])
+    for name, key in zip(NAMES, dtypes, strict=True):
+        deltareg.diff(before, write(name, [key]), registry, f"acme/{name}:1.0.0")
+    deltareg.apply(
+        before,
+        {f"acme/{name}:1.0.0": 1.0 for name in NAMES},
+        registry,
+        tmp_path / "out",
+        method="ties",
+        parameters={"density": 0.25, "trim": "model"},
+    )
+    found = read_tensors(tmp_path / "out")
+    for key, dtype in dtypes.items():
+        kept = np.zeros(4096, bool)  # a quarter of both tensors is half of the one that the delta changes
+        kept[np.argsort(-deltas[key], kind="stable")[:2048]] = True
+        got = FORMATS[dtype].widen(np.frombuffer(found[key].data, FORMATS[dtype].bits))
+        assert np.array_equal(got, base[key] + kept * deltas[key])
+
+
+def test_what_is_measured_of_the_model_takes_no_room_from_frames_that_are_kept_for_a_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(9)
+    registry = Registry(tmp_path / "home")
+    numbers = generator.integers(-64, 65, FRAME_LANES + 9) / 64
+    base = BF16.narrow(numbers)
+    post = BF16.narrow(numbers + generator.integers(1, 41, base.size) / 64)  # in bfloat16 as it is: no second terms
+    before = write_checkpoint(tmp_path / "base", {"w": of("BF16", base)})
+    deltareg.diff(before, write_checkpoint(tmp_path / "post", {"w": of("BF16", post)}), registry, "acme/one:1.0.0")
+    reads: list[int] = []
+    read = RecordReader.read
+
+    def counted(self: RecordReader, number: int, **options: Any) -> Any:
+        reads.append(number)
+        return read(self, number, **options)
+
+    monkeypatch.setattr(RecordReader, "read", counted)
+    limits = Limits(1, kept=post.nbytes)
+    monkeypatch.setattr(sys.modules["deltareg.apply.apply"], "limits_for", lambda *arguments: (limits, 0))
+    how: dict[str, Any] = {"method": "ties", "parameters": {"density": 0.5, "trim": "model", "rescale": "l1"}}
+    deltareg.apply(before, {"acme/one:1.0.0": 1.0}, registry, tmp_path / "out", **how)
+    assert sorted(reads) == [0, 0, 1, 1]  # once for the model, once for its tensor
 
 
 @pytest.mark.parametrize("weights", [(1.0, -1.0), (-1.0, -1.0), (1.0, -0.5)])

@@ -57,8 +57,10 @@ WAYS: list[tuple[dict[str, float], dict[str, Any]]] = [
     ({"acme/a:1.0.0": 0.5, "acme/b:1.0.0": 0.5}, {}),
     ({"acme/a:1.0.0": 0.5, "acme/b:1.0.0": 0.5}, {"method": "ties"}),
     ({"acme/a:1.0.0": 0.5, "acme/b:1.0.0": 0.5}, {"method": "dare_ties", "parameters": {"density": 0.5}}),
+    # Twice these weights is beyond float32: infinity times zero would be no number.
+    ({"acme/a:1.0.0": 3e38, "acme/b:1.0.0": 3e38}, {"method": "dare_linear", "parameters": {"density": 0.5}}),
 ]
-NAMES = ["one", "two", "ties", "dare_ties"]
+NAMES = ["one", "two", "ties", "dare_ties", "beyond float32"]
 
 
 def _apply(

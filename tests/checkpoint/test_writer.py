@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -186,6 +187,53 @@ def test_whole_tensors_are_copied_whatever_their_source(tmp_path: Path, in_kerne
     assert progress.bytes == size
     with Checkpoint.open(tmp_path / "out") as out:
         assert out.tensors["w"].read() == content
+
+
+@pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="this system copies nothing inside the kernel")
+def test_part_of_a_tensor_counts_as_written_once_all_of_it_was_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = np.random.default_rng(1).bytes(10_000)
+    plan = [ShardPlan("model.safetensors", (("before", "U8", (3,)), ("w", "U8", (10_000,))))]
+    with CheckpointWriter(tmp_path / "base", plan) as writer:
+        writer.write("before", 0, b"abc")
+        writer.write("w", 0, content)
+        writer.commit()
+    copy, left = os.copy_file_range, [1500, 2500, 1000]
+
+    def few(source: int, target: int, count: int, *at: int) -> int:
+        return copy(source, target, min(count, left.pop(0)), *at) if left else 0
+
+    monkeypatch.setattr(os, "copy_file_range", few)
+    with Checkpoint.open(tmp_path / "base") as base, CheckpointWriter(tmp_path / "out", plan) as writer:
+        source = base.tensors["w"]
+        assert writer.copy_part("w", 6000, 4000, source)  # in two steps
+        assert not writer.copy_part("w", 0, 6000, source)  # the first of these bytes, then no more
+        with pytest.raises(ValueError, match="not within"):
+            writer.copy_part("w", 6001, 4000, source)
+        writer.write("before", 0, b"abc")
+        with pytest.raises(RuntimeError, match="not written: w"):
+            writer.sync()
+        writer.write("w", 0, content[:6000])
+        writer.commit()
+    with Checkpoint.open(tmp_path / "out") as out:
+        assert out.tensors["w"].read() == content
+
+
+@pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="this system copies nothing inside the kernel")
+def test_disk_that_is_full_is_told_by_a_copy_inside_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write(tmp_path / "base")
+    monkeypatch.setattr(os, "copy_file_range", full)
+    with (
+        Checkpoint.open(tmp_path / "base") as base,
+        pytest.raises(DiskFull),
+        CheckpointWriter(tmp_path / "out", PLAN) as writer,
+    ):
+        writer.copy_part("a", 0, 8, base.tensors["a"])
+    assert os.listdir(tmp_path) == ["base"]
 
 
 def test_copy_of_a_tensor_that_was_cut_is_refused(tmp_path: Path) -> None:

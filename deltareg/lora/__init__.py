@@ -2,7 +2,8 @@
 
 `config.py`, `patterns.py` and `adapter.py` read an adapter, `places.py` finds its modules in the base, `merged.py` is
 base and adapter as one checkpoint, `importing.py` takes the delta of that; `exporting.py` writes factors that the codec
-finds, once `base.py` has looked at the base.
+finds, once `base.py` has looked at the base and
+`experts.py` at the experts.
 """
 
 from __future__ import annotations

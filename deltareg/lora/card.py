@@ -71,6 +71,8 @@ class AdapterShape:
     """What the config of the adapter has to say."""
 
     rank: int
+    leading: str | None = None
+    """The module whose rank and alpha are the config's own; where None, these are the most frequent ones."""
     transposed: bool = False
     ranks: dict[str, int] = field(default_factory=dict[str, int])
     scales: dict[str, float] = field(default_factory=dict[str, float])
@@ -81,7 +83,8 @@ class AdapterShape:
 def adapter_config(config: DeltaConfig, shape: AdapterShape) -> bytes:
     """`adapter_config.json`: what `peft` needs in order to build the modules that the factors belong to."""
     alphas = {name: _alpha(shape.scales[name], rank) for name, rank in shape.ranks.items()}
-    rank, alpha = _most(shape.ranks.values()), _most(alphas.values())
+    leading = [*shape.ranks] if shape.leading is None else [shape.leading]
+    rank, alpha = (_most(numbers[name] for name in leading) for numbers in (shape.ranks, alphas))
     settings: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": None,

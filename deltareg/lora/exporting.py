@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from deltareg.lora.card import (
     adapter_card,
     adapter_config,
 )
+from deltareg.lora.experts import Experts
 from deltareg.lora.modules import Kind, has_tied_output, is_token_embedding, kind_of, module_of
 from deltareg.manifest import TensorEntry
 from deltareg.merge import Addend, Block, accumulator_of, linear
@@ -138,6 +139,8 @@ class _Matrix:
     kind: Kind
     rank: int
     reader: RecordReader
+    anew: bool = False
+    """Whether stored factors are not taken, for the sake of the rank and the scale of others."""
 
     @property
     def turned(self) -> bool:
@@ -147,7 +150,7 @@ class _Matrix:
     @property
     def is_stored(self) -> bool:
         """Whether the record has factors of this rank."""
-        return self.entry.rank == self.rank and self.reader.head.low_rank is not None
+        return not self.anew and self.entry.rank == self.rank and self.reader.head.low_rank is not None
 
     @property
     def scale(self) -> float:
@@ -166,6 +169,7 @@ class _Export:
         self._base = base
         self._threads = threads
         self._names = {entry.name for entry in artifact.inventory.tensors}
+        self._experts = Experts(artifact.config.fingerprint.model_type, self._names)
         self._matrices: list[_Matrix] = []
         self._whole: dict[str, TensorEntry] = {}
         self._keys: dict[str, str] = {}
@@ -198,10 +202,24 @@ class _Export:
                 self._matrices.append(_Matrix(entry, module_of(entry.name), kind, rank, self._reader(entry)))
             else:
                 self._reasons[entry.name] = reason
+        self._sort_experts()
         self._sort_rest([entry for entry in entries if entry.name in self._reasons])
         for matrix in self._matrices:
             self.shape.ranks[matrix.module] = matrix.rank
             self.shape.scales[matrix.module] = matrix.scale
+
+    def _sort_experts(self) -> None:
+        """Experts have one rank and one scale, which are the config's own: PEFT knows no others of what it joins."""
+        self._reasons |= self._experts.incomplete({matrix.entry.name for matrix in self._matrices})
+        self._matrices = [matrix for matrix in self._matrices if matrix.entry.name not in self._reasons]
+        experts = [matrix for matrix in self._matrices if matrix.entry.name in self._experts]
+        if len({(matrix.rank, matrix.scale) for matrix in experts}) > 1:
+            rank = max(matrix.rank for matrix in experts)
+            self._matrices = [
+                replace(matrix, rank=rank, anew=True) if matrix.entry.name in self._experts else matrix
+                for matrix in self._matrices
+            ]
+        self.shape.leading = next((matrix.module for matrix in experts), None)
 
     def _doubt(self, entry: TensorEntry, kind: Kind, *, tied: bool) -> str | None:
         """Why what could be factors should not become such."""
@@ -209,6 +227,8 @@ class _Export:
             return "it is the output's matrix too, of which peft would change the one or, merged, both"
         if kind is Kind.UNKNOWN:
             return "its name does not tell whether it is an embedding or a linear layer"
+        if (reason := self._experts.doubt(entry.name)) is not None:
+            return reason
         return _TOO_LARGE if _exceeds(self._reader(entry)) else None
 
     def _reader(self, entry: TensorEntry) -> RecordReader:
@@ -236,7 +256,9 @@ class _Export:
             # A module that holds others cannot go along: nothing within it could have factors.
             shared = len(entry.shape) == 2 and is_token_embedding(entry.name) and entry.base_dtype is not None
             floats = any(one.post_dtype in DELTA_DTYPES for one in parts)
-            if entry.post_dtype is None or not floats or not module or module in outer or shared:
+            if (reason := self._experts.doubt_whole(entry.name)) is not None:
+                self._left.append((entry, reason if entry.name not in self._experts else self._reasons[entry.name]))
+            elif entry.post_dtype is None or not floats or not module or module in outer or shared:
                 self._left.append((entry, self._reasons[entry.name]))
             elif module in adapted and entry.name == f"{module}.bias" and self._base is not None:
                 self.shape.biases = True

@@ -37,6 +37,7 @@ __all__ = ["Merged", "merge"]
 
 _HEADS = ("lm_head.weight", "embed_out.weight", "decoder.weight")
 _WITH_HEAD = re.compile(r"ForCausalLM|LMHead|ForMaskedLM|ForConditionalGeneration|ForPreTraining")
+_LAYER = re.compile(r".+?\.[0-9]+\.")
 # The factors of so many tensors are held at a time.
 _HELD = 3
 
@@ -120,6 +121,7 @@ class _Merging:
         self._adapter = adapter
         self._faults: list[str] = []
         self._factors = _Held()
+        self._layers = {layer[0] for name in base.tensors if (layer := _LAYER.match(name)) is not None}
         modules, replaced = [f"{name}.weight" for name in adapter.modules], [*adapter.replaced]
         self._places = Places(base.tensors.keys(), modules or replaced, replaced if modules else ())
         if self._places.unclear:
@@ -162,6 +164,9 @@ class _Merging:
     def _replace(self, found: dict[str, Tensor], name: str, tensor: Tensor) -> None:
         before = self._base.tensors.get(name)
         if before is None:
+            if (layer := _LAYER.match(name)) is not None and layer[0] in self._layers:
+                # A head may be new, but nothing within a layer: the base has it under another name, or not alone.
+                self._faults.append(f"the base has no tensor {name!r:.120}, but others in {layer[0]!r:.120}")
             found[name] = _named(tensor, name)
             return
         if before.shape != tensor.shape:

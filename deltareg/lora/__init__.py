@@ -1,9 +1,9 @@
 """PEFT's adapters: one becomes a delta, and a delta becomes one.
 
 `config.py`, `patterns.py` and `adapter.py` read an adapter, `places.py` finds its modules in the base, `merged.py` is
-base and adapter as one checkpoint, `importing.py` takes the delta of that; `exporting.py` writes factors that the codec
-finds, once `base.py` has looked at the base and
-`experts.py` at the experts.
+base and adapter as one checkpoint, `importing.py` takes the delta of that. `exporting.py` writes factors that the codec
+finds, once `base.py` has looked at the base; `modules.py` and `experts.py` tell what PEFT makes of a name, `card.py`
+writes what lies beside the factors.
 """
 
 from __future__ import annotations

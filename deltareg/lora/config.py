@@ -65,8 +65,6 @@ class AdapterConfig:
     magnitudes: bool = False
     rank_patterns: Patterns[int] = field(default_factory=Patterns[int])
     alpha_patterns: Patterns[float] = field(default_factory=Patterns[float])
-    base: str | None = None
-    revision: str | None = None
 
     def rank_of(self, module: str) -> int:
         """The rank that a module's factors must have."""
@@ -101,8 +99,6 @@ def parse_config(raw: bytes, where: str) -> AdapterConfig:
         magnitudes=reader.flag("use_dora"),
         rank_patterns=reader.patterns("rank_pattern", reader.checked_rank),
         alpha_patterns=reader.patterns("alpha_pattern", reader.checked_number),
-        base=reader.text("base_model_name_or_path"),
-        revision=reader.text("revision"),
     )
     if reader.faults:
         raise BadAdapter(
@@ -160,10 +156,6 @@ class _Reader:
         if value is not None and not isinstance(value, bool):
             self._fault(key, value, "true or false")
         return value is True
-
-    def text(self, key: str) -> str | None:
-        value = self._document.get(key)
-        return value if isinstance(value, str) and value else None
 
     def checked_rank(self, key: str, value: Any) -> int | None:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:

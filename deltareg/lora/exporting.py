@@ -178,7 +178,7 @@ class _Export:
         self._tensors: list[ExportedTensor] = []
         self._residues: dict[str, float] = {}
         self._totals: list[float] = []
-        self.shape = AdapterShape(rank)
+        self.shape = AdapterShape()
         self._sort()
         self.shape.transposed = any(one.kind is Kind.TURNED for one in self._matrices)
 

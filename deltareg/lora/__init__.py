@@ -2,8 +2,8 @@
 
 `config.py`, `patterns.py` and `adapter.py` read an adapter, `places.py` finds its modules in the base, `merged.py` is
 base and adapter as one checkpoint, `importing.py` takes the delta of that. `exporting.py` writes factors that the codec
-finds, once `base.py` has looked at the base; `modules.py` and `experts.py` tell what PEFT makes of a name, `card.py`
-writes what lies beside the factors.
+finds, once `base.py` has looked at the base; `modules.py`, `experts.py` and `renamed.py` tell what PEFT makes
+of a name, `card.py` writes what lies beside the factors.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ from deltareg.lora.card import (
 )
 from deltareg.lora.experts import Experts
 from deltareg.lora.modules import Kind, has_tied_output, is_token_embedding, kind_of, module_of
+from deltareg.lora.renamed import is_renamed
 from deltareg.manifest import TensorEntry
 from deltareg.merge import Addend, Block, accumulator_of, linear
 from deltareg.merge.linear import overwrite
@@ -97,7 +99,9 @@ def export_lora(
         export = _Export(artifact, packs, rank, before, thread_count(threads))
         if export.nothing:
             raise InvalidArgument(
-                f"{name} changes nothing that an adapter can have", hint="apply it instead: deltareg apply"
+                f"{name} changes nothing that an adapter can have",
+                cause=export.why_nothing,
+                hint="apply it instead: deltareg apply",
             )
         if dry_run:
             for _ in export.computed(progress):
@@ -187,6 +191,12 @@ class _Export:
         """Whether there is nothing to write."""
         return not self._matrices
 
+    @property
+    def why_nothing(self) -> str | None:
+        """The most frequent reason for that."""
+        reasons = Counter(reason for _, reason in self._left).most_common(1)
+        return reasons[0][0] if reasons else None
+
     def _sort(self) -> None:
         entries = sorted(self._artifact.inventory.tensors, key=lambda one: (layer_order(one.name), one.name))
         told = self._artifact.config.fingerprint
@@ -227,9 +237,13 @@ class _Export:
             return "it is the output's matrix too, of which peft would change the one or, merged, both"
         if kind is Kind.UNKNOWN:
             return "its name does not tell whether it is an embedding or a linear layer"
-        if (reason := self._experts.doubt(entry.name)) is not None:
+        if (reason := self._renaming(entry) or self._experts.doubt(entry.name)) is not None:
             return reason
         return _TOO_LARGE if _exceeds(self._reader(entry)) else None
+
+    def _renaming(self, entry: TensorEntry) -> str | None:
+        model_type = self._artifact.config.fingerprint.model_type
+        return _RENAMED if is_renamed(entry.name, model_type) else None
 
     def _reader(self, entry: TensorEntry) -> RecordReader:
         return RecordReader(entry, self._packs.parts(entry))
@@ -256,8 +270,9 @@ class _Export:
             # A module that holds others cannot go along: nothing within it could have factors.
             shared = len(entry.shape) == 2 and is_token_embedding(entry.name) and entry.base_dtype is not None
             floats = any(one.post_dtype in DELTA_DTYPES for one in parts)
-            if (reason := self._experts.doubt_whole(entry.name)) is not None:
-                self._left.append((entry, reason if entry.name not in self._experts else self._reasons[entry.name]))
+            lost = self._renaming(entry) or self._experts.doubt_whole(entry.name)
+            if lost is not None:
+                self._left.append((entry, self._reasons[entry.name] if entry.name in self._experts else lost))
             elif entry.post_dtype is None or not floats or not module or module in outer or shared:
                 self._left.append((entry, self._reasons[entry.name]))
             elif module in adapted and entry.name == f"{module}.bias" and self._base is not None:
@@ -421,6 +436,7 @@ def _post_lanes(entry: TensorEntry, reader: RecordReader | None, base: Tensor | 
 
 
 _PREFIX = "base_model.model."
+_RENAMED = "transformers has its module under another name, by which peft would not find it; deltareg apply has it all"
 _TOO_LARGE = "its delta is complex or too large for factors in float32"
 
 

@@ -113,6 +113,20 @@ def _gpt_oss() -> Any:
     return transformers.GptOssForCausalLM(config)
 
 
+def _vit() -> Any:
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=8, patch_size=4
+    )
+    return transformers.ViTForImageClassification(config)
+
+
+def _gpt_neox() -> Any:
+    config = transformers.GPTNeoXConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    return transformers.GPTNeoXForCausalLM(config)
+
+
 _SMALL = {
     "vocab_size": 50,
     "hidden_size": 16,
@@ -182,6 +196,8 @@ MODELS: Mapping[str, Callable[[], Any]] = {
     "clip-text": lambda: transformers.CLIPTextModel(_clip().config.text_config),
     "deberta": _deberta,
     "gpt-oss": _gpt_oss,
+    "vit": _vit,
+    "gpt_neox": _gpt_neox,
     **{name: partial(_experts, name) for name in _EXPERTS},
 }
 

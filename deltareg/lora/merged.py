@@ -28,6 +28,7 @@ from deltareg.errors import BadAdapter
 from deltareg.lora.adapter import Adapter, Module, faulty
 from deltareg.lora.modules import Kind, has_turned, kind_of
 from deltareg.lora.places import Places
+from deltareg.lora.renamed import is_renamed
 from deltareg.merge import Addend, Block, linear
 
 if TYPE_CHECKING:
@@ -164,9 +165,7 @@ class _Merging:
     def _replace(self, found: dict[str, Tensor], name: str, tensor: Tensor) -> None:
         before = self._base.tensors.get(name)
         if before is None:
-            if (layer := _LAYER.match(name)) is not None and layer[0] in self._layers:
-                # A head may be new, but nothing within a layer: the base has it under another name, or not alone.
-                self._faults.append(f"the base has no tensor {name!r:.120}, but others in {layer[0]!r:.120}")
+            self._doubt_added(name)
             found[name] = _named(tensor, name)
             return
         if before.shape != tensor.shape:
@@ -181,6 +180,17 @@ class _Merging:
             found[name] = _computed(before, _Converted(tensor, before.dtype))
         else:
             self._faults.append(f"{name!r:.120} is {tensor.dtype}, the base has {before.dtype}")
+
+    def _doubt_added(self, name: str) -> None:
+        """A head may be new; what the base has under another name, or not alone, may not."""
+        model_type = (self._base.config or {}).get("model_type")
+        if (layer := _LAYER.match(name)) is not None and layer[0] in self._layers:
+            self._faults.append(f"the base has no tensor {name!r:.120}, but others in {layer[0]!r:.120}")
+        elif isinstance(model_type, str) and is_renamed(name, model_type):
+            self._faults.append(
+                f"the base has no tensor {name!r:.120}, or has it under another name: in files modules of {model_type} "
+                "are not called as in transformers; merge it with peft, then deltareg diff"
+            )
 
     # --- factors ------------------------------------------------------------------------------------------------------
 

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 import deltareg
-from deltareg.errors import InvalidArgument
+from deltareg.errors import BadAdapter, InvalidArgument
 from deltareg.lora.experts import Experts
 from deltareg.lora.renamed import is_renamed
-from tests.lora.models import load_file, transformers
-from tests.lora.test_experts import error_in_peft
+from tests.lora.models import adapted, load_file, transformers
+from tests.lora.test_experts import distance, error_in_peft, merged
 from tests.lora.test_export import NAME, taken
+from tests.lora.test_import import applied, imported
 
 
 def conversions() -> dict[str, list[Any]]:
@@ -66,3 +67,26 @@ def test_module_that_is_renamed_is_left_out(tmp_path: Path, with_base: bool) -> 
     report = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=4, **given)
     assert "under another name" in {one.name: one.reason for one in report.left_out}["embed_out.weight"]
     assert error_in_peft(tmp_path, base, tmp_path / "adapter") == pytest.approx(report.error, rel=1e-4)
+
+
+def test_head_that_was_saved_whole_is_found_under_its_older_name(tmp_path: Path) -> None:
+    one = adapted(tmp_path, "gpt_neox", r=2, target_modules=["query_key_value"], modules_to_save=["lm_head"])
+    registry = imported(tmp_path, one)
+    base = transformers.GPTNeoXForCausalLM.from_pretrained(one.base).eval()
+    assert distance(applied(tmp_path, one, registry), merged(tmp_path, base, one.adapter)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("targets", "saved", "named"),
+    [
+        (["q_proj"], None, "vit.layers.0.attention.q_proj.weight"),
+        (["classifier"], ["layernorm_before"], "vit.layers.0.layernorm_before.weight"),
+    ],
+)
+def test_adapter_of_renamed_modules_is_refused_by_name(
+    tmp_path: Path, targets: list[str], saved: list[str] | None, named: str
+) -> None:
+    one = adapted(tmp_path, "vit", r=2, target_modules=targets, modules_to_save=saved)
+    with pytest.raises(BadAdapter) as found:
+        imported(tmp_path, one)
+    assert f"no tensor {named!r}" in found.value.message

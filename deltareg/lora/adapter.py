@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from deltareg.checkpoint import Checkpoint, Tensor
 from deltareg.errors import AdapterRefused, BadAdapter, BadCheckpoint, CheckpointNotFound
-from deltareg.lora.config import CONFIG_FILE, AdapterConfig, parse_config
+from deltareg.lora.config import CONFIG_FILE, MERGE_INSTEAD, AdapterConfig, parse_config
 
 __all__ = ["Adapter", "Module", "faulty", "open_adapter"]
 
@@ -106,7 +106,7 @@ class _Sorting:
         if self._biased:
             raise AdapterRefused(
                 f"the factors of {self._files.id} have biases of their own: {', '.join(self._biased[:_SHOWN])}",
-                hint="merge it with peft, then take the delta of base and result: deltareg diff",
+                hint=MERGE_INSTEAD,
                 key="lora_bias",
             )
         if len(self._names) > 1:

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import deltareg
-from deltareg.lora.config import CONFIG_FILE
 from deltareg.lora.patterns import patterns_of
 from deltareg.manifest import DeltaConfig, Document
 from deltareg.markdown import plain
 
-__all__ = ["CONFIG_FILE", "AdapterShape", "ExportReport", "ExportedTensor", "LeftOut", "adapter_card", "adapter_config"]
+__all__ = ["AdapterShape", "ExportReport", "ExportedTensor", "LeftOut", "adapter_card", "adapter_config"]
 
 _SHOWN = 20
 _NO_SUM = "of the delta's post are no sum with base's, such as NaN or −0.0: no adapter has these"

@@ -28,7 +28,6 @@ from deltareg.errors import InvalidArgument, OutputExists, translate_os_errors
 from deltareg.fingerprint import layer_order
 from deltareg.lora.base import check_base, refuse_onto_base
 from deltareg.lora.card import (
-    CONFIG_FILE,
     AdapterShape,
     ExportedTensor,
     ExportReport,
@@ -36,6 +35,7 @@ from deltareg.lora.card import (
     adapter_card,
     adapter_config,
 )
+from deltareg.lora.config import CONFIG_FILE
 from deltareg.lora.experts import Experts
 from deltareg.lora.modules import Kind, has_tied_output, is_token_embedding, kind_of, module_of
 from deltareg.lora.renamed import is_renamed

@@ -7,7 +7,10 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
 
-__all__ = ["Kind", "has_tied_output", "has_turned", "is_token_embedding", "kind_of", "module_of"]
+__all__ = ["PREFIX", "Kind", "has_tied_output", "has_turned", "is_token_embedding", "kind_of", "module_of"]
+
+# What PEFT puts before the names of all modules.
+PREFIX = "base_model.model."
 
 
 class Kind(Enum):

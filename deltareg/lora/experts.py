@@ -14,7 +14,7 @@ from deltareg.lora.modules import module_of
 
 __all__ = ["Experts"]
 
-_MEMBER = re.compile(r"(?P<layer>.+\.)experts\.(?P<number>[0-9]+)\.(?P<part>.+)")
+_MEMBER = re.compile(r"(?P<layer>.+\.)experts\.(?P<number>[0-9]{1,9})\.(?P<part>.+)")
 _REMEDY = "; deltareg apply has it all"
 _JOINED = "transformers has all experts as one parameter, and peft "
 _MEMBERS = f"{_JOINED}does not join the factors of this type of model{_REMEDY}"

@@ -135,6 +135,20 @@ def test_layers_with_some_experts_unchanged_are_left_out(tmp_path: Path, same: s
     assert found / total == pytest.approx(report.error, rel=1e-4)
 
 
+@pytest.mark.parametrize("kept", ["experts", "self_attn", "w2"])
+def test_peft_finds_experts_and_attention_one_without_the_other(tmp_path: Path, kept: str) -> None:
+    taken(tmp_path, "mixtral")
+    before, post = (load_file(tmp_path / side / "model.safetensors") for side in ("base", "post"))
+    some = {name: post[name] if kept in name or "q_proj" in name else before[name] for name in post}
+    some |= {name: before[name] for name in post if kept == "experts" and "q_proj" in name}
+    save_file(some, tmp_path / "post" / "model.safetensors", {"format": "pt"})
+    registry = Registry(tmp_path / "other")
+    deltareg.diff(tmp_path / "base", tmp_path / "post", registry, NAME)
+    report = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=3)
+    base = transformers.MixtralForCausalLM.from_pretrained(tmp_path / "base").eval()
+    assert error_in_peft(tmp_path, base, tmp_path / "adapter") == pytest.approx(report.error, rel=1e-4)
+
+
 def test_experts_of_an_unknown_type_are_left_out_with_what_lies_beside_them(tmp_path: Path) -> None:
     taken(tmp_path, "mixtral")
     for side in ("base", "post"):
@@ -160,6 +174,12 @@ def test_every_type_whose_names_peft_converts_is_known() -> None:
         for part in _MOE_TARGET_MODULE_MAPPING[family]:
             assert Experts(model_type, []).doubt(f"model.layers.0.mlp.{part}.weight"), (model_type, part)
             assert Experts("llama", []).doubt(f"model.layers.0.mlp.{part}.weight") is None
+
+
+def test_numbers_of_experts_may_be_hostile() -> None:
+    names = [f"m.experts.{number}.w1.weight" for number in ("9" * 5000, "00", "0", "999999999")]
+    experts = Experts("mixtral", names)
+    assert experts.incomplete(set(names)).keys() == set(names[1:])
 
 
 # --- import -----------------------------------------------------------------------------------------------------------

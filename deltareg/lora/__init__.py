@@ -1,8 +1,10 @@
 """PEFT's adapters: one becomes a delta, and a delta becomes one.
 
 `config.py`, `patterns.py` and `adapter.py` read an adapter, `places.py` finds its modules in the base, `merged.py` is
-base and adapter as one checkpoint, `importing.py` takes the delta of that; `exporting.py` writes factors that the codec
-finds, once `base.py` has looked at the base.
+base and adapter as one checkpoint, with tensors of `sources.py`; `importing.py` takes the delta of that.
+
+`exporting.py` writes factors that the codec finds in the numbers of `frames.py`, once `base.py` has looked at the base;
+`card.py` writes what lies beside them. `modules.py`, `experts.py` and `renamed.py` tell what PEFT makes of a name.
 """
 
 from __future__ import annotations

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from deltareg.checkpoint import Checkpoint, Tensor
 from deltareg.errors import AdapterRefused, BadAdapter, BadCheckpoint, CheckpointNotFound
-from deltareg.lora.config import CONFIG_FILE, AdapterConfig, parse_config
+from deltareg.lora.config import CONFIG_FILE, MERGE_INSTEAD, AdapterConfig, parse_config
+from deltareg.lora.modules import PREFIX
 
 __all__ = ["Adapter", "Module", "faulty", "open_adapter"]
 
-_PREFIX = "base_model.model."
 _SHOWN = 8
 # Adapters may have a name between the parameter and its end: `lora_A.default.weight`.
 _FACTOR = re.compile(
@@ -65,7 +65,7 @@ def open_adapter(files: Checkpoint) -> Adapter:
         raise BadAdapter(error.message, cause=error.cause) from error
     sorting = _Sorting(files, parse_config(raw, files.id))
     for name, tensor in files.tensors.items():
-        sorting.add(name.removeprefix(_PREFIX), tensor)
+        sorting.add(name.removeprefix(PREFIX), tensor)
     return sorting.adapter()
 
 
@@ -106,7 +106,7 @@ class _Sorting:
         if self._biased:
             raise AdapterRefused(
                 f"the factors of {self._files.id} have biases of their own: {', '.join(self._biased[:_SHOWN])}",
-                hint="merge it with peft, then take the delta of base and result: deltareg diff",
+                hint=MERGE_INSTEAD,
                 key="lora_bias",
             )
         if len(self._names) > 1:

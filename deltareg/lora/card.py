@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import deltareg
-from deltareg.lora.config import CONFIG_FILE
+from deltareg.lora.patterns import patterns_of
 from deltareg.manifest import DeltaConfig, Document
 from deltareg.markdown import plain
 
-__all__ = ["CONFIG_FILE", "AdapterShape", "ExportReport", "ExportedTensor", "LeftOut", "adapter_card", "adapter_config"]
+__all__ = ["AdapterShape", "ExportReport", "ExportedTensor", "LeftOut", "adapter_card", "adapter_config"]
 
 _SHOWN = 20
 _NO_SUM = "of the delta's post are no sum with base's, such as NaN or −0.0: no adapter has these"
@@ -70,7 +69,8 @@ class ExportReport(Document):
 class AdapterShape:
     """What the config of the adapter has to say."""
 
-    rank: int
+    leading: str | None = None
+    """The module whose rank and alpha are the config's own; where None, these are the most frequent ones."""
     transposed: bool = False
     ranks: dict[str, int] = field(default_factory=dict[str, int])
     scales: dict[str, float] = field(default_factory=dict[str, float])
@@ -81,7 +81,9 @@ class AdapterShape:
 def adapter_config(config: DeltaConfig, shape: AdapterShape) -> bytes:
     """`adapter_config.json`: what `peft` needs in order to build the modules that the factors belong to."""
     alphas = {name: _alpha(shape.scales[name], rank) for name, rank in shape.ranks.items()}
-    rank, alpha = _most(shape.ranks.values()), _most(alphas.values())
+    leading = [*shape.ranks] if shape.leading is None else [shape.leading]
+    rank, alpha = (_most(numbers[name] for name in leading) for numbers in (shape.ranks, alphas))
+    patterns = patterns_of(shape.ranks)
     settings: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": None,
@@ -98,8 +100,8 @@ def adapter_config(config: DeltaConfig, shape: AdapterShape) -> bytes:
         "fan_in_fan_out": shape.transposed,
         "target_modules": sorted(shape.ranks),
         "modules_to_save": sorted(shape.saved) or None,
-        "rank_pattern": {_pattern(name, shape.ranks): one for name, one in shape.ranks.items() if one != rank},
-        "alpha_pattern": {_pattern(name, shape.ranks): one for name, one in alphas.items() if one != alpha},
+        "rank_pattern": {patterns[name]: one for name, one in shape.ranks.items() if one != rank},
+        "alpha_pattern": {patterns[name]: one for name, one in alphas.items() if one != alpha},
     }
     return (json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()
 
@@ -108,14 +110,6 @@ def _most(numbers: Iterable[float]) -> float:
     """The most frequent, and of these the greatest."""
     counts = Counter(numbers)
     return max(counts, key=lambda number: (counts[number], number))
-
-
-def _pattern(name: str, modules: Iterable[str]) -> str:
-    """A regular expression that of all modules matches this one, as PEFT looks for it: at the end of a name."""
-    suffix = re.compile(rf"(.*\.)?({name})$") if re.fullmatch(r"[\w.]+", name) else None
-    if suffix is not None and [module for module in modules if suffix.match(module)] == [name]:
-        return name
-    return f"^{re.escape(name)}$"
 
 
 def _alpha(scale: float, rank: int) -> float | int:

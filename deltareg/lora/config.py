@@ -11,45 +11,46 @@ from typing import Any, TypeVar, cast
 from deltareg.errors import AdapterRefused, BadAdapter
 from deltareg.lora.patterns import MOST_PATTERNS, BadPattern, Patterns
 
-__all__ = ["CONFIG_FILE", "AdapterConfig", "parse_config"]
+__all__ = ["CONFIG_FILE", "MERGE_INSTEAD", "AdapterConfig", "parse_config"]
 
 CONFIG_FILE = "adapter_config.json"
+
+MERGE_INSTEAD = "merge it with peft, then take the delta of base and result: deltareg diff"
 
 # What PEFT's own merge cannot do either, or what would need more than the adapter and the base.
 _REFUSED: Mapping[str, tuple[str, str]] = {
     "target_parameters": (
         "it adapts parameters without a module of their own, such as fused experts",
-        "merge it with peft, then take the delta of base and result: deltareg diff",
+        MERGE_INSTEAD,
     ),
     "layer_replication": ("it repeats layers of the base", "build the larger model first and adapt that"),
     "alora_invocation_tokens": ("it acts from its invocation tokens on only", "serve it as an adapter"),
     "trainable_token_indices": (
         "it trains single rows of the embeddings",
-        "merge it with peft, then take the delta of base and result: deltareg diff",
+        MERGE_INSTEAD,
     ),
     "megatron_config": ("its layers are cut as Megatron cuts them", "convert it to an adapter of the whole layers"),
     "lora_bias": (
         "its factors have biases of their own",
-        "merge it with peft, then take the delta of base and result: deltareg diff",
+        MERGE_INSTEAD,
     ),
     "use_qalora": ("it belongs to weights that are quantised in groups", "use an adapter for the plain weights"),
     "use_bdlora": (
         "its factors are block-diagonal",
-        "merge it with peft, then take the delta of base and result: deltareg diff",
+        MERGE_INSTEAD,
     ),
     "arrow_config": ("it routes between several adapters token by token", "import each of them"),
     "kasa_config": (
         "it changes the base as it starts",
-        "merge it with peft, then take the delta of base and result: deltareg diff",
+        MERGE_INSTEAD,
     ),
     "monteclora_config": (
         "its factors are drawn at random",
-        "merge it with peft, then take the delta of base and result: deltareg diff",
+        MERGE_INSTEAD,
     ),
 }
 # Initialisations that take something away from the base, so that the adapter adds to another model than the base.
 _RESIDUAL = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
 
 _Number = TypeVar("_Number", int, float)
 
@@ -65,8 +66,6 @@ class AdapterConfig:
     magnitudes: bool = False
     rank_patterns: Patterns[int] = field(default_factory=Patterns[int])
     alpha_patterns: Patterns[float] = field(default_factory=Patterns[float])
-    base: str | None = None
-    revision: str | None = None
 
     def rank_of(self, module: str) -> int:
         """The rank that a module's factors must have."""
@@ -101,8 +100,6 @@ def parse_config(raw: bytes, where: str) -> AdapterConfig:
         magnitudes=reader.flag("use_dora"),
         rank_patterns=reader.patterns("rank_pattern", reader.checked_rank),
         alpha_patterns=reader.patterns("alpha_pattern", reader.checked_number),
-        base=reader.text("base_model_name_or_path"),
-        revision=reader.text("revision"),
     )
     if reader.faults:
         raise BadAdapter(
@@ -121,7 +118,7 @@ def _refuse(document: Mapping[str, Any], where: str) -> None:
         shown = "no peft_type" if kind is None else f"peft_type {kind!r:.40}"
         raise AdapterRefused(
             f"{where} has {shown}; only LORA is imported",
-            hint="merge it with peft, then take the delta of base and result: deltareg diff",
+            hint=MERGE_INSTEAD,
             key="peft_type",
         )
     found = [(key, *told) for key, told in _REFUSED.items() if document.get(key)]
@@ -160,10 +157,6 @@ class _Reader:
         if value is not None and not isinstance(value, bool):
             self._fault(key, value, "true or false")
         return value is True
-
-    def text(self, key: str) -> str | None:
-        value = self._document.get(key)
-        return value if isinstance(value, str) and value else None
 
     def checked_rank(self, key: str, value: Any) -> int | None:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:

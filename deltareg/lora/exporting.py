@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +16,9 @@ import numpy as np
 
 from deltareg.artifact import Artifact, Packs
 from deltareg.catalog import Registry
-from deltareg.checkpoint import Checkpoint, CheckpointWriter, ShardPlan, Tensor
+from deltareg.checkpoint import Checkpoint, CheckpointWriter, ShardPlan
 from deltareg.checkpoint.staging import check_free
-from deltareg.codec import FRAME_LANES, Array, RecordReader, delta_lane_of, is_additive, lane_of, replaced
+from deltareg.codec import FRAME_LANES, Array, RecordReader, is_additive, lane_of
 from deltareg.codec.lanes import DELTA_DTYPES, view_of
 from deltareg.codec.lowrank import matrix_of
 from deltareg.codec.memory import frame_memory
@@ -27,7 +28,6 @@ from deltareg.errors import InvalidArgument, OutputExists, translate_os_errors
 from deltareg.fingerprint import layer_order
 from deltareg.lora.base import check_base, refuse_onto_base
 from deltareg.lora.card import (
-    CONFIG_FILE,
     AdapterShape,
     ExportedTensor,
     ExportReport,
@@ -35,11 +35,13 @@ from deltareg.lora.card import (
     adapter_card,
     adapter_config,
 )
-from deltareg.lora.modules import Kind, has_tied_output, is_token_embedding, kind_of, module_of
+from deltareg.lora.config import CONFIG_FILE
+from deltareg.lora.experts import Experts
+from deltareg.lora.frames import delta_values, post_lanes, stretches_of
+from deltareg.lora.modules import PREFIX, Kind, has_tied_output, is_token_embedding, kind_of, module_of
+from deltareg.lora.renamed import is_renamed
 from deltareg.manifest import TensorEntry
-from deltareg.merge import Addend, Block, accumulator_of, linear
-from deltareg.merge.linear import overwrite
-from deltareg.merge.values import values_of
+from deltareg.merge import Block, linear
 from deltareg.names import Reference
 from deltareg.progress import SILENT, Progress
 from deltareg.threads import in_order, thread_count
@@ -52,6 +54,8 @@ _MOST_KEPT = 8 * 2**20
 _MOST_RANK = 2**16
 # The norm of a delta whose factors and product float32 can hold.
 _MOST_NORM = 1e38
+_TOO_LARGE = "its delta is complex or too large for factors in float32"
+_RENAMED = "transformers has its module under another name, by which peft would not find it; deltareg apply has it all"
 
 
 def export_lora(
@@ -96,7 +100,9 @@ def export_lora(
         export = _Export(artifact, packs, rank, before, thread_count(threads))
         if export.nothing:
             raise InvalidArgument(
-                f"{name} changes nothing that an adapter can have", hint="apply it instead: deltareg apply"
+                f"{name} changes nothing that an adapter can have",
+                cause=export.why_nothing,
+                hint="apply it instead: deltareg apply",
             )
         if dry_run:
             for _ in export.computed(progress):
@@ -138,6 +144,8 @@ class _Matrix:
     kind: Kind
     rank: int
     reader: RecordReader
+    anew: bool = False
+    """Whether stored factors are not taken, for the sake of the rank and the scale of others."""
 
     @property
     def turned(self) -> bool:
@@ -147,7 +155,7 @@ class _Matrix:
     @property
     def is_stored(self) -> bool:
         """Whether the record has factors of this rank."""
-        return self.entry.rank == self.rank and self.reader.head.low_rank is not None
+        return not self.anew and self.entry.rank == self.rank and self.reader.head.low_rank is not None
 
     @property
     def scale(self) -> float:
@@ -166,6 +174,7 @@ class _Export:
         self._base = base
         self._threads = threads
         self._names = {entry.name for entry in artifact.inventory.tensors}
+        self._experts = Experts(artifact.config.fingerprint.model_type, self._names)
         self._matrices: list[_Matrix] = []
         self._whole: dict[str, TensorEntry] = {}
         self._keys: dict[str, str] = {}
@@ -174,7 +183,7 @@ class _Export:
         self._tensors: list[ExportedTensor] = []
         self._residues: dict[str, float] = {}
         self._totals: list[float] = []
-        self.shape = AdapterShape(rank)
+        self.shape = AdapterShape()
         self._sort()
         self.shape.transposed = any(one.kind is Kind.TURNED for one in self._matrices)
 
@@ -182,6 +191,12 @@ class _Export:
     def nothing(self) -> bool:
         """Whether there is nothing to write."""
         return not self._matrices
+
+    @property
+    def why_nothing(self) -> str | None:
+        """The most frequent reason for that."""
+        reasons = Counter(reason for _, reason in self._left).most_common(1)
+        return reasons[0][0] if reasons else None
 
     def _sort(self) -> None:
         entries = sorted(self._artifact.inventory.tensors, key=lambda one: (layer_order(one.name), one.name))
@@ -198,10 +213,24 @@ class _Export:
                 self._matrices.append(_Matrix(entry, module_of(entry.name), kind, rank, self._reader(entry)))
             else:
                 self._reasons[entry.name] = reason
+        self._sort_experts()
         self._sort_rest([entry for entry in entries if entry.name in self._reasons])
         for matrix in self._matrices:
             self.shape.ranks[matrix.module] = matrix.rank
             self.shape.scales[matrix.module] = matrix.scale
+
+    def _sort_experts(self) -> None:
+        """Experts have one rank and one scale, which are the config's own: PEFT knows no others of what it joins."""
+        self._reasons |= self._experts.incomplete({matrix.entry.name for matrix in self._matrices})
+        self._matrices = [matrix for matrix in self._matrices if matrix.entry.name not in self._reasons]
+        experts = [matrix for matrix in self._matrices if matrix.entry.name in self._experts]
+        if len({(matrix.rank, matrix.scale) for matrix in experts}) > 1:
+            rank = max(matrix.rank for matrix in experts)
+            self._matrices = [
+                replace(matrix, rank=rank, anew=True) if matrix.entry.name in self._experts else matrix
+                for matrix in self._matrices
+            ]
+        self.shape.leading = next((matrix.module for matrix in experts), None)
 
     def _doubt(self, entry: TensorEntry, kind: Kind, *, tied: bool) -> str | None:
         """Why what could be factors should not become such."""
@@ -209,7 +238,13 @@ class _Export:
             return "it is the output's matrix too, of which peft would change the one or, merged, both"
         if kind is Kind.UNKNOWN:
             return "its name does not tell whether it is an embedding or a linear layer"
+        if (reason := self._renaming(entry) or self._experts.doubt(entry.name)) is not None:
+            return reason
         return _TOO_LARGE if _exceeds(self._reader(entry)) else None
+
+    def _renaming(self, entry: TensorEntry) -> str | None:
+        model_type = self._artifact.config.fingerprint.model_type
+        return _RENAMED if is_renamed(entry.name, model_type) else None
 
     def _reader(self, entry: TensorEntry) -> RecordReader:
         return RecordReader(entry, self._packs.parts(entry))
@@ -236,7 +271,10 @@ class _Export:
             # A module that holds others cannot go along: nothing within it could have factors.
             shared = len(entry.shape) == 2 and is_token_embedding(entry.name) and entry.base_dtype is not None
             floats = any(one.post_dtype in DELTA_DTYPES for one in parts)
-            if entry.post_dtype is None or not floats or not module or module in outer or shared:
+            lost = self._renaming(entry) or self._experts.doubt_whole(entry.name)
+            if lost is not None:
+                self._left.append((entry, self._reasons[entry.name] if entry.name in self._experts else lost))
+            elif entry.post_dtype is None or not floats or not module or module in outer or shared:
                 self._left.append((entry, self._reasons[entry.name]))
             elif module in adapted and entry.name == f"{module}.bias" and self._base is not None:
                 self.shape.biases = True
@@ -262,7 +300,7 @@ class _Export:
             yield names[1], "F32", (outs, matrix.rank, *(1 for _ in kernel))
         for name, key in self._keys.items():
             entry = self._whole[name]
-            yield _PREFIX + key, _stored_dtype(entry), tuple(entry.shape)
+            yield PREFIX + key, _stored_dtype(entry), tuple(entry.shape)
 
     def computed(self, progress: Progress) -> Iterator[tuple[str, Array]]:
         """The tensors of `layout` with their numbers, one after the other."""
@@ -280,7 +318,7 @@ class _Export:
                 yield names[0], np.ascontiguousarray(right)
                 yield names[1], np.ascontiguousarray(left)
             for name, key in self._keys.items():
-                yield _PREFIX + key, self._post(self._whole[name])
+                yield PREFIX + key, self._post(self._whole[name])
         for entry, _ in self._left:
             squares = self._squares(entry)
             self._totals.append(squares)
@@ -316,7 +354,7 @@ class _Export:
         if matrix.is_stored:
             left, right = matrix.reader.factors()
             return Truncated(left, right, 0.0, self._squares(matrix.entry))
-        stretches = partial(_stretches, matrix.reader, *shape)
+        stretches = partial(stretches_of, matrix.reader, *shape)
         if shape[0] * shape[1] > _MOST_KEPT:
             return truncate(stretches, shape, matrix.rank, matrix.entry.name)
         kept = list(stretches())
@@ -340,7 +378,7 @@ class _Export:
         sums: list[float] = []
         for number in range(reader.count):
             with frame_memory():
-                values = _values(reader, number)
+                values = delta_values(reader, number)
                 sums.append(float(np.vdot(values, values)))
         return sum_of_squares(sums)
 
@@ -356,50 +394,12 @@ class _Export:
         for start in range(0, out.size, FRAME_LANES):
             with frame_memory():
                 part = out[start : start + FRAME_LANES]
-                bits = _post_lanes(entry, reader, base, start, part.size)
+                bits = post_lanes(entry, reader, base, start, part.size)
                 if to is lane:
                     part[:] = bits
                 else:
                     linear(Block(bits, lane, (), part, to))
         return out
-
-
-def _stored_dtype(entry: TensorEntry) -> str:
-    """The dtype of a whole parameter in the adapter: what is no float, such as a counter, keeps its own."""
-    assert entry.post_dtype is not None
-    return "F32" if entry.post_dtype in DELTA_DTYPES else entry.post_dtype
-
-
-def _post_lanes(entry: TensorEntry, reader: RecordReader | None, base: Tensor | None, start: int, count: int) -> Array:
-    """One frame of post, typed as `codec/kernels.py` says."""
-    assert entry.post_dtype is not None
-    lane = lane_of(entry.post_dtype)
-    bits = None
-    if base is not None:
-        before = lane_of(base.dtype)
-        bits = np.empty(count, before.bits)
-        base.read_into(start * before.width, view_of(bits))
-    if reader is None and base is not None and base.dtype == entry.post_dtype:
-        assert bits is not None
-        return bits.view(lane.stored)
-    if not is_additive(entry):
-        assert reader is not None
-        return replaced(bits, reader.read(start // FRAME_LANES), lane).view(lane.stored)
-    assert bits is not None and base is not None
-    before = lane_of(base.dtype)
-    out = np.empty(count, lane.stored)
-    if reader is None:
-        linear(Block(bits.view(before.stored), before, (), out, lane))
-        return out
-    addend = Addend(reader.read(start // FRAME_LANES), before, delta_lane_of(entry), 1.0)
-    block = Block(bits.view(before.stored), before, (addend,), out, lane)
-    linear(block)
-    overwrite(block, addend)
-    return out
-
-
-_PREFIX = "base_model.model."
-_TOO_LARGE = "its delta is complex or too large for factors in float32"
 
 
 def _refusal(entry: TensorEntry) -> str | None:
@@ -424,17 +424,6 @@ def _refusal(entry: TensorEntry) -> str | None:
     return None
 
 
-def _exceeds(reader: RecordReader) -> bool:
-    """Whether a delta in float64 has a number that float32 lacks: the norm leaves out what has no square."""
-    if reader.head.delta.dtype != "F64":
-        return False
-    for number in range(reader.count):
-        with frame_memory():
-            if np.abs(_values(reader, number)).max(initial=0.0) > _MOST_NORM:
-                return True
-    return False
-
-
 def _has_factors(entry: TensorEntry) -> bool:
     """Whether a tensor's record has the factors of an adapter."""
     return entry.rank is not None and entry.error is None
@@ -442,38 +431,27 @@ def _has_factors(entry: TensorEntry) -> bool:
 
 def _names(matrix: _Matrix) -> tuple[str, str]:
     """What PEFT calls the factors."""
-    start = f"{_PREFIX}{matrix.module}"
+    start = f"{PREFIX}{matrix.module}"
     if matrix.kind is Kind.EMBEDDING:
         return f"{start}.lora_embedding_A", f"{start}.lora_embedding_B"
     return f"{start}.lora_A.weight", f"{start}.lora_B.weight"
 
 
-def _stretches(reader: RecordReader, rows: int, columns: int) -> Iterator[tuple[int, Array]]:
-    """The delta in runs of whole rows, each of about a frame."""
-    rest = np.empty(0, np.float64)
-    row = 0
+def _exceeds(reader: RecordReader) -> bool:
+    """Whether a delta in float64 has a number that float32 lacks: the norm leaves out what has no square."""
+    if reader.head.delta.dtype != "F64":
+        return False
     for number in range(reader.count):
         with frame_memory():
-            rest = np.concatenate((rest, _values(reader, number)))
-        whole = rest.size // columns
-        if whole:
-            yield row, rest[: whole * columns].reshape(whole, columns)
-            rest = rest[whole * columns :]
-            row += whole
+            if np.abs(delta_values(reader, number)).max(initial=0.0) > _MOST_NORM:
+                return True
+    return False
 
 
-def _values(reader: RecordReader, number: int) -> Array:
-    """D1 + D2 of one frame as numbers, a zero where nothing changes."""
-    head = reader.head
-    assert head.base is not None
-    addend = Addend(reader.read(number), head.base, head.delta, 1.0)
-    values = values_of([addend], accumulator_of([lane_of("F64")]))[0]
-    if not np.isfinite(values).all():
-        raise InvalidArgument(
-            f"the delta of {reader.name!r:.120} has numbers that are not finite",
-            hint="no adapter can have these; apply the delta instead: deltareg apply",
-        )
-    return values
+def _stored_dtype(entry: TensorEntry) -> str:
+    """The dtype of a whole parameter in the adapter: what is no float, such as a counter, keeps its own."""
+    assert entry.post_dtype is not None
+    return "F32" if entry.post_dtype in DELTA_DTYPES else entry.post_dtype
 
 
 def _ratio(residue: float, total: float) -> float:

@@ -7,36 +7,35 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from deltareg.checkpoint import Checkpoint, Tensor
-from deltareg.checkpoint.header import TensorInfo
 from deltareg.checkpoint.layout import is_tokenizer_file
-from deltareg.checkpoint.source import bytes_of
-from deltareg.codec import FACTOR_DTYPES, FRAME_LANES, Array, Factors, Frame, Lane, LowRank, LowRankTensor, lane_of
-from deltareg.codec.lanes import DELTA_DTYPES, view_of
-from deltareg.codec.lowrank import Product, fits, matrix_of, widened
-from deltareg.codec.memory import empty, read_typed
+from deltareg.codec import FACTOR_DTYPES, Factors, LowRank, LowRankTensor, lane_of
+from deltareg.codec.lanes import DELTA_DTYPES
+from deltareg.codec.lowrank import fits, matrix_of
 from deltareg.errors import BadAdapter
 from deltareg.lora.adapter import Adapter, Module, faulty
 from deltareg.lora.modules import Kind, has_turned, kind_of
 from deltareg.lora.places import Places
-from deltareg.merge import Addend, Block, linear
+from deltareg.lora.renamed import is_renamed
+from deltareg.lora.sources import Converted, Rescaled, Summed, bits_of, computed, info_of, named
 
 if TYPE_CHECKING:
-    from deltareg.checkpoint.source import Buffer
+    pass
 
 __all__ = ["Merged", "merge"]
 
 _HEADS = ("lm_head.weight", "embed_out.weight", "decoder.weight")
 _WITH_HEAD = re.compile(r"ForCausalLM|LMHead|ForMaskedLM|ForConditionalGeneration|ForPreTraining")
+_LAYER = re.compile(r".+?\.[0-9]+\.")
 # The factors of so many tensors are held at a time.
 _HELD = 3
 
@@ -120,6 +119,7 @@ class _Merging:
         self._adapter = adapter
         self._faults: list[str] = []
         self._factors = _Held()
+        self._layers = {layer[0] for name in base.tensors if (layer := _LAYER.match(name)) is not None}
         modules, replaced = [f"{name}.weight" for name in adapter.modules], [*adapter.replaced]
         self._places = Places(base.tensors.keys(), modules or replaced, replaced if modules else ())
         if self._places.unclear:
@@ -162,7 +162,8 @@ class _Merging:
     def _replace(self, found: dict[str, Tensor], name: str, tensor: Tensor) -> None:
         before = self._base.tensors.get(name)
         if before is None:
-            found[name] = _named(tensor, name)
+            self._doubt_added(name)
+            found[name] = named(tensor, name)
             return
         if before.shape != tensor.shape:
             self._faults.append(
@@ -171,11 +172,22 @@ class _Merging:
             )
             return
         if before.dtype == tensor.dtype:
-            found[name] = _named(tensor, name)
+            found[name] = named(tensor, name)
         elif lane_of(tensor.dtype).additive and lane_of(before.dtype).adds_to(lane_of(tensor.dtype)):
-            found[name] = _computed(before, _Converted(tensor, before.dtype))
+            found[name] = computed(before, Converted(tensor, before.dtype))
         else:
             self._faults.append(f"{name!r:.120} is {tensor.dtype}, the base has {before.dtype}")
+
+    def _doubt_added(self, name: str) -> None:
+        """A head may be new; what the base has under another name, or not alone, may not."""
+        model_type = (self._base.config or {}).get("model_type")
+        if (layer := _LAYER.match(name)) is not None and layer[0] in self._layers:
+            self._faults.append(f"the base has no tensor {name!r:.120}, but others in {layer[0]!r:.120}")
+        elif isinstance(model_type, str) and is_renamed(name, model_type):
+            self._faults.append(
+                f"the base has no tensor {name!r:.120}, or has it under another name: in files modules of {model_type} "
+                "are not called as in transformers; merge it with peft, then deltareg diff"
+            )
 
     # --- factors ------------------------------------------------------------------------------------------------------
 
@@ -256,15 +268,14 @@ class _Merging:
         left, right = (a, b) if fitted.transposed else (b, a)
         low_rank = LowRank(fitted.rank, lane_of(left.dtype), lane_of(right.dtype), fitted.scale)
         load = partial(self._factors.get, fitted.base.name, partial(_read_factors, fitted, low_rank))
-        if fitted.module.magnitude is not None:
-            norms = _Rescaled(fitted, load)
-            return _computed(fitted.base, norms)
-        summed = _Summed(fitted.base, load)
+        if (magnitude := fitted.module.magnitude) is not None:
+            return computed(fitted.base, Rescaled(fitted.base, magnitude, load, transposed=fitted.transposed))
+        summed = Summed(fitted.base, load)
         stored = self._base.tensors[fitted.base.name]
         if fitted.base is not stored or not fits(fitted.base.shape, fitted.rank):
             # Onto another tensor than base's own, or no smaller than what it stands for.
-            return _computed(fitted.base, summed)
-        return LowRankTensor(_info(fitted.base), summed, fitted.base.shard, low_rank, load)
+            return computed(fitted.base, summed)
+        return LowRankTensor(info_of(fitted.base), summed, fitted.base.shard, low_rank, load)
 
 
 class _Held:
@@ -287,183 +298,7 @@ class _Held:
 def _read_factors(fitted: _Fitted, low_rank: LowRank) -> Factors:
     a, b = fitted.module.a, fitted.module.b
     assert a is not None and b is not None
-    across, down = _bits(a).reshape(fitted.rank, -1), _bits(b).reshape(-1, fitted.rank)
+    across, down = bits_of(a).reshape(fitted.rank, -1), bits_of(b).reshape(-1, fitted.rank)
     if fitted.transposed:
         down, across = across.T, down.T
     return Factors(low_rank, np.ascontiguousarray(down).reshape(-1), np.ascontiguousarray(across).reshape(-1))
-
-
-def _bits(tensor: Tensor) -> Array:
-    """All of a tensor, in memory of its own."""
-    lane = lane_of(tensor.dtype)
-    bits = np.empty(lane.lanes_of(tensor.elements), lane.bits)
-    tensor.read_into(0, view_of(bits))
-    return bits
-
-
-# --- sources that compute ---------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Computed:
-    """A tensor's bytes, made of whole lanes when they are read."""
-
-    tensor: Tensor
-    dtype: str
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    @property
-    def name(self) -> str:
-        """The tensor's name."""
-        return self.tensor.name
-
-    @property
-    def size(self) -> int:
-        """Its bytes."""
-        return self.tensor.elements * lane_of(self.dtype).width
-
-    def read_into(self, offset: int, buffer: Buffer) -> None:
-        """Fill `buffer`, which starts and ends with a lane."""
-        view = bytes_of(buffer)
-        width = lane_of(self.dtype).width
-        if offset % width or len(view) % width:
-            raise ValueError(f"{len(view)} bytes from byte {offset} on are no whole lanes of {self.name!r}")
-        view[:] = view_of(self._lanes(offset // width, len(view) // width))
-
-    def read(self, offset: int, length: int) -> bytes:
-        """The same as bytes."""
-        buffer = bytearray(length)
-        self.read_into(offset, buffer)
-        return bytes(buffer)
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-    def _lanes(self, first: int, count: int) -> Array:
-        raise NotImplementedError
-
-
-class _Converted(_Computed):
-    """A tensor in another dtype, each number rounded once."""
-
-    def _lanes(self, first: int, count: int) -> Array:
-        return _converted(read_typed(self.tensor, first, count), lane_of(self.tensor.dtype), lane_of(self.dtype))
-
-
-class _Summed(_Computed):
-    """base + scale · B · A, as an apply of the record at weight 1 gives it."""
-
-    def __init__(self, base: Tensor, load: Callable[[], Factors]) -> None:
-        super().__init__(base, base.dtype)
-        self._load = load
-
-    def _lanes(self, first: int, count: int) -> Array:
-        lane, delta = lane_of(self.dtype), lane_of("F32")
-        symbols = self._load().product.symbols(first, count)
-        out = empty(count, lane.stored)
-        addend = Addend(Frame(count, symbols), lane, delta, 1.0)
-        linear(Block(read_typed(self.tensor, first, count), lane, (addend,), out, lane))
-        return out
-
-
-class _Rescaled(_Computed):
-    """m / ‖W₀ + scale · B · A‖ · (W₀ + scale · B · A): DoRA (arXiv 2402.09353, equation 5).
-
-    The norms are those of outputs: of rows, or of columns where the tensor has inputs before outputs. Sums of squares
-    are in float64 and in order.
-    """
-
-    def __init__(self, fitted: _Fitted, load: Callable[[], Factors]) -> None:
-        super().__init__(fitted.base, fitted.base.dtype)
-        assert fitted.module.magnitude is not None
-        self._magnitude = fitted.module.magnitude
-        self._transposed = fitted.transposed
-        self._load = load
-        self._scales: Array | None = None
-
-    def _lanes(self, first: int, count: int) -> Array:
-        product = self._load().product
-        with self._lock:
-            if self._scales is None:
-                self._scales = self._ratios(product)
-        lanes = np.arange(first, first + count)
-        scales = self._scales[lanes % product.columns if self._transposed else lanes // product.columns]
-        return _converted(self._sum(product, first, count) * scales, lane_of("F64"), lane_of(self.dtype))
-
-    def _sum(self, product: Product, first: int, count: int) -> Array:
-        lane = lane_of(self.dtype)
-        base = np.empty(count, np.float64)
-        base[:] = widened(read_typed(self.tensor, first, count).view(lane.bits), lane)
-        return base + product.symbols(first, count).view(np.float32)
-
-    def _ratios(self, product: Product) -> Array:
-        """Magnitude by norm, of each output."""
-        magnitude = widened(_bits(self._magnitude), lane_of(self._magnitude.dtype))
-        squares = np.zeros(product.columns if self._transposed else product.rows, np.float64)
-        for row, rows in _stretches(product):
-            sums = self._sum(product, row * product.columns, rows * product.columns).reshape(rows, -1)
-            with np.errstate(over="ignore", invalid="ignore"):
-                if self._transposed:
-                    # Row after row: the order of the additions is the same on every machine.
-                    for each in sums:
-                        squares += each * each
-                else:
-                    for column in np.ascontiguousarray(sums.T):
-                        squares[row : row + rows] += column * column
-        with np.errstate(all="ignore"):
-            return magnitude / np.sqrt(squares)
-
-
-def _stretches(product: Product) -> Iterator[tuple[int, int]]:
-    """Runs of whole rows of about a frame: the first, and how many."""
-    step = max(1, FRAME_LANES // max(product.columns, 1))
-    for row in range(0, product.rows, step):
-        yield row, min(step, product.rows - row)
-
-
-def _converted(lanes: Array, lane: Lane, to: Lane) -> Array:
-    out = empty(lanes.size, to.stored)
-    linear(Block(lanes, lane, (), out, to))
-    return out
-
-
-def _computed(like: Tensor, source: Any) -> Tensor:
-    return Tensor(_info(like), source, like.shard)
-
-
-def _info(like: Tensor) -> TensorInfo:
-    return TensorInfo(like.name, like.dtype, like.shape, 0, like.nbytes)
-
-
-def _named(tensor: Tensor, name: str) -> Tensor:
-    """The same tensor under another name."""
-    info = TensorInfo(name, tensor.dtype, tensor.shape, 0, tensor.nbytes)
-    return Tensor(info, _Part(tensor), tensor.shard)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A tensor as a source of its own."""
-
-    tensor: Tensor
-
-    @property
-    def name(self) -> str:
-        """The tensor's name."""
-        return self.tensor.name
-
-    @property
-    def size(self) -> int:
-        """Its bytes."""
-        return self.tensor.nbytes
-
-    def read_into(self, offset: int, buffer: Buffer) -> None:
-        """Fill `buffer` from a byte of the tensor on."""
-        self.tensor.read_into(offset, buffer)
-
-    def read(self, offset: int, length: int) -> bytes:
-        """`length` bytes from a byte of the tensor on."""
-        return self.tensor.read(offset, length)
-
-    def close(self) -> None:
-        """The adapter's file is closed by who opened it."""

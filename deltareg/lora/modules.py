@@ -7,7 +7,10 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
 
-__all__ = ["Kind", "has_tied_output", "has_turned", "is_token_embedding", "kind_of", "module_of"]
+__all__ = ["PREFIX", "Kind", "has_tied_output", "has_turned", "is_token_embedding", "kind_of", "module_of"]
+
+# What PEFT puts before the names of all modules.
+PREFIX = "base_model.model."
 
 
 class Kind(Enum):
@@ -73,7 +76,7 @@ def has_turned(model_type: str) -> bool:
 
 _TOKENS = re.compile(r"embed_tokens|wte|w|shared|tok_embeddings|embed_in|(?:word|tokens)_embed(?:ding)?s?")
 # Encoders, most of whose checkpoints have no output: one that has is told by the tensors before its last matrix.
-_ENCODERS = re.compile(r".*(?:bert|electra|mpnet|esm|roberta|ernie|xlnet|deberta).*")
+_ENCODERS = re.compile(r".*(?:bert|electra|mpnet|esm|roberta|ernie(?!4)|xlnet|deberta).*")
 _OUTPUTS = re.compile(r"(?:^|\.)(?:cls\.predictions|lm_head|generator_|vocab_|mlm_|head\.dense|decoder\.bias)")
 _OTHER_HEADS = re.compile(r"(?:^|\.)(?:score|classifier|qa_outputs|classification_head)\.")
 

@@ -9,14 +9,15 @@ led where. It knows characters, classes, groups, alternatives and repetitions; w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Generic, TypeVar
 
 from deltareg.errors import BadAdapter
 
-__all__ = ["LONGEST_PATTERN", "MOST_PATTERNS", "BadPattern", "Patterns"]
+__all__ = ["LONGEST_PATTERN", "MOST_PATTERNS", "BadPattern", "Patterns", "patterns_of"]
 
 MOST_PATTERNS = 4096
 LONGEST_PATTERN = 512
@@ -28,6 +29,7 @@ _MOST_REPEATED = 1000
 _MOST_WORK = 10_000_000
 _DEEPEST = 50
 _ALIKE = re.compile(r"(?P<start>\^?)(?P<text>(?:[\w-]|\\?[.-])+)\$?")
+_PLAIN = re.compile(r"[\w.]+")
 _TIMES = re.compile(r"(?P<least>[0-9]*)(?P<comma>,?)(?P<most>[0-9]*)\}", re.ASCII)
 
 _Value = TypeVar("_Value")
@@ -85,6 +87,23 @@ class Patterns(Generic[_Value]):
         return min(found, default=None)
 
 
+def patterns_of(modules: Collection[str]) -> dict[str, str]:
+    """For each module a pattern that of all these matches this one only: its name, or else its name escaped."""
+    plain = {name: _without_escapes(name)[1] for name in modules if _PLAIN.fullmatch(name)}
+    layouts: dict[int, set[tuple[int, ...]]] = {}
+    for name, dots in plain.items():
+        layouts.setdefault(len(name), set()).add(dots)
+    matched = Counter(
+        (dots, _with_dots(suffix, dots))
+        for module in modules
+        for suffix in _suffixes(module)
+        for dots in layouts.get(len(suffix), ())
+    )
+    return {
+        name: name if name in plain and matched[plain[name], name] == 1 else f"^{re.escape(name)}$" for name in modules
+    }
+
+
 def _without_escapes(text: str) -> tuple[str, tuple[int, ...]]:
     """What a pattern stands for, and where any character does."""
     characters: list[str] = []
@@ -111,11 +130,15 @@ def _suffixes(module: str) -> Iterator[str]:
 
 def _listed(table: Mapping[int, Mapping[tuple[int, ...], Mapping[str, int]]], name: str) -> Iterator[int]:
     for dots, known in table.get(len(name), {}).items():
-        characters = list(name)
-        for at in dots:
-            characters[at] = "."
-        if (number := known.get("".join(characters))) is not None:
+        if (number := known.get(_with_dots(name, dots))) is not None:
             yield number
+
+
+def _with_dots(name: str, dots: tuple[int, ...]) -> str:
+    characters = list(name)
+    for at in dots:
+        characters[at] = "."
+    return "".join(characters)
 
 
 # --- what an expression says ------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ _MODEL, _TOWER = "language_model.model.", "model.language_model."
 _EXCHANGED = ((_MODEL, _TOWER), (_TOWER, _MODEL))
 # Names that transformers gives on loading to what older checkpoints call otherwise.
 _OLD_NAMES = ((".weight", ".gamma"), (".bias", ".beta"))
+_OLD_PARTS = ((".mlp.", ".block_sparse_moe."), ("lm_head.", "embed_out."))
 
 _Exchange = tuple[str, str]
 _NOTHING: _Exchange = ("", "")
@@ -44,6 +45,9 @@ class Places:
                 continue
             if candidate in self._names:
                 return candidate
+            for new, old in _OLD_PARTS:
+                if (older := candidate.replace(new, old)) in self._names:
+                    return older
             for new, old in _OLD_NAMES:
                 if candidate.endswith(new) and candidate.removesuffix(new) + old in self._names:
                     return candidate.removesuffix(new) + old

@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,79 @@ def _gpt_oss() -> Any:
     return transformers.GptOssForCausalLM(config)
 
 
+def _vit() -> Any:
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=8, patch_size=4
+    )
+    return transformers.ViTForImageClassification(config)
+
+
+def _gpt_neox() -> Any:
+    config = transformers.GPTNeoXConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    return transformers.GPTNeoXForCausalLM(config)
+
+
+_SMALL = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 24,
+    "num_experts_per_tok": 2,
+    "pad_token_id": 0,
+}
+_LATENT = {
+    **_SMALL,
+    "num_key_value_heads": 2,
+    "n_routed_experts": 4,
+    "moe_intermediate_size": 12,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+# What each has beside `_SMALL`, and the names of its classes.
+_EXPERTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "mixtral": ("Mixtral", _SMALL | {"num_local_experts": 4}),
+    "minimax": ("MiniMax", _SMALL | {"num_local_experts": 4, "head_dim": 8}),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        _SMALL | {"num_experts": 4, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 20},
+    ),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        _SMALL | {"num_experts": 4, "moe_intermediate_size": 12, "head_dim": 8, "attention_bias": True},
+    ),
+    "olmoe": ("Olmoe", _SMALL | {"num_experts": 4}),
+    "deepseek_v2": ("DeepseekV2", _LATENT),
+    "deepseek_v3": ("DeepseekV3", _LATENT),
+    "dots1": (
+        "Dots1",
+        _SMALL
+        | {"n_routed_experts": 4, "moe_intermediate_size": 12, "n_group": 1, "topk_group": 1, "n_shared_experts": 1},
+    ),
+    "glm4_moe": (
+        "Glm4Moe",
+        _SMALL | {"n_routed_experts": 4, "moe_intermediate_size": 12, "n_group": 1, "topk_group": 1, "head_dim": 8},
+    ),
+    "ernie4_5_moe": ("Ernie4_5_Moe", _SMALL | {"moe_num_experts": 4, "moe_intermediate_size": 12, "moe_k": 2}),
+    "phimoe": ("Phimoe", _SMALL | {"num_local_experts": 4}),
+}
+
+
+def _experts(name: str) -> Any:
+    start, settings = _EXPERTS[name]
+    config = getattr(transformers, f"{start}Config")(**settings)
+    return getattr(transformers, f"{start}ForCausalLM")(config)
+
+
 MODELS: Mapping[str, Callable[[], Any]] = {
     "bert": _bert,
     "llama": _llama,
@@ -122,6 +196,9 @@ MODELS: Mapping[str, Callable[[], Any]] = {
     "clip-text": lambda: transformers.CLIPTextModel(_clip().config.text_config),
     "deberta": _deberta,
     "gpt-oss": _gpt_oss,
+    "vit": _vit,
+    "gpt_neox": _gpt_neox,
+    **{name: partial(_experts, name) for name in _EXPERTS},
 }
 
 

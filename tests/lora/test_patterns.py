@@ -10,7 +10,7 @@ import pytest
 
 from deltareg.errors import BadAdapter
 from deltareg.lora.config import parse_config
-from deltareg.lora.patterns import BadPattern, Patterns
+from deltareg.lora.patterns import BadPattern, Patterns, patterns_of
 from tests.lora.models import peft
 
 
@@ -184,3 +184,25 @@ def test_config_takes_ranks_and_alphas_by_pattern() -> None:
     config = parsed(rank_pattern={"q": 2, r"layers\.(1|2)\.k": 3}, alpha_pattern={"k": 12.0}, lora_alpha=4)
     assert [config.rank_of(name) for name in ("m.q", "m.layers.2.k", "m.layers.3.k")] == [2, 3, 4]
     assert [config.scale_of(name) for name in ("m.q", "m.layers.2.k", "m.layers.3.k")] == [2.0, 4.0, 3.0]
+
+
+def test_pattern_of_a_module_matches_no_other_one() -> None:
+    parts = ("self_attn.q", "self_attn.k", "self-attn.q", "self_attn_q", "self_attnxq", "q", "a (b", "é.q")
+    names = [f"{start}layers.{number}.{part}" for start in ("", "z.", "zz") for number in range(150) for part in parts]
+    names += [f"0.{part}" for part in parts]
+    patterns = patterns_of(names)
+    assert list(patterns) == names and len(set(patterns.values())) == len(names) > 3600
+    made = ours({patterns[name]: number for number, name in enumerate(names)})
+    # None comes before its own, wherever it stands.
+    back = ours({patterns[name]: number for number, name in reversed([*enumerate(names)])})
+    assert all(made.get(name, -1) == back.get(name, -1) == number for number, name in enumerate(names))
+    # Another start makes a longer name, another character takes the place of a dot.
+    assert patterns["zzlayers.7.self_attn.k"] == "zzlayers.7.self_attn.k"
+    assert patterns["layers.7.self_attn.k"] == r"^layers\.7\.self_attn\.k$"
+    assert patterns["z.layers.7.self_attn.k"] == r"^z\.layers\.7\.self_attn\.k$"
+    assert patterns["zzlayers.7.self_attn.q"] == r"^zzlayers\.7\.self_attn\.q$"
+    assert patterns["zzlayers.7.self_attn_q"] == "zzlayers.7.self_attn_q"
+    few = names[::97]
+    assert [by_peft({patterns[name]: number for number, name in enumerate(few, 1)}, name) for name in few] == [
+        *range(1, len(few) + 1)
+    ]

@@ -78,8 +78,8 @@ def older(path: Path, model: str, settings: dict[str, Any]) -> Adapted:
 @pytest.mark.parametrize("model", [*JOINED, "qwen2_moe", "minimax", "ernie4_5_moe", "phimoe", "gpt-oss"])
 def test_peft_makes_the_error_that_the_export_tells(tmp_path: Path, model: str, rank: int, with_base: bool) -> None:
     registry, base, _ = taken(tmp_path, model)
-    given = {"base": tmp_path / "base"} if with_base else {}
-    report = deltareg.export_lora(FULL, registry, tmp_path / "adapter", rank=rank, **given)
+    given = tmp_path / "base" if with_base else None
+    report = deltareg.export_lora(FULL, registry, tmp_path / "adapter", rank=rank, base=given)
     assert report.error < 1
     assert error_in_peft(tmp_path, base, tmp_path / "adapter") == pytest.approx(report.error, rel=1e-4, abs=1e-6)
 
@@ -164,7 +164,10 @@ def test_experts_of_an_unknown_type_are_left_out_with_what_lies_beside_them(tmp_
 
 
 def test_every_type_whose_names_peft_converts_is_known() -> None:
-    from peft.utils.transformers_weight_conversion import _MODEL_TO_CONVERSION_PATTERN, _MOE_TARGET_MODULE_MAPPING
+    from peft.utils.transformers_weight_conversion import (
+        _MODEL_TO_CONVERSION_PATTERN,  # pyright: ignore[reportPrivateImportUsage]
+        _MOE_TARGET_MODULE_MAPPING,
+    )
 
     converted = {
         one: family for one, family in _MODEL_TO_CONVERSION_PATTERN.items() if family in _MOE_TARGET_MODULE_MAPPING

@@ -63,8 +63,8 @@ def test_model_all_of_whose_modules_are_renamed_is_refused_with_the_reason(tmp_p
 def test_module_that_is_renamed_is_left_out(tmp_path: Path, with_base: bool) -> None:
     registry, base, _ = taken(tmp_path, "gpt_neox")
     assert "embed_out.weight" in load_file(tmp_path / "base" / "model.safetensors")
-    given = {"base": tmp_path / "base"} if with_base else {}
-    report = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=4, **given)
+    given = tmp_path / "base" if with_base else None
+    report = deltareg.export_lora(NAME, registry, tmp_path / "adapter", rank=4, base=given)
     assert "under another name" in {one.name: one.reason for one in report.left_out}["embed_out.weight"]
     assert error_in_peft(tmp_path, base, tmp_path / "adapter") == pytest.approx(report.error, rel=1e-4)
 

@@ -196,7 +196,9 @@ class Merging:
         self.block_lanes = _block_lanes(row, stages)
         self.blocks = blocks_of(lanes, row, stages)
         aligned = self.blocks == 1 or self.block_lanes % ALIGNMENT == 0
-        self._defers = defers and processor.defers and aligned
+        # A delta that lacks the tensor has here the lanes that it has elsewhere.
+        alike = len({part.lane for part in parts}) == 1
+        self._defers = defers and processor.defers and aligned and alike
         extent = Extent(lanes, self.blocks, tuple(part.lane for part in parts))
         own = stages if shared is None else stages[1:]
         self._kept: dict[tuple[int, int], Frame] | None = None

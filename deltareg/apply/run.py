@@ -128,22 +128,21 @@ def run(
     *,
     limits: Limits,
     progress: Progress,
+    verified: Callable[[], None],
     part: Share | None = None,
-    verified: Callable[[], None] | None = None,
     processor: Processor = CPU,
 ) -> Outcome:
     """Write the tensors of the plan, or a `part` of them. The result depends on no limits, parts and processors.
 
-    Nothing is read of the deltas before `verified` has returned. Raises what it raises, BadRecord, DiskFull, RankLost;
-    the caller then drops what was written.
+    Nothing is read of the deltas before `verified` has returned, which waits for whoever verifies their packs. Raises
+    what it raises, BadRecord, DiskFull, RankLost; the caller then drops what was written.
     """
     outcome = NOTHING
     share = part or Share(frozenset(plan.tensors))
     total = sum(plan.tensors[name].nbytes for name in share.wanted)
     try:
         with progress.step("apply", total), ExitStack() as stack:
-            if verified is not None:
-                verified()
+            verified()
             packs = [stack.enter_context(delta.artifact.open_packs()) for delta in deltas]
             steps = _Steps(plan, deltas, packs, sink, progress, limits, share, processor)
             for one in stack.enter_context(closing(in_order(steps.all(), limits.threads))):
@@ -280,14 +279,13 @@ class _Steps:
                 if here.read is _unchanged and kind is not None:
                     here = replace(here, lane=kind)
                 pieces[number] = here
-        parts = [pieces[number] for number in sorted(pieces)]
         return Merging(
             tensor.lanes,
             tensor.row,
-            parts,
+            [pieces[number] for number in sorted(pieces)],
             tensor.stages,
             _accumulator(tensor),
-            defers=tensor.defers and len({part.lane for part in parts}) == 1,
+            defers=tensor.defers,
             shared=shared,
             offset=offset,
             processor=self._processor,

@@ -23,20 +23,21 @@ __all__ = ["FrameRange", "RecordReader"]
 
 # What a frame can need at worst: raw planes, positions, mending and overwrites of every lane, and their heads.
 _FRAME_LIMIT = 64 * 2**20
+_ZERO = zero_frame()
 
 
 @dataclass(frozen=True)
 class FrameRange:
     """Where one frame lies: `length` bytes of `source` from byte `start` on, for `lanes` lanes.
 
-    It is `empty` where it says that none of them changes, and nothing else.
+    It is `unchanged` where it says that none of them changes, and nothing else.
     """
 
     source: ByteSource
     start: int
     length: int
     lanes: int
-    empty: bool
+    unchanged: bool
 
 
 class RecordReader:
@@ -72,7 +73,7 @@ class RecordReader:
 
     def leaves_alone(self, number: int) -> bool:
         """Whether a frame, by its number, changes nothing, as far as that is known without reading it."""
-        return self._product is None and self.head.mode is not Mode.REPLACE and self.frames[number].empty
+        return self._product is None and self.head.mode is not Mode.REPLACE and self.frames[number].unchanged
 
     def read(self, number: int, *, keep_tokens: bool = False) -> Frame:
         """Decode a frame, by its number; `keep_tokens` is as in `decode_frame`."""
@@ -130,7 +131,7 @@ class RecordReader:
                 length = FRAME_HEAD.unpack(head)[-1] + FRAME_HEAD.size
                 if length > min(end - at, _FRAME_LIMIT):
                     raise BadRecord(f"a frame of {length} bytes does not fit into {end - at}")
-                frames.append(FrameRange(part.source, at, length, lanes, bytes(head) == zero_frame()))
+                frames.append(FrameRange(part.source, at, length, lanes, bytes(head) == _ZERO))
                 at += length
         if next(counts, None) is not None:
             raise BadRecord(f"the record ends after {len(frames)} frames, before its {sum(self._stored_lanes())} lanes")

@@ -101,14 +101,13 @@ def _mixed(start, step):
 def _draw(key, lane, chances):
     # The random bits of `loops.draw` for 8,192 lanes at most, from a multiple of that on.
     start = key + np.uint64((lane >> 1) + 1) * np.uint64(0x9E3779B97F4A7C15)
-    if chances.size == 8192:
-        low, high = chances[:4096], chances[4096:]
-        for j in range(4096):
+    low, high = chances[:4096], chances[4096:]
+    if low.size == high.size:
+        for j in range(low.size):
             z = _mixed(start, j)
             low[j] = np.uint32(z)
             high[j] = np.uint32(z >> np.uint64(32))
         return
-    low, high = chances[:4096], chances[4096:]
     for j in range(low.size):
         low[j] = np.uint32(_mixed(start, j))
     for j in range(high.size):
@@ -296,11 +295,11 @@ def _read(block, start, size, rows, at, spreads, spare):
             at[n, 2] = _settle_ties(row, symbols, most, block.most_ties[n], False, at[n, 2])
         if block.how > 0:
             _draw(block.keys[n], block.first + start, chances)
-        if block.how == 1:
+        if block.how == BY_CHANCE:
             _drop(row, chances, block.limit)
-        elif block.how > 1:
+        elif block.how > BY_CHANCE:
             ranks = carray(_pointer(block.ranks[n]), (block.lanes,))[start : start + size]
-            _drop_by_rank(row, chances, ranks, block.top, block.step, block.how == 3)
+            _drop_by_rank(row, chances, ranks, block.top, block.step, block.how == BY_RANK_INVERSE)
     if block.spread > 0 or block.spread_ties >= 0:
         _spreads(rows, size, spreads, spare)
         least = np.uint32(block.spread)
@@ -398,25 +397,22 @@ def _add(before, total, after):
 
 
 @_inner
-def _starts(block):
-    # What lies before the first lane: see `_read`.
+def _begin(block):
+    # For `_read`: what lies before the first lane, and room for a chunk.
     at = np.zeros((block.ends.size, 4), np.int64)
     at[1:, 0] = block.ends[:-1]
-    return at
+    rows = np.empty((block.symbols.size, _CHUNK), np.float32)
+    return at, rows, np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32)
 
 
 @kernel
 def fill(block: Any, values: Any) -> Any:
     """What is left of the deltas: `values` is float32 of shape (deltas, lanes)."""
-    deltas = values.shape[0]
-    at = _starts(block)
-    rows = np.empty((deltas, _CHUNK), np.float32)
-    spreads = np.empty(_CHUNK, np.float32)
-    spare = np.empty(_CHUNK, np.float32)
+    at, rows, spreads, spare = _begin(block)
     for start in range(0, block.lanes, _CHUNK):
         size = min(_CHUNK, block.lanes - start)
         _read(block, start, size, rows, at, spreads, spare)
-        for n in range(deltas):
+        for n in range(values.shape[0]):
             _copy(rows[n, :size], values[n, start : start + size])
 
 
@@ -426,11 +422,7 @@ def count_spreads(block: Any, shift: Any, prefix: Any, counts: Any) -> Any:
 
     Returns how many variances are not zero.
     """
-    deltas = block.symbols.size
-    at = _starts(block)
-    rows = np.empty((deltas, _CHUNK), np.float32)
-    spreads = np.empty(_CHUNK, np.float32)
-    spare = np.empty(_CHUNK, np.float32)
+    at, rows, spreads, spare = _begin(block)
     # Four counts in turn: one that was just written is not read again at once, for which the processor would wait.
     others = np.zeros((4, 65536), np.uint32)
     found = np.empty(_CHUNK, np.uint16)
@@ -450,11 +442,7 @@ def count_spreads(block: Any, shift: Any, prefix: Any, counts: Any) -> Any:
 @kernel
 def products(block: Any, left: Any, right: Any) -> Any:
     """`loops.dot` of the deltas `left` and `right` (int64, one for each product), as float64."""
-    deltas = block.symbols.size
-    at = _starts(block)
-    rows = np.empty((deltas, _CHUNK), np.float32)
-    spreads = np.empty(_CHUNK, np.float32)
-    spare = np.empty(_CHUNK, np.float32)
+    at, rows, spreads, spare = _begin(block)
     terms = np.empty(_CHUNK, np.float64)
     chunks = 1
     while chunks * _CHUNK < block.lanes:
@@ -476,10 +464,7 @@ def products(block: Any, left: Any, right: Any) -> Any:
 def add_sum(block: Any, factors: Any, target: Any, out: Any) -> Any:
     """out = round(target + `loops.weighted_sum`)."""
     deltas = block.symbols.size
-    at = _starts(block)
-    rows = np.empty((deltas, _CHUNK), np.float32)
-    spreads = np.empty(_CHUNK, np.float32)
-    spare = np.empty(_CHUNK, np.float32)
+    at, rows, spreads, spare = _begin(block)
     totals = np.empty(_CHUNK, np.float32)
     for start in range(0, block.lanes, _CHUNK):
         size = min(_CHUNK, block.lanes - start)
@@ -503,10 +488,7 @@ def add_elected(
 ) -> Any:
     """out = round(target + `loops.elect`)."""
     deltas = block.symbols.size
-    at = _starts(block)
-    rows = np.empty((deltas, _CHUNK), np.float32)
-    spreads = np.empty(_CHUNK, np.float32)
-    spare = np.empty(_CHUNK, np.float32)
+    at, rows, spreads, spare = _begin(block)
     elected = np.empty(_CHUNK, np.float32)
     divisors = np.empty(_CHUNK, np.float32)
     totals = np.empty(_CHUNK, np.float32)

@@ -86,7 +86,7 @@ class Search:
         sought = self.known(settled)[delta][0]
         if sought.cut is not None or sought.run is not None:
             return None
-        return 16 * (self._levels[delta] - 1 - number), sought.prefix
+        return self._shift(number, delta), sought.prefix
 
     def wants(self, settled: Sequence[Ranks], position: int) -> bool:
         """Whether the next pass must see the block at `position`."""
@@ -109,6 +109,10 @@ class Search:
             return _Sought(0, 0, _NONE)
         return _Sought(0, 0, _ALL) if count >= self._extent.lanes else _Sought(0, count)
 
+    def _shift(self, number: int, delta: int) -> int:
+        """From which bit on pass `number` counts magnitudes."""
+        return 16 * (self._levels[delta] - 1 - number)
+
     def _count(
         self, loops: Any, sought: _Sought, number: int, delta: int, symbols: Any, mask: Any
     ) -> Array | int | None:
@@ -117,8 +121,8 @@ class Search:
         if sought.run is not None:
             return int(loops.count_magnitude(symbols, mask, type(mask)(sought.prefix)))
         counts = new_counts()
-        shift = 16 * (self._levels[delta] - 1 - number)
-        loops.magnitude_counts(symbols, mask, np.uint64(shift), np.uint64(sought.prefix), counts)
+        shift = np.uint64(self._shift(number, delta))
+        loops.magnitude_counts(symbols, mask, shift, np.uint64(sought.prefix), counts)
         return counts
 
 

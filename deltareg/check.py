@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,6 +69,7 @@ __all__ = [
     "dtype_fits",
     "fingerprint",
     "fit",
+    "fitter",
 ]
 
 _SAMPLES_LIMIT = 64 * 2**20
@@ -214,6 +215,13 @@ def fit(
     """
     side = _Target(target, lenient=lenient)
     return [_fit(reference, artifact, side, thread_count(threads)) for reference, artifact in deltas]
+
+
+def fitter(target: Checkpoint, *, threads: int | None = None) -> Callable[[Reference, Artifact], CheckedDelta]:
+    """What judges one delta after another: of `target` nothing is read twice. Raises what `check` raises."""
+    side = _Target(target)
+    count = thread_count(threads)
+    return lambda reference, artifact: _fit(reference, artifact, side, count).checked
 
 
 def fingerprint(checkpoint: Checkpoint | str | os.PathLike[str]) -> FingerprintReport:

@@ -19,8 +19,11 @@ __all__ = [
     "BadCheckpoint",
     "BadConfig",
     "BadHeader",
+    "BadLock",
     "BadManifest",
+    "BadMergeConfig",
     "BadName",
+    "BadRecipe",
     "BadRecord",
     "BucketUnavailable",
     "Busy",
@@ -32,11 +35,15 @@ __all__ = [
     "DiskFull",
     "HubUnavailable",
     "InvalidArgument",
+    "LicenceRefused",
+    "LockStale",
     "NetworkFilesystem",
     "NotAllowed",
     "NotFound",
     "NotHomologous",
     "NotReproduced",
+    "NothingFits",
+    "OutputDiffers",
     "OutputExists",
     "PickleRefused",
     "QuantisedRefused",
@@ -159,6 +166,15 @@ class DeviceFull(DeltaregError):
     code = "DR0009"
 
 
+class LockStale(DeltaregError):
+    """The lock was made for another recipe than the one beside it: the recipe was changed, or the lock is missing.
+
+    Run `deltareg lock`, look at what changed, and commit `deltareg.lock` with the recipe.
+    """
+
+    code = "DR0010"
+
+
 # --- 2: usage -----------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +237,24 @@ class PickleRefused(UsageError):
     code = "DR0105"
 
 
+class BadRecipe(UsageError):
+    """The recipe in `deltareg.toml` is not what a recipe can be: an unknown key, a wrong type, no range of versions.
+
+    Mend the keys that the message names; `docs/recipes.md` lists them all.
+    """
+
+    code = "DR0106"
+
+
+class BadMergeConfig(UsageError):
+    """A merge configuration of mergekit says something that has no meaning here, such as slices or experts.
+
+    The message names the line and the reason. Take it out, or do that part with mergekit.
+    """
+
+    code = "DR0107"
+
+
 # --- 3: incompatible ----------------------------------------------------------------------------------------------
 
 
@@ -264,6 +298,17 @@ class AdapterRefused(DeltaregError):
     exit_code = 3
 
 
+class NothingFits(DeltaregError):
+    """No set of published versions is what the recipe asks for.
+
+    The message tells which requirement comes from where, which versions were looked at and why each was refused.
+    Change the recipe as it proposes, or ask the publisher for a version that fits.
+    """
+
+    code = "DR0204"
+    exit_code = 3
+
+
 # --- 4: not allowed -----------------------------------------------------------------------------------------------
 
 
@@ -285,6 +330,15 @@ class VersionExists(NotAllowed):
     """
 
     code = "DR0301"
+
+
+class LicenceRefused(NotAllowed):
+    """The licences of the base and the deltas do not go together, or one of them forbids derivatives.
+
+    Leave the delta out that the message names. If you have the right by other means, say so with `--accept-licence`.
+    """
+
+    code = "DR0302"
 
 
 # --- 5: integrity -------------------------------------------------------------------------------------------------
@@ -357,6 +411,26 @@ class BadAdapter(DeltaregError):
     """
 
     code = "DR0406"
+    exit_code = 5
+
+
+class BadLock(DeltaregError):
+    """`deltareg.lock` is not what deltareg wrote: it was edited, cut short, or merged by hand.
+
+    Run `deltareg lock` to write it anew from the recipe, or take it from version control again.
+    """
+
+    code = "DR0407"
+    exit_code = 5
+
+
+class OutputDiffers(DeltaregError):
+    """An output is not what its lock says: its files were changed, or a rebuild gave other bytes.
+
+    The message names the files, and what of the lock they contradict. Build it again from the lock.
+    """
+
+    code = "DR0408"
     exit_code = 5
 
 

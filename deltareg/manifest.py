@@ -192,6 +192,23 @@ class Norms(Document):
     parameters: Count
 
 
+class Requirement(Document):
+    """Another delta that has to be applied too: one that a stacked delta was taken on top of."""
+
+    reference: str = Field(description="namespace/name of the other delta")
+    version: str = Field(default="*", description="range of its versions")
+    digest: DigestText | None = Field(default=None, description="its manifest, where just these bytes are required")
+    weight: float = Field(default=1.0, description="weight that it is to be applied with")
+
+
+class Conflict(Document):
+    """Another delta that must not be applied with this one."""
+
+    reference: str = Field(description="namespace/name of the other delta")
+    version: str = Field(default="*", description="range of its versions")
+    reason: str | None = None
+
+
 class DeltaConfig(Document):
     """The description of a delta: the artifact's config blob."""
 
@@ -203,7 +220,8 @@ class DeltaConfig(Document):
     licence: str | None = Field(default=None, description="SPDX identifier of the delta")
     preset: Preset
     norms: dict[str, Norms] = Field(description="by module class: attention, mlp, embedding, norm, lm_head, other")
-    requires: list[DigestText] = Field(default=[], description="manifests of deltas that this one is stacked on")
+    requires: list[Requirement] = Field(default=[], description="deltas that this one is stacked on, or needs")
+    conflicts: list[Conflict] = Field(default=[], description="deltas that must not be applied with this one")
     producer: str = Field(description="program and version that wrote the artifact")
     description: str | None = None
 

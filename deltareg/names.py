@@ -13,6 +13,7 @@ from deltareg.errors import BadName, InvalidArgument
 __all__ = [
     "LATEST",
     "Reference",
+    "is_channel",
     "is_licence",
     "is_version",
     "latest_of",
@@ -64,6 +65,11 @@ class Reference:
         return Reference(self.namespace, self.name, tag)
 
 
+def is_channel(text: str) -> bool:
+    """Whether `text` is written as a channel: a lower-case word, `latest` among them."""
+    return len(text) <= _VERSION_LIMIT and _CHANNEL.fullmatch(text) is not None
+
+
 def is_version(text: str) -> bool:
     """Whether `text` is a version: SemVer without build metadata."""
     return len(text) <= _VERSION_LIMIT and semver.Version.is_valid(text) and "+" not in text
@@ -99,7 +105,7 @@ def parse_reference(text: str, *, version_required: bool = False) -> Reference:
                 cause=f"at most {_PART_LIMIT} lower-case letters and digits, single '.', '_' or '-' between them",
                 hint=_HINT,
             )
-    if colon and not is_version(tag) and (len(tag) > _VERSION_LIMIT or _CHANNEL.fullmatch(tag) is None):
+    if colon and not is_version(tag) and not is_channel(tag):
         raise BadName(
             f"{tag!r} in {text!r} is neither a version nor a channel",
             cause="build metadata (+…) is not allowed" if "+" in tag else None,

@@ -20,6 +20,7 @@ from deltareg.store.files import write_atomically
 __all__ = [
     "CREATED",
     "REF_NAME",
+    "YANKED",
     "Entry",
     "Signature",
     "Snapshot",
@@ -32,6 +33,8 @@ __all__ = [
 
 REF_NAME = "org.opencontainers.image.ref.name"
 CREATED = "org.opencontainers.image.created"
+YANKED = "vnd.deltareg.yanked"
+"""The annotation of a yanked version: why it was yanked."""
 _REMOVED = "vnd.deltareg.removed"
 _CHECKSUM = "vnd.deltareg.checksum"
 _LIMIT = 1 << 30
@@ -42,12 +45,16 @@ Signature = tuple[int, int, int]
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """One name of a registry: `size` is that of the manifest, `created` an RFC 3339 time or empty."""
+    """One name of a registry: `size` is that of the manifest, `created` an RFC 3339 time or empty.
+
+    `yanked` is why a version was yanked; None where it was not.
+    """
 
     reference: Reference
     digest: Digest
     size: int
     created: str
+    yanked: str | None = None
 
 
 @dataclass(frozen=True)
@@ -187,5 +194,6 @@ def _entry(descriptor: Descriptor) -> Entry | None:
         return None
     if reference.tag is None:
         return None
-    created = (descriptor.annotations or {}).get(CREATED, "")
-    return Entry(reference, Digest(descriptor.digest), descriptor.size, created)
+    annotations = descriptor.annotations or {}
+    created, yanked = annotations.get(CREATED, ""), annotations.get(YANKED)
+    return Entry(reference, Digest(descriptor.digest), descriptor.size, created, yanked)

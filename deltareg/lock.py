@@ -1,0 +1,185 @@
+"""Locks: what a recipe was found to mean, by digests, so that anybody can build the same bytes again.
+
+`deltareg.lock` is JSON, a field on each line, always in the same order: two locks can be compared by `diff`. It holds a
+checksum of itself: what was changed by hand is refused, because a digest in it would no longer vouch for anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, cast
+
+from pydantic import Field, ValidationError
+
+from deltareg.digest import canonical_json, parse_json, sha256
+from deltareg.errors import BadLock, DeltaregError, LockStale, UnsupportedFormat, translate_os_errors
+from deltareg.manifest import Count, DigestText, Document, Exactness
+from deltareg.names import Reference, parse_reference
+from deltareg.recipe import Dtype, Number, Setting
+
+__all__ = [
+    "LOCK_NAME",
+    "Lock",
+    "LockedBase",
+    "LockedDelta",
+    "LockedOutput",
+    "parse_lock",
+    "read_lock",
+    "write_lock",
+]
+
+LOCK_NAME = "deltareg.lock"
+"""The file of a lock, beside the recipe's, and in the output."""
+
+LOCK_VERSION = 1
+"""Version of the lock's format."""
+
+_LIMIT = 64 * 2**20
+
+FileDigest = Annotated[str, Field(pattern=r"^blake3:[0-9a-f]{64}$")]
+
+
+class LockedBase(Document):
+    """The checkpoint to start from."""
+
+    location: str = Field(description="where it is, as the recipe says")
+    revision: str | None = Field(default=None, description="commit of the hub repository")
+    digest: FileDigest | None = Field(
+        default=None, description="digest of its tensors: names, dtypes, shapes, bytes; absent where it was not read"
+    )
+    licence: str | None = Field(default=None, description="SPDX identifier")
+    fingerprint: DigestText = Field(description="digest of its fingerprint")
+    tokenizer: DigestText | None = Field(default=None, description="digest of its tokenizer, added tokens apart")
+
+
+class LockedDelta(Document):
+    """One delta that is applied."""
+
+    reference: str = Field(description="namespace/name:version")
+    digest: DigestText = Field(description="digest of the manifest")
+    remote: str = Field(description="name of the remote that it comes from; local is the registry of a machine")
+    wanted: str | None = Field(default=None, description="what the recipe asks for; absent where another delta does")
+    required_by: list[str] = Field(default=[], description="deltas that require it, namespace/name")
+    weight: Number = Field(description="weight, or a gradient of weights along the layers")
+    where: dict[str, Number] = Field(default={}, description="other weights by selector; the last that matches counts")
+    licence: str | None = Field(default=None, description="SPDX identifier")
+    exactness: Exactness
+    size: Count = Field(description="bytes of the artifact")
+
+    @property
+    def name(self) -> Reference:
+        """Its reference, parsed."""
+        return parse_reference(self.reference)
+
+
+class LockedOutput(Document):
+    """What was built: every file but the lock itself."""
+
+    digest: FileDigest = Field(description="digest of the files: names, sizes, bytes")
+    files: dict[str, FileDigest] = Field(description="digest of each file, by path")
+
+
+class Lock(Document):
+    """What a recipe was found to mean."""
+
+    format_version: Literal[1] = LOCK_VERSION
+    producer: str = Field(description="program and version that wrote the lock")
+    recipe: DigestText = Field(description="digest of what the recipe says")
+    name: str | None = Field(default=None, description="namespace/name of what is built")
+    base: LockedBase
+    method: str
+    parameters: dict[str, Setting] = Field(description="every parameter of the method, defaults included")
+    seed: Count
+    dtype: Dtype | None = Field(default=None, description="dtype of the output; absent where it is the base's")
+    side_files: Literal["post", "target"]
+    with_added: bool | None = None
+    accept_licence: bool = False
+    deltas: list[LockedDelta] = Field(description="in the order in which they are applied")
+    output: LockedOutput | None = Field(default=None, description="what was built; absent before the first build")
+
+    @classmethod
+    def read(cls, path: Path | str) -> Self:
+        """The lock in a file: see `read_lock`."""
+        return cast(Self, read_lock(Path(path)))
+
+    @property
+    def meaning(self) -> bytes:
+        """What decides the output, as canonical JSON: all but who wrote it and what came out."""
+        return canonical_json(
+            self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"producer", "output"})
+        )
+
+    def delta(self, repository: str) -> LockedDelta | None:
+        """The delta of that namespace/name."""
+        return next((one for one in self.deltas if one.name.repository == repository), None)
+
+
+def read_lock(path: Path) -> Lock:
+    """Read a lock. Raises LockStale where there is none, BadLock, UnsupportedFormat, NotAllowed."""
+    with translate_os_errors("read the lock", path):
+        try:
+            with path.open("rb") as file:
+                data = file.read(_LIMIT + 1)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise LockStale(f"there is no lock {path}", hint="deltareg lock makes it from the recipe", path=path) from error
+    return parse_lock(data, path)
+
+
+def parse_lock(data: bytes, path: Path | str = LOCK_NAME) -> Lock:
+    """The lock in the text of the file at `path`. Raises BadLock, UnsupportedFormat."""
+    if len(data) > _LIMIT:
+        raise _bad(path, f"it is larger than {_LIMIT} bytes")
+    try:
+        value = parse_json(data, what=str(path))
+    except DeltaregError as error:
+        conflict = b"<<<<<<<" in data
+        raise _bad(path, "it holds two versions that are to be merged" if conflict else error.message) from error
+    fields = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    version = fields.get("formatVersion")
+    if version is not None and version != LOCK_VERSION:
+        raise UnsupportedFormat(
+            f"{path} has format version {version!r}; this deltareg reads version {LOCK_VERSION}",
+            hint="install a newer deltareg, or write the lock anew: deltareg lock",
+            version=version,
+        )
+    checksum = fields.pop("checksum", None)
+    if checksum != sha256(canonical_json(fields)):
+        raise _bad(path, "its checksum is missing" if checksum is None else "it is not what its checksum says")
+    try:
+        return Lock.model_validate(fields, by_name=False, by_alias=True)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        raise _bad(path, "; ".join(faults[:8])) from error
+
+
+def lock_bytes(lock: Lock) -> bytes:
+    """The text of a lock's file."""
+    fields = lock.model_dump(mode="json", by_alias=True, exclude_none=True)
+    checksum = sha256(canonical_json(fields))
+    return (json.dumps({**fields, "checksum": checksum}, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def write_lock(lock: Lock, path: Path) -> None:
+    """Replace a lock's file as a whole. Raises DiskFull, NotAllowed."""
+    data = lock_bytes(lock)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with translate_os_errors("write the lock", path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _bad(path: Path | str, why: str) -> BadLock:
+    return BadLock(
+        f"{path} is not what deltareg wrote: {why}",
+        cause=why,
+        hint="deltareg lock writes it anew from the recipe; or take it from version control again",
+        path=path,
+    )

@@ -45,6 +45,7 @@ class LockedBase(Document):
     """The checkpoint to start from."""
 
     location: str = Field(description="where it is, as the recipe says")
+    id: str | None = Field(default=None, description="what it is called in model cards; absent where only its fingerprint is known")
     revision: str | None = Field(default=None, description="commit of the hub repository")
     digest: FileDigest | None = Field(
         default=None, description="digest of its tensors: names, dtypes, shapes, bytes; absent where it was not read"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
+from deltareg.apply.card import Labels
 from deltareg.apply.device import open_processor
 from deltareg.apply.estimate import expected_seconds
 from deltareg.apply.limits import limits_for, resident_memory
@@ -18,19 +19,23 @@ from deltareg.apply.report import ApplyReport, report_of
 from deltareg.apply.side_files import SideFiles
 from deltareg.apply.write import Means, Written, verifying, write
 from deltareg.catalog import Registry
-from deltareg.checkpoint import Checkpoint, Job
+from deltareg.checkpoint import Checkpoint, Job, Seal
 from deltareg.checkpoint.output import check_output, refuse_input
 from deltareg.errors import InvalidArgument
 from deltareg.merge import Gradient, Schedule, Value
 from deltareg.merge.processor import CPU
 from deltareg.names import Reference
 from deltareg.progress import SILENT, Progress
+from deltareg.recipe import Dtype
 from deltareg.threads import in_background, thread_count
 
-__all__ = ["apply"]
+__all__ = ["DTYPES", "apply"]
 
 # Hashing what is written costs a twentieth of the time. What is smaller is done again sooner than it is read again.
 _WORTH_A_JOURNAL = 4 * 2**30
+
+DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
+"""The dtypes that an output can be asked for, as config.json and as safetensors calls them."""
 
 
 def apply(
@@ -44,6 +49,7 @@ def apply(
     seed: int = 0,
     side_files: SideFiles = "post",
     with_added: bool | None = None,
+    dtype: Dtype | None = None,
     force: bool = False,
     overwrite: bool = False,
     resume: bool = False,
@@ -52,6 +58,8 @@ def apply(
     ranks: Ranks = ALONE,
     device: str = "cpu",
     dry_run: bool = False,
+    labels: Labels | None = None,
+    seal: Seal | None = None,
     progress: Progress = SILENT,
 ) -> ApplyReport:
     """Write the target with deltas merged into it as the checkpoint `out`: by default target + Σ weight · delta.
@@ -64,14 +72,16 @@ def apply(
     Each delta is checked first, as `deltareg.check` does. What is incompatible is refused unless `force` is given; what
     is adaptable is adapted, and the model card says how. `with_added` takes tensors that only post has, or leaves them
     out; None takes them where the target is the delta's own base. `side_files` says whose tokenizer, chat template and
-    generation config the output gets: "post", those that came with the first delta, or "target".
+    generation config the output gets: "post", those that came with the first delta, or "target". Tensors of floats come
+    out as `dtype`, by default in the target's: sums are rounded once, to that.
 
     With `resume` what a killed run of the same call has finished is taken over, once its bytes were read again and
     found right, and what this one has finished stays should it fail. `memory` bounds the bytes that are held in this
     machine's memory, those of the interpreter and its libraries included; GPUs' own are not counted. `ranks` are the
     processes that share the work: each makes this same call, and each gets the same report. `device` is what computes:
     "cpu", "cuda", "cuda:1", "cuda:all", or several: "cuda:0,cuda:1". GPUs need torch; "torch:cpu" is their way on the
-    processor, to test it. The result depends on none of these.
+    processor, to test it. The result depends on none of these. `labels` are what the model card calls things, and `seal`
+    gives files to put beside it once all else is written.
 
     Raises NotHomologous, NotFound, OutputExists, InvalidArgument, DigestMismatch, BadRecord, DiskFull, RankLost,
     DeviceFull.
@@ -79,6 +89,8 @@ def apply(
     started = time.monotonic()
     pairs = weighted(deltas)
     merge = Merge.of(method, parameters, seed)
+    if dtype is not None and dtype not in DTYPES:
+        raise InvalidArgument(f"unknown dtype {dtype!r}", hint=f"an output's dtype is one of {', '.join(DTYPES)}")
     if side_files not in ("post", "target"):
         raise InvalidArgument(f"unknown side files {side_files!r}", hint="side files are those of: post, target")
     count = thread_count(threads)
@@ -90,7 +102,17 @@ def apply(
         checkpoint = target if isinstance(target, Checkpoint) else stack.enter_context(Checkpoint.open(target))
         refuse_input(checkpoint, out)
         wanted = [open_delta(registry, reference, weights) for reference, weights in pairs]
-        job = prepare(checkpoint, wanted, merge, side_files, count, with_added=with_added, force=force)
+        job = prepare(
+            checkpoint,
+            wanted,
+            merge,
+            side_files,
+            count,
+            with_added=with_added,
+            force=force,
+            dtype=None if dtype is None else DTYPES[dtype],
+            labels=labels,
+        )
         # Hashing takes no turn of the interpreter's, which loading loops keeps busy.
         tasks = () if dry_run else verifying(job.active, registry.store, ranks)
         verified = stack.enter_context(in_background(tasks, count))
@@ -107,7 +129,9 @@ def apply(
         else:
             worth = resume or job.plan.nbytes >= _WORTH_A_JOURNAL
             resumption = Job(job.digest(), resume) if worth else None
-            written = write(job, out, registry.store, means, resumption, verified=verified, overwrite=overwrite)
+            written = write(
+                job, out, registry.store, means, resumption, verified=verified, overwrite=overwrite, seal=seal
+            )
         return report_of(job, out, means, held, written, expected, time.monotonic() - started, loaded)
 
 

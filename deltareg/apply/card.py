@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import deltareg
@@ -13,11 +14,20 @@ from deltareg.checkpoint import Checkpoint
 from deltareg.markdown import plain
 from deltareg.merge import Schedule
 
-__all__ = ["card", "config_json", "merged_licence"]
+__all__ = ["Labels", "card", "config_json", "merged_licence"]
 
 _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 _TIED = "tie_word_embeddings"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a model card calls things: the output, the base, who made it. By default as they call themselves."""
+
+    title: str | None = None
+    base: str | None = None
+    maker: str | None = None
 
 
 def config_json(target: Checkpoint, plan: Plan, *, separate: bool = False) -> bytes | None:
@@ -58,23 +68,31 @@ def merged_licence(target: Checkpoint, deltas: Sequence[WeightedDelta]) -> str |
     return licences.pop() if len(licences) == 1 else "other"
 
 
-def card(target: Checkpoint, deltas: Sequence[WeightedDelta], merge: Merge, told: Mapping[str, Sequence[str]]) -> bytes:
+def card(
+    target: Checkpoint,
+    deltas: Sequence[WeightedDelta],
+    merge: Merge,
+    told: Mapping[str, Sequence[str]],
+    labels: Labels | None = None,
+) -> bytes:
     """The model card; `told` are its last sections, lists by their titles.
 
     It names every parameter of the method, also those that nobody gave: tools disagree about defaults. The same build
     gives the same bytes: no date, no machine.
     """
+    named = labels or Labels()
+    base = (named.base or target.id).removeprefix("hf://")
     front: dict[str, Any] = {
-        "base_model": [target.id.removeprefix("hf://")],
+        "base_model": [base],
         "base_model_relation": "merge",
         "tags": ["deltareg", "merge"],
     }
     licence = merged_licence(target, deltas)
     if licence is not None:
         front["license"] = licence
-    lines = ["---", *(_yaml(front)), "---", "", f"# {plain(target.id.removeprefix('hf://'))} with deltas", ""]
+    lines = ["---", *(_yaml(front)), "---", "", f"# {plain(named.title or f"{base} with deltas")}", ""]
     lines += [
-        f"Made by deltareg {deltareg.__version__}: {_sum_of(merge)}.",
+        f"Made by {named.maker or f'deltareg {deltareg.__version__}'}: {_sum_of(merge)}.",
         "",
         "| delta | weight | digest | licence |",
         "|---|---|---|---|",
@@ -83,7 +101,7 @@ def card(target: Checkpoint, deltas: Sequence[WeightedDelta], merge: Merge, told
         licence = plain(delta.artifact.config.licence or "unknown")
         lines.append(f"| `{delta.reference}` | {plain(str(delta.weights))} | `{delta.artifact.digest}` | {licence} |")
     revision = f" at `{target.revision}`" if target.revision else ""
-    lines += ["", f"Target: `{plain(target.id)}`{revision}, licence {plain(target.licence or 'unknown')}.", ""]
+    lines += ["", f"Target: `{plain(named.base or target.id)}`{revision}, licence {plain(target.licence or 'unknown')}.", ""]
     for title, notes in told.items():
         if notes:
             lines += [f"## {title}", "", *(f"- {plain(note)}" for note in notes), ""]

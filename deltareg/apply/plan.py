@@ -12,7 +12,7 @@ from deltareg.apply.rows import Rows
 from deltareg.artifact import Artifact
 from deltareg.check import dtype_fits
 from deltareg.checkpoint import Checkpoint, ShardPlan, Tensor, lay_out
-from deltareg.codec import Lane, delta_lane_of, is_additive, lane_of
+from deltareg.codec import DELTA_DTYPES, Lane, delta_lane_of, is_additive, lane_of
 from deltareg.errors import NotHomologous, UnsupportedFormat
 from deltareg.homology import compare_shapes, delta_shapes, finding, refuse_mismatch
 from deltareg.manifest import TensorEntry
@@ -154,9 +154,16 @@ def refuse_stacked(artifact: Artifact, reference: Reference) -> None:
 
 
 def plan(
-    target: Checkpoint, deltas: Sequence[WeightedDelta], placement: Placement | None = None, merge: Merge = LINEAR
+    target: Checkpoint,
+    deltas: Sequence[WeightedDelta],
+    placement: Placement | None = None,
+    merge: Merge = LINEAR,
+    *,
+    dtype: str | None = None,
 ) -> Plan:
     """What becomes of each tensor, where `placement` puts the deltas; without it the target has to be the base.
+
+    With `dtype`, BF16, F16, F32 or F64, tensors of floats come out in that one, but for those whose bits are replaced.
 
     Raises NotHomologous, naming everything that does not fit; InvalidArgument for parameters that a method cannot have.
     """
@@ -164,13 +171,21 @@ def plan(
         for delta in deltas:
             _refuse(delta, target)
         placement = place_unchanged(deltas)
-    planner = _Planner(target, deltas, placement, merge)
+    planner = _Planner(target, deltas, placement, merge, dtype)
     return planner.plan()
 
 
 class _Planner:
-    def __init__(self, target: Checkpoint, deltas: Sequence[WeightedDelta], placement: Placement, merge: Merge) -> None:
+    def __init__(
+        self,
+        target: Checkpoint,
+        deltas: Sequence[WeightedDelta],
+        placement: Placement,
+        merge: Merge,
+        dtype: str | None,
+    ) -> None:
         self._target = target
+        self._dtype = dtype
         self._deltas = deltas
         self._placement = placement
         self._merge = merge
@@ -220,9 +235,12 @@ class _Planner:
         ]
 
     def _planned(self, name: str, tensor: Tensor, pieces: list[Piece]) -> PlannedTensor:
-        dtype = _result_dtype(name, tensor, [piece.entry for piece in pieces], self._warnings)
         active = [piece for piece in pieces if piece.entry.kind != "zero"]
         adding = [is_additive(piece.entry) for piece in active]
+        if self._dtype is not None and tensor.dtype in DELTA_DTYPES and all(adding):
+            dtype = self._dtype
+        else:
+            dtype = _result_dtype(name, tensor, [piece.entry for piece in pieces], self._warnings)
         if any(adding) and not all(adding):
             raise NotHomologous(
                 f"the deltas do not agree about {name}: one adds numbers to it, another replaces its bits",

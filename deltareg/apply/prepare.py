@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import deltareg
-from deltareg.apply.card import config_json
+from deltareg.apply.card import Labels, config_json
 from deltareg.apply.placement import Placement, WeightedDelta, place
 from deltareg.apply.plan import Merge, Plan, plan, refuse_stacked
 from deltareg.apply.run import Outcome
@@ -46,6 +46,7 @@ class Prepared:
     files: dict[str, bytes]
     with_added: bool | None
     force: bool
+    labels: Labels = Labels()
 
     def digest(self) -> str:
         """What decides the bytes of the output: where it is the same, a run can go on where another was killed."""
@@ -58,6 +59,7 @@ class Prepared:
                     "method": [self.merge.method.name, {name: str(one) for name, one in self.merge.told().items()}],
                     "seed": str(self.merge.seed),
                     "policy": [self.with_added, self.force, self.placement.separate],
+                    "labels": [self.labels.title, self.labels.base, self.labels.maker],
                     "files": {name: sha256(data) for name, data in self.files.items()},
                     "shards": [[shard.file, shard.tensors, dict(shard.metadata)] for shard in self.plan.shards],
                 }
@@ -99,6 +101,8 @@ def prepare(
     *,
     with_added: bool | None,
     force: bool,
+    dtype: str | None = None,
+    labels: Labels | None = None,
 ) -> Prepared:
     """Check the deltas, and plan what becomes of each tensor. Raises NotHomologous, InvalidArgument."""
     active = [delta for delta in wanted if any(delta.weights.values)]
@@ -107,10 +111,12 @@ def prepare(
     fits = fit(target, [(delta.reference, delta.artifact) for delta in active], threads=threads, lenient=True)
     overridden = refuse_errors(fits, target, force=force)
     placement = place(target, active, fits, with_added=with_added)
-    planned = plan(target, active, placement, merge)
+    planned = plan(target, active, placement, merge, dtype=dtype)
     refuse_unmatched([*(delta.weights for delta in wanted), *merge.parameters.values()], planned.subjects.values())
     files = _files(target, active, side_files, planned, placement, fits)
-    return Prepared(target, wanted, active, merge, fits, overridden, placement, planned, files, with_added, force)
+    return Prepared(
+        target, wanted, active, merge, fits, overridden, placement, planned, files, with_added, force, labels or Labels()
+    )
 
 
 def weighted(

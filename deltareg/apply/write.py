@@ -17,7 +17,7 @@ from deltareg.apply.plan import Plan
 from deltareg.apply.prepare import Prepared
 from deltareg.apply.ranks import ALONE, Ranks, share
 from deltareg.apply.run import NOTHING, Outcome, Share, run
-from deltareg.checkpoint import CheckpointWriter, Job, Member
+from deltareg.checkpoint import CheckpointWriter, Job, Member, Seal
 from deltareg.checkpoint.output import Writer, open_writer
 from deltareg.errors import BadHeader, BadRecord, DigestMismatch
 from deltareg.manifest import INVENTORY_TYPE, SIDE_FILE_TYPE
@@ -59,6 +59,7 @@ def write(
     *,
     verified: Callable[[], None],
     overwrite: bool,
+    seal: Seal | None = None,
 ) -> Written:
     """Do what was planned; of several ranks each its share, and the first what is left. Raises what `apply` does.
 
@@ -99,7 +100,7 @@ def write(
             writer.sync()
         outcome = sum(ranks.each(outcome), NOTHING)
         if ranks.number == 0:
-            _finish(job, writer, outcome)
+            _finish(job, writer, outcome, seal)
         for _ in ranks.each(None):
             pass
         resumed = sum(ranks.each(len(done)))
@@ -161,11 +162,11 @@ def _recoverable(planned: Plan, own: frozenset[str]) -> list[str]:
     ]
 
 
-def _finish(job: Prepared, writer: Writer, outcome: Outcome) -> None:
+def _finish(job: Prepared, writer: Writer, outcome: Outcome, seal: Seal | None) -> None:
     """Add the files beside the weights, and make all of it visible."""
     for name, data in job.files.items():
         writer.add_file(name, data)
     notes = job.notes(outcome)
     told = {"Remedies": job.placement.remedies, "Overridden findings": job.overridden, "Notes": notes}
-    writer.add_file("README.md", card(job.target, job.wanted, job.merge, told))
-    writer.commit()
+    writer.add_file("README.md", card(job.target, job.wanted, job.merge, told, job.labels))
+    writer.commit(seal)

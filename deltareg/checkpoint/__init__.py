@@ -10,7 +10,7 @@ from deltareg.checkpoint.locate import Located, locate
 from deltareg.checkpoint.memory import MemoryTensor, checkpoint_of
 from deltareg.checkpoint.reader import Checkpoint, Shard, Tensor
 from deltareg.checkpoint.source import ByteSource, FileSource, Folder, LocalFolder
-from deltareg.checkpoint.writer import CheckpointWriter, Job, Member, ShardPlan
+from deltareg.checkpoint.writer import CheckpointWriter, Job, Member, Seal, ShardPlan
 
 __all__ = [
     "DTYPES",
@@ -31,6 +31,7 @@ __all__ = [
     "Located",
     "Member",
     "MemoryTensor",
+    "Seal",
     "Shard",
     "ShardIndex",
     "ShardPlan",

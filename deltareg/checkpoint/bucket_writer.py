@@ -15,7 +15,7 @@ from deltareg.checkpoint.layout import INDEX_FILE, belongs, index_json, output_p
 from deltareg.checkpoint.reader import Tensor
 from deltareg.checkpoint.source import bytes_of
 from deltareg.checkpoint.upload import Upload, Uploads
-from deltareg.checkpoint.writer import ShardPlan
+from deltareg.checkpoint.writer import Seal, ShardPlan
 from deltareg.closing import Closing
 from deltareg.errors import BadCheckpoint, DeltaregError, OutputExists
 from deltareg.progress import Progress
@@ -120,8 +120,11 @@ class BucketWriter(Closing):
         self._refuse_closed()
         self._small[output_path(relative, {*self._small, *self._shards})] = data
 
-    def commit(self) -> None:
-        """Complete the checkpoint under its name. Raises OutputExists if another process was faster."""
+    def commit(self, seal: Seal | None = None) -> None:
+        """Complete the checkpoint under its name. Raises OutputExists if another process was faster.
+
+        The files that `seal` gives are added.
+        """
         self._refuse_closed()
         missing = [name for name, place in self._places.items() if place.written < place.nbytes]
         if missing or any(shard.upload.sent != shard.upload.size for shard in self._shards.values()):
@@ -129,6 +132,9 @@ class BucketWriter(Closing):
         if len(set(self._weight_map.values())) > 1:
             sizes = {name: place.nbytes for name, place in self._places.items()}
             self.add_file(INDEX_FILE, index_json(self._weight_map, sizes))
+        if seal is not None:
+            for name, data in seal(None, sorted([*self._small, *self._shards])).items():
+                self.add_file(name, data)
         _Publication(self._store, self.out, self._before, overwrite=self._overwrite).publish(self._small, self._shards)
         self.close()
 

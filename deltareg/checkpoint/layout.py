@@ -79,6 +79,7 @@ _CHECKPOINT_FILES = (
     "config.json",
     _ADAPTER_CONFIG,
     "README.md",
+    "deltareg.lock",  # what an output was built from
     "LICENSE*",
     "LICENCE*",
 )

@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,12 +36,19 @@ from deltareg.threads import in_order
 if TYPE_CHECKING:
     from deltareg.checkpoint.source import Buffer
 
-__all__ = ["CheckpointWriter", "Job", "Member", "ShardPlan"]
+__all__ = ["CheckpointWriter", "Job", "Member", "Seal", "ShardPlan"]
 
 _BLOCK = 4 * 2**20
 _COPY_STEP = 64 * 2**20
 _NO_COPY_RANGE = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY)
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+Seal = Callable[[Path | None, Sequence[str]], Mapping[str, bytes]]
+"""What an output is sealed with once all else is written: files made of its directory and of its files' names.
+
+There is no directory where the output goes to an object store.
+"""
 
 
 @dataclass(frozen=True)
@@ -242,12 +249,18 @@ class CheckpointWriter(Closing):
                 else:
                     os.fsync(file)
 
-    def commit(self) -> None:
-        """Make the checkpoint durable and visible under its name. Raises OutputExists if another process was faster."""
+    def commit(self, seal: Seal | None = None) -> None:
+        """Make the checkpoint durable and visible under its name. Raises OutputExists if another process was faster.
+
+        The files that `seal` gives come last.
+        """
         directory = self._open_directory()
         if len(set(self._weight_map.values())) > 1:
             sizes = {name: place.nbytes for name, place in self._places.items()}
             self.add_file(INDEX_FILE, index_json(self._weight_map, sizes))
+        if seal is not None:
+            for name, data in seal(directory, sorted(self._files)).items():
+                self.add_file(name, data)
         self.sync()
         with translate_os_errors("write the checkpoint", self.out):
             self._keep = False  # without its journals nobody could go on with it

@@ -24,13 +24,14 @@ if TYPE_CHECKING:
         replaced,
         zero_frame,
     )
-    from deltareg.codec.lanes import FRAME_LANES, Array, Lane, delta_lane_of, is_additive, lane_of
+    from deltareg.codec.lanes import DELTA_DTYPES, FRAME_LANES, Array, Lane, delta_lane_of, is_additive, lane_of
     from deltareg.codec.lowrank import FACTOR_DTYPES, Factors, LowRank, LowRankTensor, Product
     from deltareg.codec.reader import FrameRange, RecordReader
     from deltareg.codec.record import Mode, RecordHead, frame_counts
     from deltareg.codec.streams import Preset
 
 __all__ = [
+    "DELTA_DTYPES",
     "FACTOR_DTYPES",
     "FRAME_LANES",
     "Array",
@@ -63,6 +64,7 @@ __all__ = [
 _HOMES = {
     "Array": "deltareg.codec.lanes",
     "EncodedFrame": "deltareg.codec.frame",
+    "DELTA_DTYPES": "deltareg.codec.lanes",
     "FACTOR_DTYPES": "deltareg.codec.lowrank",
     "FRAME_LANES": "deltareg.codec.lanes",
     "Factors": "deltareg.codec.lowrank",

@@ -262,6 +262,7 @@ def _locked_base(base: Base, choices: Sequence[Choice], pool: Pool) -> LockedBas
     tokenizer = fingerprint.tokenizer
     return LockedBase(
         location=base.location,
+        id=base.checkpoint.id,
         revision=base.checkpoint.revision,
         licence=base.checkpoint.licence,
         fingerprint=fingerprint.digest,

@@ -1,0 +1,187 @@
+"""Locking a recipe: resolve it, and write down what was found."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from functools import partial
+from typing import Literal
+
+import deltareg
+from deltareg.apply.plan import Merge
+from deltareg.build.project import Project
+from deltareg.build.settings import parameter_schedules, parameter_settings
+from deltareg.checkpoint import Checkpoint, Tensor
+from deltareg.codec import FRAME_LANES, lane_of
+from deltareg.describe import chunk_digest, joined_digest, tensors_digest
+from deltareg.errors import BadLock, LockStale, UnsupportedFormat
+from deltareg.lock import Lock, LockedDelta, write_lock
+from deltareg.manifest import Document
+from deltareg.names import version_key
+from deltareg.progress import SILENT, Progress
+from deltareg.resolve import Resolution, Sources, resolve
+from deltareg.resolve.resolve import Base
+from deltareg.threads import in_order, thread_count
+
+__all__ = ["Change", "LockReport", "base_digest", "changes", "lock", "lock_of"]
+
+
+class Change(Document):
+    """What became of one delta in a lock."""
+
+    reference: str
+    before: str | None = None
+    after: str | None = None
+    change: Literal["added", "removed", "updated", "downgraded", "kept"]
+
+
+class LockReport(Document):
+    """What a lock holds now."""
+
+    lock: str
+    base: str
+    deltas: list[Change]
+    changed: bool
+    warnings: list[str] = []
+    seconds: float
+    dry_run: bool
+
+
+def lock(
+    project: Project,
+    sources: Sources,
+    *,
+    update: Iterable[str] | None = (),
+    check: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> LockReport:
+    """Resolve the recipe, and write what was found beside it.
+
+    What the lock held before stays where it still fits, but for the names in `update`; None frees all. With `check`
+    nothing is written, and LockStale is raised where the lock is not what the recipe means. Raises NothingFits and what
+    else `resolve` raises.
+    """
+    started = time.monotonic()
+    warnings: list[str] = []
+    try:
+        before = project.current_lock() if check else project.lock_if_any()
+    except (BadLock, UnsupportedFormat) as error:
+        if check:
+            raise
+        warnings.append(f"{error.message}: it is written anew")
+        before = None
+    with closing(Base.of(project.recipe, project.directory)) as base:
+        found = resolve(
+            project.recipe,
+            sources,
+            directory=project.directory,
+            base=base,
+            lock=before,
+            update=update,
+            called=project.name,
+            threads=threads,
+        )
+        digest = before.base.digest if check and before is not None else base_digest(base.checkpoint, threads, progress)
+    after = lock_of(found, digest, before)
+    if check and before is not None and after.meaning != before.meaning:
+        told = ", ".join(f"{one.reference} {one.change}" for one in changes(before, after) if one.change != "kept")
+        raise LockStale(
+            f"{project.lock_path} is not what {project.name} means now" + (f": {told}" if told else ""),
+            hint="deltareg lock brings it up to date",
+            path=project.lock_path,
+        )
+    changed = before is None or after != before
+    if changed and not dry_run and not check:
+        write_lock(after, project.lock_path)
+    return LockReport(
+        lock=str(project.lock_path),
+        base=after.base.location,
+        deltas=changes(before, after),
+        changed=changed,
+        warnings=[*warnings, *found.warnings],
+        seconds=time.monotonic() - started,
+        dry_run=dry_run,
+    )
+
+
+def lock_of(found: Resolution, digest: str | None, before: Lock | None = None) -> Lock:
+    """The lock of a resolution; `digest` is that of the base's tensors. What was built is kept where nothing changed."""
+    build = found.recipe.build
+    merge = Merge.of(build.method, parameter_schedules(build.method, build.parameters), build.seed)
+    lock = Lock(
+        producer=f"deltareg {deltareg.__version__}",
+        recipe=found.recipe.digest,
+        name=build.name,
+        base=found.base.model_copy(update={"digest": digest}),
+        method=build.method,
+        parameters=parameter_settings(merge.told()),
+        seed=build.seed,
+        dtype=build.dtype,
+        side_files=build.side_files,
+        with_added=build.with_added,
+        accept_licence=build.accept_licence,
+        deltas=[
+            LockedDelta(
+                reference=str(choice.candidate.reference),
+                digest=choice.candidate.digest,
+                remote=choice.candidate.remote,
+                wanted=choice.wanted,
+                required_by=[by.repository for by in choice.required_by],
+                weight=choice.weight,
+                where=choice.where,
+                licence=choice.details.licence,
+                exactness=choice.details.exactness,
+                size=choice.details.size,
+            )
+            for choice in found.choices
+        ],
+    )
+    if before is not None and before.meaning == lock.meaning:
+        return before
+    return lock
+
+
+def changes(before: Lock | None, after: Lock) -> list[Change]:
+    """What became of each delta."""
+    old = {} if before is None else {one.name.repository: one for one in before.deltas}
+    new = {one.name.repository: one for one in after.deltas}
+    found: list[Change] = []
+    for name in [*new, *(name for name in old if name not in new)]:
+        was, now = old.get(name), new.get(name)
+        versions = (None if was is None else str(was.name.tag), None if now is None else str(now.name.tag))
+        change: Literal["added", "removed", "updated", "downgraded", "kept"] = "kept"
+        if was is None or now is None:
+            change = "added" if was is None else "removed"
+        elif was.digest != now.digest:
+            higher = version_key(str(now.name.tag)) > version_key(str(was.name.tag))
+            change = "updated" if higher else "downgraded"
+        found.append(Change(reference=name, before=versions[0], after=versions[1], change=change))
+    return found
+
+
+def base_digest(base: Checkpoint | None, threads: int | None, progress: Progress = SILENT) -> str | None:
+    """The digest of a base's tensors, as deltas record it; None where it is not on this machine, or not known."""
+    if base is None or not base.is_local:
+        return None
+    tensors = list(base.tensors.values())
+
+    def chunks() -> Generator[partial[tuple[str, bytes]]]:
+        for tensor in tensors:
+            step = FRAME_LANES * lane_of(tensor.dtype).width
+            for offset in range(0, tensor.nbytes, step):
+                yield partial(_chunk, tensor, offset, min(step, tensor.nbytes - offset), progress)
+
+    found: dict[str, list[bytes]] = {tensor.name: [] for tensor in tensors}
+    with progress.step("base", sum(tensor.nbytes for tensor in tensors)):
+        for name, digest in in_order(chunks(), thread_count(threads)):
+            found[name].append(digest)
+    return tensors_digest(base, {name: joined_digest(parts) for name, parts in found.items()})
+
+
+def _chunk(tensor: Tensor, offset: int, length: int, progress: Progress) -> tuple[str, bytes]:
+    digest = chunk_digest(tensor.read(offset, length))
+    progress.advance(length)
+    return tensor.name, digest

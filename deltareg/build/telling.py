@@ -1,0 +1,179 @@
+"""Telling about a recipe's deltas: why these versions, what hangs on what, what newer ones there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+
+from deltareg.build.project import Project
+from deltareg.errors import NotFound
+from deltareg.lock import Lock
+from deltareg.manifest import Document
+from deltareg.names import parse_reference, version_key
+from deltareg.resolve import Candidate, Resolution, Sources, resolve
+from deltareg.resolve.explain import looked_at, told_of
+from deltareg.resolve.resolve import Base
+from deltareg.resolve.search import Wish, required_wish
+
+__all__ = ["OutdatedReport", "OutdatedRow", "TreeReport", "TreeRow", "WhyReport", "outdated", "tree", "why"]
+
+
+class WhyReport(Document):
+    """Why a delta has the version that it has."""
+
+    reference: str
+    digest: str
+    remote: str
+    requirements: list[str]
+    versions: list[str]
+
+
+class TreeRow(Document):
+    """One line of a tree: a delta, and how deep it hangs."""
+
+    reference: str
+    depth: int
+    weight: float | str
+    wanted: str | None
+    repeated: bool
+
+
+class TreeReport(Document):
+    """What hangs on what."""
+
+    name: str
+    base: str
+    rows: list[TreeRow]
+
+
+class OutdatedRow(Document):
+    """One delta, and what there is of it."""
+
+    reference: str
+    locked: str
+    wanted: str | None
+    fitting: str | None
+    latest: str | None
+    note: str | None = None
+
+
+class OutdatedReport(Document):
+    """Which deltas of a lock have newer versions."""
+
+    rows: list[OutdatedRow]
+    outdated: int
+
+
+def why(project: Project, sources: Sources, repository: str, *, threads: int | None = None) -> WhyReport:
+    """Why the recipe gets the version of a delta that it gets: who asks for it, and what is wrong with the others.
+
+    Raises NotFound where the recipe does not lead to the delta, and what `resolve` raises.
+    """
+    name = parse_reference(repository).repository
+    found = _resolved(project, sources, project.lock_if_any(), threads)
+    choice = found.choice(name)
+    if choice is None:
+        there = ", ".join(one.candidate.repository for one in found.choices)
+        raise NotFound(f"{project.name} does not lead to {name}", cause=f"it leads to {there}", hint="deltareg tree")
+    wishes = list(_wishes(found, name))
+    chosen = choice.candidate
+    lines = [
+        f"{line}" if not line.startswith(f"{chosen.version}: ") else f"{chosen.version}: chosen"
+        for line in looked_at(name, wishes, found.pool)
+    ]
+    return WhyReport(
+        reference=str(chosen.reference),
+        digest=chosen.digest,
+        remote=chosen.remote,
+        requirements=[told_of(wish, project.name) for wish in wishes],
+        versions=lines,
+    )
+
+
+def tree(project: Project) -> TreeReport:
+    """What hangs on what, as the lock has it. Raises LockStale where there is none."""
+    lock = project.lock()
+    below = {one.name.repository: [] for one in lock.deltas}
+    for one in lock.deltas:
+        for by in one.required_by:
+            below[by].append(one.name.repository)
+    rows: list[TreeRow] = []
+    shown: set[str] = set()
+
+    def hang(name: str, depth: int) -> None:
+        delta = lock.delta(name)
+        assert delta is not None
+        repeated = name in shown and bool(below[name])
+        weight = delta.weight if isinstance(delta.weight, float) and not delta.where else _rules(lock, name)
+        rows.append(
+            TreeRow(reference=delta.reference, depth=depth, weight=weight, wanted=delta.wanted, repeated=repeated)
+        )
+        shown.add(name)
+        if not repeated:
+            for other in below[name]:
+                hang(other, depth + 1)
+
+    for one in lock.deltas:
+        if one.wanted is not None:
+            hang(one.name.repository, 0)
+    return TreeReport(name=lock.name or project.name, base=lock.base.location, rows=rows)
+
+
+def outdated(project: Project, sources: Sources, *, threads: int | None = None) -> OutdatedReport:
+    """Which deltas of the lock have newer versions: those that the recipe allows, and the highest of all."""
+    lock = project.lock()
+    found = _resolved(project, sources, None, threads)
+    rows: list[OutdatedRow] = []
+    for one in lock.deltas:
+        name = one.name.repository
+        choice = found.choice(name)
+        everything = found.pool.candidates(name, one.remote)
+        releases = [other for other in everything if version_key(other.version).prerelease is None]
+        here = next((other for other in everything if other.digest == one.digest), None)
+        rows.append(
+            OutdatedRow(
+                reference=name,
+                locked=str(one.name.tag),
+                wanted=one.wanted,
+                fitting=None if choice is None else choice.candidate.version,
+                latest=releases[0].version if releases else None,
+                note=_note(here, one.remote),
+            )
+        )
+    count = sum(row.fitting != row.locked for row in rows)
+    return OutdatedReport(rows=rows, outdated=count)
+
+
+def _note(here: Candidate | None, remote: str) -> str | None:
+    if here is None:
+        return f"{remote} does not have it any more"
+    return None if here.yanked is None else f"yanked: {here.yanked}"
+
+
+def _rules(lock: Lock, name: str) -> str:
+    from deltareg.build.settings import weight_schedule
+
+    delta = lock.delta(name)
+    assert delta is not None
+    return str(weight_schedule(delta.weight, delta.where))
+
+
+def _resolved(project: Project, sources: Sources, lock: Lock | None, threads: int | None) -> Resolution:
+    with closing(Base.of(project.recipe, project.directory)) as base:
+        return resolve(
+            project.recipe,
+            sources,
+            directory=project.directory,
+            base=base,
+            lock=lock,
+            called=project.name,
+            threads=threads,
+        )
+
+
+def _wishes(found: Resolution, name: str) -> Iterator[Wish]:
+    yield from (wish for wish in found.wishes if wish.repository == name)
+    for choice in found.choices:
+        for one in choice.details.requires:
+            if one.reference == name:
+                yield required_wish(one, choice.candidate, found.pool.sources)

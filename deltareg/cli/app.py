@@ -14,6 +14,7 @@ import typer
 
 from deltareg import __version__
 from deltareg.cli.adapters import export_lora, import_lora
+from deltareg.cli.builds import build, lock, outdated, tree, update, why
 from deltareg.cli.cache import cache_app
 from deltareg.cli.check import check, fingerprint
 from deltareg.cli.checkpoints import apply, diff
@@ -94,6 +95,12 @@ app.command("check")(check)
 app.command("compare")(compare)
 app.command("apply")(apply)
 app.command("export-lora")(export_lora)
+app.command("lock")(lock)
+app.command("build")(build)
+app.command("update")(update)
+app.command("outdated")(outdated)
+app.command("why")(why)
+app.command("tree")(tree)
 app.command("methods")(methods)
 app.command("fingerprint")(fingerprint)
 app.add_typer(remote_app, name="remote")

@@ -23,7 +23,7 @@ from deltareg.cli.options import (
 from deltareg.errors import InvalidArgument
 from deltareg.paths import expand_home
 
-__all__ = ["CHECKPOINT", "SideFiles", "apply", "diff", "output_directory"]
+__all__ = ["CHECKPOINT", "SideFiles", "apply", "diff", "output_directory", "output_of"]
 
 
 class SideFiles(StrEnum):
@@ -222,7 +222,7 @@ def apply(
             target,
             weighted,
             registry,
-            _output(out),
+            output_of(out),
             method=method,
             parameters=parse_parameters(method, parameters or []),
             seed=seed,
@@ -265,7 +265,8 @@ def _weight(weight: float | str) -> str:
     return weight if isinstance(weight, str) else ratio(weight)
 
 
-def _output(out: str) -> str | Path:
+def output_of(out: str) -> str | Path:
+    """What a command is to make: a directory, or a place in an object store. Raises InvalidArgument."""
     from deltareg.checkpoint.bucket import is_bucket
 
     return (

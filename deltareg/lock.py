@@ -45,7 +45,9 @@ class LockedBase(Document):
     """The checkpoint to start from."""
 
     location: str = Field(description="where it is, as the recipe says")
-    id: str | None = Field(default=None, description="what it is called in model cards; absent where only its fingerprint is known")
+    id: str | None = Field(
+        default=None, description="what it is called in model cards; absent where only its fingerprint is known"
+    )
     revision: str | None = Field(default=None, description="commit of the hub repository")
     digest: FileDigest | None = Field(
         default=None, description="digest of its tensors: names, dtypes, shapes, bytes; absent where it was not read"
@@ -124,7 +126,9 @@ def read_lock(path: Path) -> Lock:
             with path.open("rb") as file:
                 data = file.read(_LIMIT + 1)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise LockStale(f"there is no lock {path}", hint="deltareg lock makes it from the recipe", path=path) from error
+            raise LockStale(
+                f"there is no lock {path}", hint="deltareg lock makes it from the recipe", path=path
+            ) from error
     return parse_lock(data, path)
 
 

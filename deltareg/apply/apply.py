@@ -80,7 +80,7 @@ def apply(
     machine's memory, those of the interpreter and its libraries included; GPUs' own are not counted. `ranks` are the
     processes that share the work: each makes this same call, and each gets the same report. `device` is what computes:
     "cpu", "cuda", "cuda:1", "cuda:all", or several: "cuda:0,cuda:1". GPUs need torch; "torch:cpu" is their way on the
-    processor, to test it. The result depends on none of these. `labels` are what the model card calls things, and `seal`
+    processor, to test it. The result depends on none of these. `labels` are what the model card calls things; `seal`
     gives files to put beside it once all else is written.
 
     Raises NotHomologous, NotFound, OutputExists, InvalidArgument, DigestMismatch, BadRecord, DiskFull, RankLost,

@@ -90,7 +90,7 @@ def card(
     licence = merged_licence(target, deltas)
     if licence is not None:
         front["license"] = licence
-    lines = ["---", *(_yaml(front)), "---", "", f"# {plain(named.title or f"{base} with deltas")}", ""]
+    lines = ["---", *(_yaml(front)), "---", "", f"# {plain(named.title or f'{base} with deltas')}", ""]
     lines += [
         f"Made by {named.maker or f'deltareg {deltareg.__version__}'}: {_sum_of(merge)}.",
         "",
@@ -101,7 +101,11 @@ def card(
         licence = plain(delta.artifact.config.licence or "unknown")
         lines.append(f"| `{delta.reference}` | {plain(str(delta.weights))} | `{delta.artifact.digest}` | {licence} |")
     revision = f" at `{target.revision}`" if target.revision else ""
-    lines += ["", f"Target: `{plain(named.base or target.id)}`{revision}, licence {plain(target.licence or 'unknown')}.", ""]
+    lines += [
+        "",
+        f"Target: `{plain(named.base or target.id)}`{revision}, licence {plain(target.licence or 'unknown')}.",
+        "",
+    ]
     for title, notes in told.items():
         if notes:
             lines += [f"## {title}", "", *(f"- {plain(note)}" for note in notes), ""]

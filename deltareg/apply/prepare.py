@@ -46,7 +46,7 @@ class Prepared:
     files: dict[str, bytes]
     with_added: bool | None
     force: bool
-    labels: Labels = Labels()
+    labels: Labels
 
     def digest(self) -> str:
         """What decides the bytes of the output: where it is the same, a run can go on where another was killed."""
@@ -115,7 +115,18 @@ def prepare(
     refuse_unmatched([*(delta.weights for delta in wanted), *merge.parameters.values()], planned.subjects.values())
     files = _files(target, active, side_files, planned, placement, fits)
     return Prepared(
-        target, wanted, active, merge, fits, overridden, placement, planned, files, with_added, force, labels or Labels()
+        target,
+        wanted,
+        active,
+        merge,
+        fits,
+        overridden,
+        placement,
+        planned,
+        files,
+        with_added,
+        force,
+        labels or Labels(),
     )
 
 

@@ -27,12 +27,12 @@ from deltareg.build.project import Project
 from deltareg.build.settings import parameter_schedules, weight_schedule
 from deltareg.checkpoint import Checkpoint
 from deltareg.checkpoint.output import check_output
-from deltareg.errors import DigestMismatch, InvalidArgument, LockStale, NotHomologous, OutputDiffers
+from deltareg.errors import InvalidArgument, NotHomologous, OutputDiffers
 from deltareg.fingerprint import fingerprint_of
 from deltareg.lock import LOCK_NAME, Lock, LockedOutput, lock_bytes, write_lock
 from deltareg.manifest import Document
 from deltareg.progress import SILENT, Progress
-from deltareg.resolve import Resolution, Sources, resolve
+from deltareg.resolve import Sources, resolve
 from deltareg.resolve.resolve import Base, location_in
 from deltareg.threads import thread_count
 
@@ -48,7 +48,7 @@ class BuiltDelta(Document):
     digest: str
     remote: str
     weight: float | str = Field(description="weight, or the rules of weights as text")
-    required_by: list[str] = []
+    required_by: list[str] = Field(description="deltas that require it; empty where the recipe alone asks for it")
     fetched_bytes: int = Field(description="bytes that came from the remote, or would come")
 
 
@@ -68,11 +68,13 @@ class BuildReport(Document):
     expected_seconds: float | None = Field(
         default=None, description="of a dry run whose deltas are on this machine: seconds of reading and computing"
     )
-    output: str | None = Field(default=None, description="digest of the output; null of a dry run, and in an object store")
+    output: str | None = Field(
+        default=None, description="digest of the output; null of a dry run, and in an object store"
+    )
     reproduced: bool | None = Field(
         default=None, description="the output has the digest that the lock holds; null where the lock held none"
     )
-    warnings: list[str] = []
+    warnings: list[str] = Field(description="what the user should know")
     seconds: float
     dry_run: bool
 
@@ -147,7 +149,7 @@ def rebuild(
     how = options or Options()
     started = time.monotonic()
     lock = project.lock()
-    warnings: list[str] = []
+    warnings: list[str] = Field(description="what the user should know")
     if project.recipe_path.exists() and project.recipe.digest != lock.recipe:
         warnings.append(f"{project.name} has changed since the lock was written; this builds the lock")
     return _build(lock, project, sources, out, how, started, wrote=None, warnings=warnings, base=base)
@@ -277,7 +279,7 @@ def _differs(lock: Lock, before: LockedOutput, now: LockedOutput) -> OutputDiffe
     return OutputDiffers(
         f"the output is not what the lock says: {shown} differ{'s' if len(names) == 1 else ''}",
         cause=f"it has the digest {now.digest}, the lock {before.digest}{made}",
-        hint=f"is the base at {lock.base.location} the one that was locked? deltareg lock --check tells; nothing was written",
+        hint=f"nothing was written; is the base at {lock.base.location} the one that was locked?",
         files=names,
     )
 

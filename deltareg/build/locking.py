@@ -8,6 +8,8 @@ from contextlib import closing
 from functools import partial
 from typing import Literal
 
+from pydantic import Field
+
 import deltareg
 from deltareg.apply.plan import Merge
 from deltareg.build.project import Project
@@ -43,7 +45,7 @@ class LockReport(Document):
     base: str
     deltas: list[Change]
     changed: bool
-    warnings: list[str] = []
+    warnings: list[str] = Field(description="what the user should know")
     seconds: float
     dry_run: bool
 
@@ -65,7 +67,7 @@ def lock(
     else `resolve` raises.
     """
     started = time.monotonic()
-    warnings: list[str] = []
+    warnings: list[str] = Field(description="what the user should know")
     try:
         before = project.current_lock() if check else project.lock_if_any()
     except (BadLock, UnsupportedFormat) as error:
@@ -108,7 +110,7 @@ def lock(
 
 
 def lock_of(found: Resolution, digest: str | None, before: Lock | None = None) -> Lock:
-    """The lock of a resolution; `digest` is that of the base's tensors. What was built is kept where nothing changed."""
+    """The lock of a resolution; `digest` is that of the base's tensors. The old one is kept where nothing changed."""
     build = found.recipe.build
     merge = Merge.of(build.method, parameter_schedules(build.method, build.parameters), build.seed)
     lock = Lock(

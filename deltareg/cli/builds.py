@@ -120,16 +120,18 @@ def build(
         typer.Option("--memory", metavar="SIZE", help="Memory to use at most, such as 2GiB.", show_default=False),
     ] = None,
     threads: Threads = None,
-    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="What computes: cpu, cuda, cuda:1 …")] = "cpu",
+    device: Annotated[
+        str, typer.Option("--device", metavar="DEVICE", help="What computes: cpu, cuda, cuda:1 …")
+    ] = "cpu",
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Build the checkpoint that a recipe describes.
 
     Follows deltareg.lock, or writes it where it is missing or older than the recipe. Everything is checked before
-    anything large is fetched; then the deltas are fetched, verified and applied. The output carries the lock that it was
-    built from, and deltareg inspect verifies it. The lock is told the output's digest: whoever builds from it again gets
-    the same bytes or an error.
+    anything large is fetched; then the deltas are fetched, verified and applied. The output carries the lock that it
+    was built from, and deltareg inspect verifies it. The lock is told the output's digest: whoever builds from it again
+    gets the same bytes or an error.
 
     \b
       deltareg build -o med-chat/
@@ -166,7 +168,7 @@ def build(
 
 
 def outdated(recipe: RecipeOption = None, threads: Threads = None, json: Json = False) -> None:
-    """List the deltas of the lock with the versions that there are: locked, the highest that fits, the highest of all."""
+    """List the deltas of the lock with their versions: the locked one, the highest that fits, the highest of all."""
     from deltareg.build import outdated
     from deltareg.cli.output import hint, print_json, print_table
     from deltareg.cli.session import current_settings, sources, writable_registry
@@ -189,9 +191,7 @@ def outdated(recipe: RecipeOption = None, threads: Threads = None, json: Json = 
         hint("deltareg update takes the versions that fit")
 
 
-def why(
-    reference: ReferenceArgument, recipe: RecipeOption = None, threads: Threads = None, json: Json = False
-) -> None:
+def why(reference: ReferenceArgument, recipe: RecipeOption = None, threads: Threads = None, json: Json = False) -> None:
     """Explain the version of a delta that a recipe leads to: who asks for it, and why no other version was taken.
 
     \b

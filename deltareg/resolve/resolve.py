@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from deltareg.check import CheckedDelta, fitter
@@ -71,7 +71,7 @@ class Base:
 
     @classmethod
     def of(cls, recipe: Recipe, directory: Path) -> Base:
-        """The base of a recipe that lies in `directory`, its headers read. Raises BadCheckpoint and what else opening raises."""
+        """The base of a recipe that lies in `directory`, its headers read. Raises what `Checkpoint.open` raises."""
         location = recipe.build.base
         if location.startswith("sha256:"):
             return cls(location, location, None, parse_digest(location))
@@ -154,9 +154,7 @@ def _kept(lock: Lock | None, update: Iterable[str] | None) -> dict[str, Digest]:
         raise InvalidArgument(
             f"{', '.join(sorted(strangers))} is not in the lock", cause=f"it holds {names}", hint="deltareg tree"
         )
-    return {
-        delta.name.repository: Digest(delta.digest) for delta in lock.deltas if delta.name.repository not in freed
-    }
+    return {delta.name.repository: Digest(delta.digest) for delta in lock.deltas if delta.name.repository not in freed}
 
 
 def _policy(recipe: Recipe, kept: dict[str, Digest]) -> Policy:

@@ -19,7 +19,6 @@ from resolvelib.resolvers import ResolutionTooDeep
 from deltareg.digest import Digest, parse_digest
 from deltareg.errors import DeltaregError, NothingFits
 from deltareg.manifest import Conflict, Requirement
-from deltareg.names import parse_reference
 from deltareg.resolve.policy import Pool
 from deltareg.resolve.source import Candidate, Sources
 from deltareg.versions import ANY, VersionRange, parse_range

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from deltareg.errors import InvalidArgument
 from deltareg.merge import Gradient, Schedule, method_of
 from deltareg.merge.parameter import Value
-from deltareg.recipe import Number, Setting
+from deltareg.recipe import Number, Plain, Setting
 
 __all__ = ["parameter_schedules", "parameter_settings", "weight_schedule"]
 
@@ -40,7 +40,7 @@ def parameter_settings(schedules: Mapping[str, Schedule]) -> dict[str, Setting]:
     """The other way: parameters as a lock writes them."""
     found: dict[str, Setting] = {}
     for name, schedule in schedules.items():
-        values = {
+        values: dict[str, Plain] = {
             selector or EVERY: list(value.points) if isinstance(value, Gradient) else value
             for selector, value in schedule.rules
         }

@@ -93,7 +93,7 @@ def why(project: Project, sources: Sources, repository: str, *, threads: int | N
 def tree(project: Project) -> TreeReport:
     """What hangs on what, as the lock has it. Raises LockStale where there is none."""
     lock = project.lock()
-    below = {one.name.repository: [] for one in lock.deltas}
+    below: dict[str, list[str]] = {one.name.repository: [] for one in lock.deltas}
     for one in lock.deltas:
         for by in one.required_by:
             below[by].append(one.name.repository)

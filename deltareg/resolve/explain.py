@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from deltareg.errors import DeltaregError, NothingFits
@@ -111,7 +111,7 @@ def _remedies(wishes: Sequence[Wish], pool: Pool) -> Iterator[str]:
             continue
         chosen = _tried(wishes, pool.relaxed(relaxed), wishes[0].repository) if wishes else None
         if chosen is not None:
-            yield told(pool, wishes, relaxed)
+            yield told or _licence_remedy(pool, wishes, relaxed)
 
 
 def _tried(wishes: Sequence[Wish], pool: Pool, name: str) -> Candidate | None:
@@ -121,15 +121,13 @@ def _tried(wishes: Sequence[Wish], pool: Pool, name: str) -> Candidate | None:
         return None
 
 
-def _relaxations(policy: Policy) -> list[tuple[Callable[[Pool, Sequence[Wish], Policy], str], Policy]]:
+def _relaxations(policy: Policy) -> list[tuple[str | None, Policy]]:
+    """Other policies, each with what to tell where it helps; None where that has to be made."""
     return [
-        (_licence_remedy, replace(policy, licences=None)),
-        (lambda *_: "without exclude-newer it fits", replace(policy, exclude_newer=None)),
-        (lambda *_: "without exact, approximations being allowed, it fits", replace(policy, exact=False)),
-        (
-            lambda *_: "a yanked version would fit: name it by its digest in a lock, or ask why it was yanked",
-            replace(policy, yanked=True),
-        ),
+        (None, replace(policy, licences=None)),
+        ("without exclude-newer it fits", replace(policy, exclude_newer=None)),
+        ("without exact, approximations being allowed, it fits", replace(policy, exact=False)),
+        ("a yanked version would fit: ask its publisher why it was yanked", replace(policy, yanked=True)),
     ]
 
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from typing import Any
+from typing import Any, cast
 
 from resolvelib import AbstractProvider, BaseReporter, ResolutionImpossible, Resolver
 from resolvelib.resolvers import ResolutionTooDeep
@@ -123,7 +123,8 @@ def _solve(wishes: Sequence[Wish], pool: Pool, among: Mapping[str, frozenset[Dig
     try:
         result = resolver.resolve(wishes, max_rounds=_MOST_ROUNDS)
     except ResolutionImpossible as error:
-        raise Unsatisfiable([cause.requirement for cause in error.causes]) from error
+        causes = cast("ResolutionImpossible[Wish, Candidate | _Absent]", error).causes
+        raise Unsatisfiable([cause.requirement for cause in causes]) from error
     except ResolutionTooDeep as error:
         raise DeltaregError(
             f"no answer after {_MOST_ROUNDS} steps", hint="narrow the ranges in the recipe: name versions"

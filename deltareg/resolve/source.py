@@ -100,7 +100,7 @@ class RegistrySource:
                 digest=Digest(row.digest),
                 remote=self.name,
                 created=row.created,
-                yanked=row.yanked,
+                yanked=getattr(row, "yanked", None),
                 channels=tuple(row.channels),
             )
             for row in rows

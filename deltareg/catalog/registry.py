@@ -76,12 +76,14 @@ class Registry:
         namespace: str | None = None,
         model_type: str | None = None,
         limit: int = 20,
+        yanked: bool = False,
     ) -> SearchReport:
         """The published deltas with every word of `text` that fit `target`, best first, then newest first.
 
-        A first look, from digests: see `Fit`. Raises InvalidArgument for a limit below 1 or more than 32 words.
+        Without those that are yanked, unless `yanked` is set. A first look, from digests: see `Fit`. Raises
+        InvalidArgument for a limit below 1 or more than 32 words.
         """
-        query = Query(text, target, licence, namespace, model_type, limit)
+        query = Query(text, target, licence, namespace, model_type, limit, yanked)
         return self.catalog.search(self.store, query)
 
     def reindex(self) -> int:

@@ -19,13 +19,23 @@ from deltareg.errors import (
     translate_os_errors,
 )
 from deltareg.manifest import CONFIG_TYPE, DELTA_TYPE, MANIFEST_TYPE, DeltaConfig, Descriptor, Index, Manifest, parse
-from deltareg.names import LATEST, Reference, latest_of, parse_reference
+from deltareg.names import LATEST, Reference, parse_reason, parse_reference
 from deltareg.progress import SILENT, Progress
 from deltareg.store import collect, inspect
 from deltareg.store.blobs import Blobs
 from deltareg.store.collect import GcReport
 from deltareg.store.files import sync_directory, write_atomically
-from deltareg.store.index import CREATED, REF_NAME, Entry, Signature, Snapshot, read_index, signature_of, write_index
+from deltareg.store.index import (
+    CREATED,
+    REF_NAME,
+    Entry,
+    Signature,
+    Snapshot,
+    latest_tag,
+    read_index,
+    signature_of,
+    write_index,
+)
 from deltareg.store.inspect import FsckReport
 from deltareg.store.writer import mismatch
 
@@ -68,9 +78,10 @@ class Store(Blobs):
     def publish(self, reference: Reference, manifest: bytes) -> Digest:
         """Give a manifest, whose blobs are all here, the name of a version.
 
-        Publishing the same bytes again changes nothing. Raises VersionExists for other bytes, also where the version
-        was removed; BadName where `reference` is no version; BadManifest and UnsupportedFormat where the manifest or
-        its config cannot be read; NotFound and DigestMismatch where blobs are missing or have another size.
+        Publishing the same bytes again changes nothing, and does not unyank. Raises VersionExists for other bytes, also
+        where the version was removed; BadName where `reference` is no version; BadManifest and UnsupportedFormat where
+        the manifest or its config cannot be read; NotFound and DigestMismatch where blobs are missing or have another
+        size.
         """
         if reference.version is None:
             raise BadName(f"{reference} does not name a version", hint="to publish, write namespace/name:1.2.3")
@@ -95,6 +106,17 @@ class Store(Blobs):
         other = entry.digest if entry is not None else snapshot.removed.get(str(reference))
         if other is not None and other != digest:
             raise version_exists(reference, other, "" if entry is not None else " and was removed")
+
+    def yank(self, reference: Reference, reason: str) -> None:
+        """Yank a version: new resolutions skip it from now on; its bytes and its name stay. Or give another reason.
+
+        Raises BadName where `reference` is no version, InvalidArgument for what is no reason, NotFound.
+        """
+        self._mark(reference, parse_reason(reason))
+
+    def unyank(self, reference: Reference) -> None:
+        """Take back that a version was yanked. Raises BadName where `reference` is no version, NotFound."""
+        self._mark(reference, None)
 
     def set_channel(self, repository: str, channel: str, digest: Digest, expected: Digest | None) -> None:
         """Let a channel name a published version, if it still points to `expected` (None: to nothing).
@@ -126,6 +148,13 @@ class Store(Blobs):
             if not published:
                 raise self._unknown(Reference(reference.namespace, reference.name, digest=digest), snapshot)
             self._write(snapshot.with_entry(reference, _named(reference, digest, published[0].size)))
+
+    def remove_channel(self, repository: str, channel: str) -> None:
+        """Drop a channel; the version that it points to stays. Raises NotFound, BadName for what is no channel."""
+        reference = parse_reference(f"{repository}:{channel}")
+        if reference.version is not None:
+            raise BadName(f"{channel!r} is no channel", hint="a channel is a lower-case word, such as prod")
+        self.remove(reference)
 
     def remove(self, reference: Reference) -> None:
         """Drop a version or a channel; `gc` removes the bytes. A removed version is never free for other bytes.
@@ -162,7 +191,7 @@ class Store(Blobs):
         else:
             tag = reference.tag or LATEST
             if tag == LATEST:
-                tag = latest_of([entry.reference.tag or "" for entry in siblings]) or tag
+                tag = latest_tag(siblings) or tag
             found = snapshot.entries.get(f"{reference.repository}:{tag}")
         if found is None:
             raise self._unknown(reference, snapshot)
@@ -258,6 +287,17 @@ class Store(Blobs):
 
     def _write(self, index: Index) -> None:
         write_index(self.index_path, index, temporary=self.scratch())
+
+    def _mark(self, reference: Reference, reason: str | None) -> None:
+        if reference.version is None:
+            raise BadName(f"{reference} does not name a version", hint="only versions are yanked: namespace/name:1.2.3")
+        with self.lock.exclusive():
+            snapshot = self.snapshot()
+            entry = snapshot.entries.get(str(reference))
+            if entry is None:
+                raise self._unknown(reference, snapshot)
+            if entry.yanked != reason:
+                self._write(snapshot.with_yank(reference, reason))
 
     def _check_blobs(self, reference: Reference, blobs: Iterable[Descriptor]) -> None:
         absent: list[str] = []

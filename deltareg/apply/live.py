@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -153,7 +154,7 @@ class Live:
     def set(self, reference: str | Reference, weight: Weight, *, progress: Progress = SILENT) -> LiveReport:
         """Give an active delta another weight. Raises NotFound where it is not on the model."""
         found = self._find(reference)
-        delta = WeightedDelta(found.reference, found.artifact, checked_weight(weight))
+        delta = replace(found, weights=checked_weight(weight))
         return self._change({**self._active, found.reference: delta}, self._merge, force=True, progress=progress)
 
     def remove(self, reference: str | Reference, *, progress: Progress = SILENT) -> LiveReport:
@@ -219,7 +220,11 @@ class Live:
             changed_tensors=len(changing),
             restored_tensors=len(restoring),
             remedies=remedies,
-            warnings=[*planned.warnings, *(f"{name} stays, which post lacks" for name in planned.removed)],
+            warnings=[
+                *(warning for delta in deltas for warning in delta.warnings),
+                *planned.warnings,
+                *(f"{name} stays, which post lacks" for name in planned.removed),
+            ],
             seconds=time.monotonic() - started,
         )
 

@@ -141,7 +141,7 @@ def open_delta(registry: Registry, reference: str | Reference, weights: Schedule
     version = registry.version_of(reference)
     artifact = registry.artifact(version)
     refuse_stacked(artifact, version)
-    return WeightedDelta(version, artifact, weights)
+    return WeightedDelta(version, artifact, weights, registry.yanked(version))
 
 
 def refuse_errors(fits: Sequence[Fit], target: Checkpoint, *, force: bool) -> list[str]:

@@ -49,6 +49,11 @@ class Registry:
         version = version_among(self.store.siblings(wanted), wanted, digest)
         return Reference(wanted.namespace, wanted.name, digest=digest) if version is None else version
 
+    def yanked(self, reference: Reference | str) -> str | None:
+        """Why the version that a name means was yanked, "" where nobody said why; None where it was not."""
+        version = self.version_of(reference)
+        return None if version.version is None else self.store.entry(version).yanked
+
     def artifact(self, reference: Reference | str) -> Artifact:
         """The delta of that name. Raises NotFound, BadName, DigestMismatch, BadManifest."""
         return Artifact.open(self.store, self.resolve(reference))

@@ -12,12 +12,14 @@ __all__ = [
     "DryRun",
     "Json",
     "Licence",
+    "OnRemote",
     "Preset",
     "PresetOption",
     "ReferenceArgument",
     "RemoteOption",
     "Tag",
     "Threads",
+    "VersionArgument",
     "check_text",
     "complete_delta",
     "complete_remote",
@@ -87,6 +89,19 @@ RemoteOption = Annotated[
         help="Name, URL or path (with a slash) of the remote. By default the default remote.",
         autocompletion=complete_remote,
     ),
+]
+OnRemote = Annotated[
+    str | None,
+    typer.Option(
+        "--remote",
+        metavar="REMOTE",
+        help="Name, URL or path (with a slash) of a remote. Without it the local registry is meant.",
+        autocompletion=complete_remote,
+    ),
+]
+VersionArgument = Annotated[
+    str,
+    typer.Argument(metavar="REFERENCE", help="The version: namespace/name:1.2.3.", autocompletion=complete_delta),
 ]
 ReferenceArgument = Annotated[
     str,

@@ -39,7 +39,7 @@ from deltareg.store.index import (
 from deltareg.store.inspect import FsckReport
 from deltareg.store.writer import mismatch
 
-__all__ = ["LAYOUT", "MANIFEST_LIMIT", "Store", "is_vacant", "parse_manifest", "version_exists"]
+__all__ = ["LAYOUT", "MANIFEST_LIMIT", "Store", "channel_moved", "is_vacant", "parse_manifest", "version_exists"]
 
 LAYOUT = {"imageLayoutVersion": "1.0.0"}
 
@@ -134,12 +134,7 @@ class Store(Blobs):
             if now == digest:
                 return
             if now != expected:
-                raise ChannelMoved(
-                    f"{reference} points to {now or 'nothing'}, not to {expected or 'nothing'}",
-                    hint=f"deltareg show {reference}",
-                    found=now,
-                    expected=expected,
-                )
+                raise channel_moved(reference, now, expected)
             published = [
                 entry
                 for entry in snapshot.repositories.get(repository, [])
@@ -342,6 +337,16 @@ def version_exists(reference: Reference, found: str, where: str = "") -> Version
         hint="publish under a new version number",
         reference=str(reference),
         found=found,
+    )
+
+
+def channel_moved(channel: Reference, found: Digest | None, expected: Digest | None) -> ChannelMoved:
+    """The error of a channel that points elsewhere than whoever moves it thinks."""
+    return ChannelMoved(
+        f"{channel} points to {found or 'nothing'}, not to {expected or 'nothing'}",
+        hint=f"deltareg channel list {channel.repository}",
+        found=found,
+        expected=expected,
     )
 
 

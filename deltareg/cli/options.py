@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "Conflicts",
     "Description",
     "DryRun",
     "Json",
     "Licence",
+    "On",
     "OnRemote",
     "Preset",
     "PresetOption",
@@ -88,6 +90,24 @@ RemoteOption = Annotated[
         metavar="REMOTE",
         help="Name, URL or path (with a slash) of the remote. By default the default remote.",
         autocompletion=complete_remote,
+    ),
+]
+On = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--on",
+        metavar="REFERENCE[=WEIGHT]",
+        help="A delta that BASE holds already: this one is to be applied on top of it. May be given several times.",
+        autocompletion=complete_delta,
+    ),
+]
+Conflicts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--conflicts",
+        metavar="NAME [RANGE]",
+        help="A delta that must not be applied with this one: 'acme/other', 'acme/other >=2, <3'. May be given several "
+        "times.",
     ),
 ]
 OnRemote = Annotated[

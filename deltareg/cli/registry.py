@@ -11,7 +11,7 @@ from deltareg.cli.options import Json, ReferenceArgument, Threads, complete_remo
 if TYPE_CHECKING:
     from deltareg.catalog import CatalogRow
     from deltareg.cli.reports import DeltaDetails
-    from deltareg.manifest import Conflict, Parent, Requirement, TensorEntry
+    from deltareg.manifest import Parent, TensorEntry
 
 __all__ = ["list_deltas", "show", "verify"]
 
@@ -168,22 +168,11 @@ def _fields(details: DeltaDetails) -> dict[str, str]:
         "parameters": number(config.post.parameters),
         "model type": config.fingerprint.model_type,
         "fingerprint": config.fingerprint.digest,
-        "requires": ", ".join(map(_requirement, config.requires)) or None,
-        "conflicts": ", ".join(map(_conflict, config.conflicts)) or None,
+        "requires": ", ".join(map(str, config.requires)) or None,
+        "conflicts": ", ".join(map(str, config.conflicts)) or None,
         "producer": config.producer,
     }
     return {label: value for label, value in fields.items() if value is not None}
-
-
-def _requirement(one: Requirement) -> str:
-    from deltareg.cli.units import ratio
-
-    told = [f"weight {ratio(one.weight)}", *([] if one.digest is None else [one.digest])]
-    return f"{one.reference} {one.version} ({'; '.join(told)})"
-
-
-def _conflict(one: Conflict) -> str:
-    return f"{one.reference} {one.version}" + (f" ({one.reason})" if one.reason else "")
 
 
 def _parent(parent: Parent) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import deltareg
 from deltareg import Registry
@@ -17,6 +19,7 @@ from deltareg.digest import Digest
 from deltareg.errors import BadName, InvalidArgument, NotFound
 from deltareg.manifest import Conflict, Requirement
 from deltareg.merge import Schedule
+from deltareg.names import parse_reference
 from tests import raw
 from tests.codec.oracle import FORMATS, difference, ulp
 from tests.weights import Pair
@@ -297,6 +300,80 @@ def test_deltas_of_which_one_excludes_the_other_are_not_applied_together(stack: 
     assert stack.apply(BASE, {rival: 1.0, "acme/other:1.0.0": 0.0}).overridden == []
     stack.train("latest", BASE, reference="acme/other:2.0.0")
     assert stack.apply(BASE, {rival: 1.0, "acme/other:2.0.0": 1.0}).overridden == []
+
+
+# --- on a model in memory -----------------------------------------------------------------------------------------
+
+
+def state(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path / "model.safetensors")
+
+
+def same(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> bool:
+    return all(torch.equal(left[name].view(torch.int16), right[name].view(torch.int16)) for name in right)
+
+
+def test_a_model_in_memory_takes_a_stacked_delta_after_its_parent(stack: Stack) -> None:
+    model, before = state(stack.path / BASE), state(stack.path / BASE)
+    loaded = deltareg.live(model, stack.registry)
+    with pytest.raises(InvalidArgument, match="on top of acme/parent") as caught:
+        loaded.apply(STACKED)
+    assert f"apply('{PARENT}', 1) first" in (caught.value.hint or "")
+    assert (same(model, before), loaded.deltas) == (True, {})
+    loaded.apply(PARENT)
+    loaded.apply(STACKED, weight=0.5)
+    both = {name: tensor.clone() for name, tensor in model.items()}
+    for change in (lambda: loaded.remove(PARENT), lambda: loaded.set(PARENT, 0.0)):
+        with pytest.raises(InvalidArgument, match="on top of acme/parent"):
+            change()
+        assert same(model, both)
+        assert loaded.deltas == {PARENT: 1.0, STACKED: 0.5}
+    (told,) = [one for one in loaded.set(PARENT, 0.5).warnings if "on top of" in one]
+    assert "which has 0.5 here" in told
+    loaded.remove(STACKED)
+    loaded.remove(PARENT)
+    assert same(model, before)
+
+
+def test_a_model_in_memory_that_is_the_stacked_deltas_base_takes_it_alone(stack: Stack) -> None:
+    model = state(stack.path / "parent")
+    report = deltareg.live(model, stack.registry).apply(STACKED)
+    assert report.warnings == []
+    assert same(model, state(stack.path / "stacked"))
+
+
+def test_what_was_forced_onto_a_model_in_memory_is_not_asked_again(stack: Stack) -> None:
+    model = state(stack.path / BASE)
+    with deltareg.live(model, stack.registry) as loaded:
+        assert any("on top of acme/parent" in one for one in loaded.apply(STACKED, force=True).warnings)
+        loaded.apply("acme/other:1.0.0")
+        loaded.set("acme/other:1.0.0", 0.5)
+        loaded.apply(PARENT)
+        with pytest.raises(InvalidArgument, match="on top of acme/parent"):
+            loaded.remove(PARENT)
+        loaded.remove(PARENT, force=True)
+        loaded.merge("ties", {"density": 0.5})
+        assert loaded.deltas == {STACKED: 1.0, "acme/other:1.0.0": 0.5}
+    assert same(model, state(stack.path / BASE))
+
+
+def test_a_model_in_memory_takes_no_two_of_which_one_excludes_the_other(stack: Stack) -> None:
+    rival = stack.train("rival", BASE, conflicts=["acme/other"])
+    model = state(stack.path / BASE)
+    loaded = deltareg.live(model, stack.registry)
+    loaded.apply("acme/other:1.0.0")
+    with pytest.raises(InvalidArgument, match="excludes acme/other") as caught:
+        loaded.apply(rival)
+    assert "take one of them off" in (caught.value.hint or "")
+    assert loaded.deltas == {"acme/other:1.0.0": 1.0}
+    loaded.remove("acme/other:1.0.0")
+    loaded.apply(rival)
+
+
+def test_a_yanked_delta_is_told_when_it_is_put_on_a_model(stack: Stack) -> None:
+    stack.registry.store.yank(parse_reference("acme/other:1.0.0"), "forgets")
+    report = deltareg.live(state(stack.path / BASE), stack.registry).apply("acme/other:1.0.0")
+    assert report.warnings == ["acme/other:1.0.0 is yanked: forgets"]
 
 
 # --- what diff refuses --------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def yank(
     with the reason. Who pulls from a registry takes over what is yanked there.
 
     \b
-      deltareg yank acme/search:1.0.1 --reason "trained on the test set; take 1.0.2" --remote team
+      deltareg yank acme/search:1.0.1 --reason "trained on the test set" --remote team
     """
     from deltareg.cli.naming import Place
     from deltareg.cli.session import current_settings

@@ -10,14 +10,16 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 from pydantic import Field
 
+from deltareg.artifact import Artifact
 from deltareg.catalog import Registry
 from deltareg.digest import Digest, parse_digest, sha256
 from deltareg.errors import DigestMismatch, DiskFull, InvalidArgument, NotFound
-from deltareg.manifest import Descriptor, Document, Manifest
+from deltareg.manifest import Descriptor, Document, Manifest, Requirement
 from deltareg.names import LATEST, Reference, as_reason, parse_reference
 from deltareg.progress import SILENT, Progress
 from deltareg.remote import Remote, open_remote
 from deltareg.store import MANIFEST_LIMIT, Entry, Store, parse_manifest, version_among, version_exists
+from deltareg.versions import parse_range
 
 __all__ = ["TransferReport", "pull", "push"]
 
@@ -66,6 +68,8 @@ def push(
     manifest = parse_manifest(data, what=f"the manifest of {version}")
     _check_free(remote, version, digest)
     warnings = [*_yanked_here(store, version), *_founding(remote, dry_run=dry_run)]
+    lacking = _lacking(registry.artifact(version), remote.list)
+    warnings += [f"{version} was taken on top of {one}, which {remote.url} lacks: push that too" for one in lacking]
     if dry_run:
         absent = _missing(remote.missing, manifest)
         moved = sum(blob.size for blob in absent)
@@ -128,6 +132,9 @@ def pull(
         if version in {entry.reference for entry in entries}:
             _follow_yank(store, version, yanked)
         _follow_channel(store, wanted, digest)
+    for one in _lacking(registry.artifact(version), store.entries_of):
+        hint = f"deltareg pull {one.name} --remote {remote.url}"
+        warnings.append(f"{version} was taken on top of {one}, which is not here: {hint}")
     return _report(version, digest, remote, manifest, len(absent), moved, begun, dry_run=False, warnings=warnings)
 
 
@@ -269,6 +276,20 @@ def _check_space(store: Store, blobs: Iterable[Descriptor]) -> None:
             needed=needed,
             free=free,
         )
+
+
+def _lacking(artifact: Artifact, entries_of: Callable[[str], Iterable[Entry]]) -> list[Requirement]:
+    """What a delta requires and a registry lacks, whose names `entries_of` tells."""
+    return [
+        required
+        for required in artifact.config.requires
+        if not any(
+            entry.reference.version is not None
+            and parse_range(required.version).has(entry.reference.version)
+            and required.digest in (None, entry.digest)
+            for entry in entries_of(required.reference)
+        )
+    ]
 
 
 def _yanked_here(store: Store, version: Reference) -> list[str]:

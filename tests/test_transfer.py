@@ -27,7 +27,7 @@ from deltareg.errors import (
     RemoteUnavailable,
     VersionExists,
 )
-from deltareg.manifest import Descriptor, Manifest, encode, parse
+from deltareg.manifest import Descriptor, Manifest, Requirement, encode, parse
 from deltareg.names import Reference, parse_reference
 from deltareg.progress import Progress
 from deltareg.remote import DirectoryRemote, RemoteEntry
@@ -836,3 +836,52 @@ def test_a_reason_from_a_remote_is_one_line_of_bounded_length_here(
     report = pull(other, NAME, boasting)
     assert yanked(other) == kept
     assert report.warnings == [f"{NAME} is yanked at {remote.url}: {kept}"]
+
+
+# --- what stands on something else ---
+
+
+def stacked(registry: Registry, *requires: Requirement) -> str:
+    """acme/above:1.0.0 requires these."""
+    registry.store.publish(
+        parse_reference("acme/above:1.0.0"), add_delta(registry.store, [b"above"], requires=requires)
+    )
+    return "acme/above:1.0.0"
+
+
+def test_pull_and_push_say_what_a_delta_stands_on_that_is_not_there(
+    registry: Registry, other: Registry, remote: DirectoryRemote
+) -> None:
+    below = publish(registry.store, NAME)
+    above = stacked(registry, Requirement(reference="acme/search", version="1.0.0", digest=below))
+    told = f"{above} was taken on top of acme/search 1.0.0 ({below}), which "
+    (warning, _) = sorted(push(registry, above, remote).warnings)
+    assert warning == f"{told}{remote.url} lacks: push that too"
+    assert pull(other, above, remote).warnings == [
+        f"{told}is not here: deltareg pull acme/search:1.0.0 --remote {remote.url}"
+    ]
+    push(registry, NAME, remote)
+    assert push(registry, above, remote).warnings == []
+    pull(other, NAME, remote)
+    assert pull(other, above, remote).warnings == []
+
+
+def test_other_bytes_and_other_versions_are_not_what_a_delta_stands_on(
+    registry: Registry, other: Registry, remote: DirectoryRemote
+) -> None:
+    below = publish(registry.store, NAME)
+    above = stacked(
+        registry,
+        Requirement(reference="acme/search", version="1.0.0", digest=below),
+        Requirement(reference="acme/more", version="^1.2"),
+        Requirement(reference="acme/any"),
+    )
+    push(registry, above, remote)
+    publish(other.store, NAME, [b"other bytes"])
+    publish(other.store, "acme/more:1.1.0")
+    publish(other.store, "acme/any:0.1.0")
+    first, second = pull(other, above, remote).warnings
+    assert "acme/search 1.0.0" in first
+    assert second.endswith(f"acme/more ^1.2, which is not here: deltareg pull acme/more:VERSION --remote {remote.url}")
+    publish(other.store, "acme/more:1.9.0")
+    assert len(pull(other, above, remote).warnings) == 1

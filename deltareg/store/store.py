@@ -198,7 +198,11 @@ class Store(Blobs):
 
     def siblings(self, reference: Reference) -> list[Entry]:
         """The versions and channels of a reference's repository, in no order."""
-        return self.snapshot().repositories.get(reference.repository, [])
+        return self.entries_of(reference.repository)
+
+    def entries_of(self, repository: str) -> list[Entry]:
+        """The versions and channels of `namespace/name`, in no order."""
+        return self.snapshot().repositories.get(repository, [])
 
     def manifest(self, digest: Digest) -> Manifest:
         """A manifest, verified. Raises NotFound, DigestMismatch, BadManifest."""

@@ -114,7 +114,7 @@ def pull(
     entries = remote.list(wanted.repository)
     version = _version_of(wanted, digest, entries)
     yanked = _yanked_among(entries, version)
-    warnings = [] if yanked is None else [f"{version} is yanked at {remote.url}: {yanked or _NO_REASON}"]
+    warnings = [] if yanked is None else [f"{version} is yanked at {remote.url}: {yanked}"]
     data = _manifest_of(remote, wanted, digest)
     manifest = parse_manifest(data, what=f"the manifest of {version} from {remote.url}")
     store.check_free(version, digest)
@@ -128,7 +128,7 @@ def pull(
         absent += _damaged(store, present, threads, progress)
         _check_space(store, absent)
         moved = _in_parallel("pull", _fetcher(store, remote), absent, threads, progress)
-        store.publish(version, data)
+        store.publish(version, data, yanked=yanked)
         if version in {entry.reference for entry in entries}:
             _follow_yank(store, version, yanked)
         _follow_channel(store, wanted, digest)
@@ -296,21 +296,21 @@ def _yanked_here(store: Store, version: Reference) -> list[str]:
     reason = _yanked_among(store.siblings(version), version)
     if reason is None:
         return []
-    told = f"{version} is yanked here: {reason or _NO_REASON}"
+    told = f"{version} is yanked here: {reason}"
     return [f"{told}; what the remote says of it stays as it is: deltareg yank --remote changes it"]
 
 
 def _yanked_among(entries: Iterable[Entry], version: Reference) -> str | None:
     """Why a version is yanked, as far as that can be taken over; None where it is not."""
     found = next((entry.yanked for entry in entries if entry.reference == version), None)
-    return None if found is None else as_reason(found)
+    return None if found is None else as_reason(found) or _NO_REASON
 
 
 def _follow_yank(store: Store, version: Reference, reason: str | None) -> None:
     if reason is None:
         store.unyank(version)
     else:
-        store.yank(version, reason or _NO_REASON)
+        store.yank(version, reason)
 
 
 def _follow_channel(store: Store, wanted: Reference, digest: Digest) -> None:

@@ -28,6 +28,7 @@ from deltareg.store.files import sync_directory, write_atomically
 from deltareg.store.index import (
     CREATED,
     REF_NAME,
+    YANKED,
     Entry,
     Signature,
     Snapshot,
@@ -75,8 +76,8 @@ class Store(Blobs):
 
     # --- names ---
 
-    def publish(self, reference: Reference, manifest: bytes) -> Digest:
-        """Give a manifest, whose blobs are all here, the name of a version.
+    def publish(self, reference: Reference, manifest: bytes, *, yanked: str | None = None) -> Digest:
+        """Give a manifest, whose blobs are all here, the name of a version; with a reason it is yanked from the start.
 
         Publishing the same bytes again changes nothing, and does not unyank. Raises VersionExists for other bytes, also
         where the version was removed; BadName where `reference` is no version; BadManifest and UnsupportedFormat where
@@ -86,6 +87,7 @@ class Store(Blobs):
         if reference.version is None:
             raise BadName(f"{reference} does not name a version", hint="to publish, write namespace/name:1.2.3")
         document = parse_manifest(manifest, what=f"the manifest of {reference}")
+        reason = None if yanked is None else parse_reason(yanked)
         digest = sha256(manifest)
         self.check_free(reference, digest)
         with self.hold():
@@ -96,7 +98,8 @@ class Store(Blobs):
                 snapshot = self.snapshot()
                 self.check_free(reference, digest)
                 if str(reference) not in snapshot.entries:
-                    self._write(snapshot.with_entry(reference, _named(reference, digest, len(manifest))))
+                    named = _named(reference, digest, len(manifest), yanked=reason)
+                    self._write(snapshot.with_entry(reference, named))
         return digest
 
     def check_free(self, reference: Reference, digest: Digest) -> None:
@@ -375,12 +378,12 @@ def parse_manifest(data: bytes, *, what: str) -> Manifest:
     return document
 
 
-def _named(reference: Reference, digest: Digest, size: int) -> Descriptor:
+def _named(reference: Reference, digest: Digest, size: int, *, yanked: str | None = None) -> Descriptor:
     created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return Descriptor(
         media_type=MANIFEST_TYPE,
         digest=digest,
         size=size,
         artifact_type=DELTA_TYPE,
-        annotations={REF_NAME: str(reference), CREATED: created},
+        annotations={REF_NAME: str(reference), CREATED: created, **({} if yanked is None else {YANKED: yanked})},
     )

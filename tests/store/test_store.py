@@ -447,6 +447,18 @@ def test_publishing_again_does_not_unyank(store: Store) -> None:
     assert yanked(store)["acme/search:1.0.0"] == "wrong"
 
 
+def test_version_may_be_yanked_from_the_start(store: Store) -> None:
+    reference, manifest = parse_reference("acme/search:1.0.0"), add_delta(store)
+    with pytest.raises(InvalidArgument):
+        store.publish(reference, manifest, yanked="")
+    assert names(store) == []
+    store.publish(reference, manifest, yanked="wrong")
+    assert yanked(store) == {"acme/search:1.0.0": "wrong"}
+    store.publish(reference, manifest, yanked="another")
+    store.publish(reference, manifest)
+    assert yanked(store) == {"acme/search:1.0.0": "wrong"}, "it was published before"
+
+
 def test_yanking_twice_changes_nothing_and_another_reason_replaces_it(store: Store) -> None:
     publish(store, "acme/search:1.0.0")
     reference = parse_reference("acme/search:1.0.0")

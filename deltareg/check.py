@@ -78,6 +78,7 @@ _MOST_REQUESTS = 64
 # Runs of a target on disk: a cosine over 16 times as many values has a standard error below 0.002, and each run of a
 # large model is a page of its own to a disk.
 _MOST_READS = 16_384
+_REQUIRED_SHOWN = 5
 _VERDICTS: Sequence[Verdict] = ("identical", "homologous", "adaptable", "incompatible")
 
 
@@ -142,7 +143,8 @@ class Fit:
     `renamed` gives the target's name of a tensor by the base's, where these differ. `moved` gives the delta's row of a
     token, or −1, by the target's row, where these differ. `tokens_known`: whether the tokens of both sides are known;
     `faults` are tokenizers that could not be read.
-    `at_home`: the target is the base, as far as names, shapes and sampled values tell.
+    `at_home`: the target is the base, as far as names, shapes and sampled values tell. `own_base`: they do tell: there
+    are samples, and all of them are the target's.
     """
 
     checked: CheckedDelta
@@ -152,6 +154,7 @@ class Fit:
     moved: Mapping[int, int]
     tokens_known: bool
     at_home: bool
+    own_base: bool
     faults: tuple[str, ...]
 
 
@@ -304,9 +307,15 @@ def _fit(reference: Reference, artifact: Artifact, target: _Target, threads: int
     findings += _lineage_findings(lineage, verdict)
     if config.exactness.kind == "lossy":
         findings.append(finding("delta-lossy", "delta", str(config.exactness), "exact"))
-    if config.requires:
-        shown = f"{len(config.requires)} delta{'s' if len(config.requires) > 1 else ''}"
-        findings.append(finding("delta-stacked", "requires", shown, "none"))
+    removed = {entry.name for entry in inventory.tensors if entry.kind == "removed"}
+    kept = {name: shape for name, shape in shapes.items() if name not in removed or name in target.shapes}
+    equal = None if lineage is None else lineage.total.equal
+    # Such a target holds already what the delta was taken on top of.
+    own_base = kept == target.shapes and equal == 1
+    if config.requires and not own_base:
+        shown = ", ".join(f"{one.reference} {one.version}" for one in config.requires[:_REQUIRED_SHOWN])
+        more = len(config.requires) - _REQUIRED_SHOWN
+        findings.append(finding("delta-stacked", "requires", shown + (f" and {more} more" if more > 0 else ""), "none"))
     identical = (
         verdict == "same"
         and shapes == target.shapes
@@ -331,9 +340,6 @@ def _fit(reference: Reference, artifact: Artifact, target: _Target, threads: int
         ],
         lineage=None if lineage is None else _shown(lineage, verdict),
     )
-    removed = {entry.name for entry in inventory.tensors if entry.kind == "removed"}
-    kept = {name: shape for name, shape in shapes.items() if name not in removed or name in target.shapes}
-    equal = lineage is None or lineage.total.equal in (None, 1)
     return Fit(
         checked,
         base,
@@ -341,7 +347,8 @@ def _fit(reference: Reference, artifact: Artifact, target: _Target, threads: int
         renamed,
         tokens.moved,
         tokens.known,
-        kept == target.shapes and equal,
+        kept == target.shapes and equal in (None, 1),
+        own_base,
         tuple(target.faults),
     )
 

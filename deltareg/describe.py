@@ -22,6 +22,7 @@ from deltareg.manifest import (
     INVENTORY_TYPE,
     SIDE_FILE_TYPE,
     TITLE,
+    Conflict,
     DeltaConfig,
     Descriptor,
     Exactness,
@@ -30,6 +31,7 @@ from deltareg.manifest import (
     Norms,
     Parent,
     Preset,
+    Requirement,
     TensorEntry,
     encode,
 )
@@ -90,10 +92,18 @@ def relative_error(squares: Sequence[tuple[float, float]]) -> float:
 
 
 def store_documents(
-    taken: Taken, packs: Sequence[Descriptor], store: Store, *, licence: str | None, description: str | None
+    taken: Taken,
+    packs: Sequence[Descriptor],
+    store: Store,
+    *,
+    licence: str | None,
+    description: str | None,
+    requires: Sequence[Requirement] = (),
+    conflicts: Sequence[Conflict] = (),
 ) -> tuple[bytes, int]:
     """Store the documents and side files; returns the manifest's bytes and the artifact's size in bytes."""
-    config = encode(_config(taken, licence, description))
+    told = {"requires": list(requires), "conflicts": list(conflicts)}
+    config = encode(_config(taken, licence, description).model_copy(update=told))
     inventory = pack(encode(Inventory(tensors=taken.entries)))
     layers = [_titled(layer, f"pack-{number:05}.safetensors") for number, layer in enumerate(packs)]
     layers.append(_titled(_stored(store, inventory, INVENTORY_TYPE), "inventory.json.zst"))

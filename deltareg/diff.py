@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import cast
 
 import numpy as np
+from pydantic import Field
 
 from deltareg.catalog import Registry
 from deltareg.checkpoint import Checkpoint, Tensor
@@ -44,11 +45,12 @@ from deltareg.errors import DeltaregError, InvalidArgument, NotHomologous
 from deltareg.fingerprint import layer_order
 from deltareg.homology import compare_shapes, refuse_mismatch
 from deltareg.lossy import LossyTensor, lossy_tensor
-from deltareg.manifest import Document, Exactness, RecordKind, TensorEntry
+from deltareg.manifest import Conflict, Document, Exactness, RecordKind, Requirement, TensorEntry
 from deltareg.merge import Addend, Block, linear
 from deltareg.merge.linear import overwrite
 from deltareg.names import Reference, parse_licence, parse_reference
 from deltareg.progress import SILENT, Progress
+from deltareg.relations import On, conflicts_of, requirements_of
 from deltareg.sketch import take_samples
 from deltareg.sketch.projection import LEAST_LANES, Sketcher
 from deltareg.store import Store
@@ -82,6 +84,8 @@ class DiffReport(Document):
     codec: str
     relative_error: float | None
     kinds: dict[str, int]
+    requires: list[Requirement] = Field(default=[])
+    conflicts: list[Conflict] = Field(default=[])
     seconds: float
     dry_run: bool
 
@@ -96,6 +100,8 @@ def diff(
     codec: str = "exact",
     licence: str | None = None,
     description: str | None = None,
+    on: On = (),
+    conflicts: Sequence[str] = (),
     threads: int | None = None,
     dry_run: bool = False,
     progress: Progress = SILENT,
@@ -105,9 +111,13 @@ def diff(
     `codec` is "exact", or one of `deltareg.codec.tiers.TIERS` for a smaller delta that is not: matrices are then
     approximated, and the error of each is recorded.
 
+    `on` are deltas in `registry` that `base` holds already, with their weights: the delta requires them, and is applied
+    together with them, or where they are in the target. `conflicts` are those that it must not be applied with, each
+    `namespace/name`, or `namespace/name RANGE`.
+
     Holds a few frames of each at a time. With `dry_run` everything is encoded and nothing is kept. Raises
-    NotHomologous, naming every tensor whose shape differs; VersionExists; InvalidArgument; what opening a checkpoint
-    raises.
+    NotHomologous, naming every tensor whose shape differs; VersionExists; InvalidArgument, BadName; NotFound for what
+    the registry lacks of `on`; what opening a checkpoint raises.
     """
     started = time.monotonic()
     name = reference if isinstance(reference, Reference) else parse_reference(reference, version_required=True)
@@ -118,6 +128,7 @@ def diff(
     if preset not in _PRESETS:
         raise InvalidArgument(f"unknown preset {preset!r}", hint="presets are: fast, small")
     tier = parse_tier(codec)
+    required, excluded = requirements_of(on, registry, name), conflicts_of(conflicts, name)
     with ExitStack() as stack:
         before = base if isinstance(base, Checkpoint) else stack.enter_context(Checkpoint.open(base))
         after = post if isinstance(post, Checkpoint) else stack.enter_context(Checkpoint.open(post))
@@ -129,11 +140,20 @@ def diff(
         stack.enter_context(store.hold())
         packs = stack.enter_context(PackWriter(store))
         job.encode(packs)
-        manifest, size = store_documents(job.taken(), packs.finish(), store, licence=licence, description=description)
+        manifest, size = store_documents(
+            job.taken(),
+            packs.finish(),
+            store,
+            licence=licence,
+            description=description,
+            requires=required,
+            conflicts=excluded,
+        )
         if dry_run:
             registry.store.check_free(name, sha256(manifest))
         digest = None if dry_run else registry.publish(name, manifest)
-    return _report(job, str(name), digest, size, time.monotonic() - started)
+    report = _report(job, str(name), digest, size, time.monotonic() - started)
+    return report.model_copy(update={"requires": required, "conflicts": excluded})
 
 
 @dataclass(frozen=True)

@@ -164,10 +164,11 @@ FINDINGS: Mapping[str, FindingKind] = MappingProxyType(
             "delta: lossy, int4, relative error 0.1023 against exact",
         ),
         "delta-stacked": FindingKind(
-            "error",
-            "The delta was taken on top of other deltas, which this version cannot put under it.",
-            "Install a newer deltareg.",
-            "requires: 1 delta against none",
+            "warning",
+            "The delta was taken on top of other deltas, and the target is not the base that it was taken from.",
+            "Apply what it was taken on top of too, in one command: `deltareg apply TARGET OTHER DELTA -o OUT`. "
+            "`deltareg show` tells which that is, and its weight. If the target holds it already, give `--force`.",
+            "requires: acme/instruct 1.0.0 against none",
         ),
         "model-type": FindingKind(
             "error",

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from deltareg.digest import canonical_json, json_keys, parse_json
-from deltareg.errors import BadManifest, UnsupportedFormat
+from deltareg.errors import BadManifest, BadName, UnsupportedFormat
+from deltareg.names import is_version, parse_reference
+from deltareg.versions import parse_range
 
 __all__ = [
     "BLAKE3",
@@ -26,6 +28,7 @@ __all__ = [
     "PACK_TYPE",
     "SIDE_FILE_TYPE",
     "TITLE",
+    "Conflict",
     "DeltaConfig",
     "Descriptor",
     "Document",
@@ -38,6 +41,7 @@ __all__ = [
     "Parent",
     "Preset",
     "RecordKind",
+    "Requirement",
     "TensorEntry",
     "TokenizerFingerprint",
     "encode",
@@ -67,6 +71,27 @@ RecordKind = Literal["zero", "palette", "arithmetic", "sparse", "planes", "lowra
 
 DigestText = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
+
+
+def _checked_name(text: str) -> str:
+    try:
+        parse_reference(text)
+    except BadName as error:
+        raise ValueError(error.message) from error
+    return text
+
+
+def _checked_range(text: str) -> str:
+    try:
+        parse_range(text)
+    except BadName as error:
+        raise ValueError(error.message) from error
+    return text
+
+
+_PART = "[a-z0-9]+(?:[._-][a-z0-9]+)*"
+RepositoryText = Annotated[str, Field(pattern=f"^{_PART}/{_PART}$", max_length=129), AfterValidator(_checked_name)]
+RangeText = Annotated[str, Field(pattern=r"^[0-9A-Za-z.*^~<>=!, -]{1,256}$"), AfterValidator(_checked_range)]
 
 
 class Document(BaseModel):
@@ -195,18 +220,35 @@ class Norms(Document):
 class Requirement(Document):
     """Another delta that has to be applied too: one that a stacked delta was taken on top of."""
 
-    reference: str = Field(description="namespace/name of the other delta")
-    version: str = Field(default="*", description="range of its versions")
+    reference: RepositoryText = Field(description="namespace/name of the other delta")
+    version: RangeText = Field(default="*", description="range of its versions")
     digest: DigestText | None = Field(default=None, description="its manifest, where just these bytes are required")
-    weight: float = Field(default=1.0, description="weight that it is to be applied with")
+    weight: float = Field(
+        default=1.0, ge=-3.4e38, le=3.4e38, allow_inf_nan=False, description="weight that it is to be applied with"
+    )
+
+    @property
+    def name(self) -> str:
+        """What to type for it: VERSION stands for any of its range, where that is no version and not every one."""
+        if self.version == "*":
+            return self.reference
+        return f"{self.reference}:{self.version if is_version(self.version) else 'VERSION'}"
+
+    def __str__(self) -> str:
+        told = [] if self.weight == 1 else [f"weight {self.weight:g}"]
+        told += [] if self.digest is None else [self.digest]
+        return f"{self.reference} {self.version}" + (f" ({'; '.join(told)})" if told else "")
 
 
 class Conflict(Document):
     """Another delta that must not be applied with this one."""
 
-    reference: str = Field(description="namespace/name of the other delta")
-    version: str = Field(default="*", description="range of its versions")
-    reason: str | None = None
+    reference: RepositoryText = Field(description="namespace/name of the other delta")
+    version: RangeText = Field(default="*", description="range of its versions")
+    reason: str | None = Field(default=None, max_length=1000)
+
+    def __str__(self) -> str:
+        return f"{self.reference} {self.version}" + (f" ({self.reason})" if self.reason else "")
 
 
 class DeltaConfig(Document):
@@ -220,8 +262,12 @@ class DeltaConfig(Document):
     licence: str | None = Field(default=None, description="SPDX identifier of the delta")
     preset: Preset
     norms: dict[str, Norms] = Field(description="by module class: attention, mlp, embedding, norm, lm_head, other")
-    requires: list[Requirement] = Field(default=[], description="deltas that this one is stacked on, or needs")
-    conflicts: list[Conflict] = Field(default=[], description="deltas that must not be applied with this one")
+    requires: list[Requirement] = Field(
+        default=[], max_length=100, description="deltas that this one is stacked on, or needs"
+    )
+    conflicts: list[Conflict] = Field(
+        default=[], max_length=1000, description="deltas that must not be applied with this one"
+    )
     producer: str = Field(description="program and version that wrote the artifact")
     description: str | None = None
 

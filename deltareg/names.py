@@ -1,8 +1,13 @@
-"""References to deltas: `namespace/name:version`, `namespace/name:channel`, `namespace/name@sha256:…`; licences."""
+"""References to deltas: `namespace/name:version`, `namespace/name:channel`, `namespace/name@sha256:…`.
+
+And the short texts that go with names: licences, and reasons for yanking.
+"""
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 import semver
@@ -13,17 +18,19 @@ from deltareg.errors import BadName, InvalidArgument
 __all__ = [
     "LATEST",
     "Reference",
+    "as_reason",
     "is_channel",
     "is_licence",
     "is_version",
     "latest_of",
     "parse_licence",
+    "parse_reason",
     "parse_reference",
     "version_key",
 ]
 
 LATEST = "latest"
-"""The channel that a reference without a version means: the highest version that is no pre-release."""
+"""The channel that a reference without a version means: the highest version that is no pre-release and not yanked."""
 
 _PART = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 _PART_LIMIT = 64
@@ -32,6 +39,7 @@ _VERSION_LIMIT = 64
 _LICENCE = re.compile(r"[A-Za-z0-9.+() -]+")
 _LICENCE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 _LICENCE_LIMIT = 128
+_REASON_LIMIT = 1000
 _OPERATORS = ("AND", "OR", "WITH")
 _HINT = "write namespace/name:1.2.3, namespace/name:channel or namespace/name@sha256:…"
 
@@ -80,9 +88,13 @@ def version_key(text: str) -> semver.Version:
     return semver.Version.parse(text)
 
 
-def latest_of(tags: list[str]) -> str | None:
-    """The highest release among `tags`; the highest pre-release if there is no release; None if no tag is a version."""
-    versions = [tag for tag in tags if is_version(tag)]
+def latest_of(tags: Iterable[str], yanked: Container[str] = ()) -> str | None:
+    """The highest release among `tags`; the highest pre-release if there is no release; None if no tag is a version.
+
+    Those that are `yanked` count only where all versions are.
+    """
+    everything = [tag for tag in tags if is_version(tag)]
+    versions = [tag for tag in everything if tag not in yanked] or everything
     releases = [tag for tag in versions if version_key(tag).prerelease is None]
     return max(releases or versions, key=version_key, default=None)
 
@@ -149,3 +161,24 @@ def parse_licence(text: str) -> str:
             hint="write an SPDX identifier such as apache-2.0; other where none fits",
         )
     return text
+
+
+def parse_reason(text: str) -> str:
+    """Return `text`, without spaces around it, if it may be why a version is yanked. Raises InvalidArgument."""
+    reason = text.strip()
+    if not reason or len(reason) > _REASON_LIMIT or not all(map(_is_printed, reason)):
+        raise InvalidArgument(
+            f"{reason[:_LICENCE_LIMIT]!r} is no reason" if reason else "the reason is empty",
+            cause=f"a reason is one line of text, of at most {_REASON_LIMIT} characters",
+            hint="say in a sentence what is wrong with the version, and which one to take instead",
+        )
+    return reason
+
+
+def as_reason(text: str) -> str:
+    """What can be taken of a reason that came from elsewhere: one line, not too long; "" where nothing is left."""
+    return "".join(char if _is_printed(char) else " " for char in text[:_REASON_LIMIT]).strip()
+
+
+def _is_printed(char: str) -> bool:
+    return unicodedata.category(char) not in ("Cc", "Cs", "Zl", "Zp")

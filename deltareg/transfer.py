@@ -10,18 +10,21 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 from pydantic import Field
 
+from deltareg.artifact import Artifact
 from deltareg.catalog import Registry
 from deltareg.digest import Digest, parse_digest, sha256
 from deltareg.errors import DigestMismatch, DiskFull, InvalidArgument, NotFound
-from deltareg.manifest import Descriptor, Document, Manifest
-from deltareg.names import LATEST, Reference, parse_reference
+from deltareg.manifest import Descriptor, Document, Manifest, Requirement
+from deltareg.names import LATEST, Reference, as_reason, parse_reference
 from deltareg.progress import SILENT, Progress
 from deltareg.remote import Remote, open_remote
 from deltareg.store import MANIFEST_LIMIT, Entry, Store, parse_manifest, version_among, version_exists
+from deltareg.versions import parse_range
 
 __all__ = ["TransferReport", "pull", "push"]
 
 _ROUNDS = 3
+_NO_REASON = "no reason is given"
 
 
 class TransferReport(Document):
@@ -50,7 +53,8 @@ def push(
 ) -> TransferReport:
     """Send a version to a remote: first the blobs that it lacks, `threads` at a time, then the manifest.
 
-    A channel or `latest` is sent as the version that it names here. Raises NotFound, VersionExists, NotAllowed,
+    A channel or `latest` is sent as the version that it names here. Whether it is yanked is for each registry to say.
+    Raises NotFound, VersionExists, NotAllowed,
     RemoteUnavailable, DiskFull; DigestMismatch where a local blob is damaged: the remote's names are unchanged then.
     """
     begun = time.monotonic()
@@ -63,7 +67,9 @@ def push(
     data = store.read(digest, limit=MANIFEST_LIMIT)
     manifest = parse_manifest(data, what=f"the manifest of {version}")
     _check_free(remote, version, digest)
-    warnings = _founding(remote, dry_run=dry_run)
+    warnings = [*_yanked_here(store, version), *_founding(remote, dry_run=dry_run)]
+    lacking = _lacking(registry.artifact(version), remote.list)
+    warnings += [f"{version} was taken on top of {one}, which {remote.url} lacks: push that too" for one in lacking]
     if dry_run:
         absent = _missing(remote.missing, manifest)
         moved = sum(blob.size for blob in absent)
@@ -95,8 +101,9 @@ def pull(
     """Bring a version from a remote: the blobs that are not here in sound form, `threads` at a time, then the name.
 
     A channel, `latest` or a digest brings the version that it names there; a channel is set here too. A damaged local
-    copy is mended. Raises NotFound, VersionExists, RemoteUnavailable, DiskFull; DigestMismatch and BadManifest where
-    the remote's bytes are not what they should be: nothing is named then.
+    copy is mended. Whether the version is yanked there, and why, holds here too. Raises NotFound, VersionExists,
+    RemoteUnavailable, DiskFull; DigestMismatch and BadManifest where the remote's bytes are not what they should be:
+    nothing is named then.
     """
     begun = time.monotonic()
     _check_threads(threads)
@@ -104,24 +111,31 @@ def pull(
     store = registry.store
     wanted = _parsed(reference)
     digest = parse_digest(remote.resolve(wanted))
-    named = wanted.version is not None
-    version = _version_of(wanted, digest, () if named else remote.list(wanted.repository))
+    entries = remote.list(wanted.repository)
+    version = _version_of(wanted, digest, entries)
+    yanked = _yanked_among(entries, version)
+    warnings = [] if yanked is None else [f"{version} is yanked at {remote.url}: {yanked}"]
     data = _manifest_of(remote, wanted, digest)
     manifest = parse_manifest(data, what=f"the manifest of {version} from {remote.url}")
     store.check_free(version, digest)
     if dry_run:
         absent = _missing(lambda digests: store.missing(digests, touch=False), manifest)
         moved = sum(blob.size - store.kept(blob) for blob in absent)
-        return _report(version, digest, remote, manifest, len(absent), moved, begun, dry_run=True)
+        return _report(version, digest, remote, manifest, len(absent), moved, begun, dry_run=True, warnings=warnings)
     with store.hold():
         absent = _missing(store.missing, manifest)
         present = [blob for blob in manifest.blobs if blob not in absent]
         absent += _damaged(store, present, threads, progress)
         _check_space(store, absent)
         moved = _in_parallel("pull", _fetcher(store, remote), absent, threads, progress)
-        store.publish(version, data)
+        store.publish(version, data, yanked=yanked)
+        if version in {entry.reference for entry in entries}:
+            _follow_yank(store, version, yanked)
         _follow_channel(store, wanted, digest)
-    return _report(version, digest, remote, manifest, len(absent), moved, begun, dry_run=False)
+    for one in _lacking(registry.artifact(version), store.entries_of):
+        hint = f"deltareg pull {one.name} --remote {remote.url}"
+        warnings.append(f"{version} was taken on top of {one}, which is not here: {hint}")
+    return _report(version, digest, remote, manifest, len(absent), moved, begun, dry_run=False, warnings=warnings)
 
 
 class _Stopped(Exception):
@@ -262,6 +276,41 @@ def _check_space(store: Store, blobs: Iterable[Descriptor]) -> None:
             needed=needed,
             free=free,
         )
+
+
+def _lacking(artifact: Artifact, entries_of: Callable[[str], Iterable[Entry]]) -> list[Requirement]:
+    """What a delta requires and a registry lacks, whose names `entries_of` tells."""
+    return [
+        required
+        for required in artifact.config.requires
+        if not any(
+            entry.reference.version is not None
+            and parse_range(required.version).has(entry.reference.version)
+            and required.digest in (None, entry.digest)
+            for entry in entries_of(required.reference)
+        )
+    ]
+
+
+def _yanked_here(store: Store, version: Reference) -> list[str]:
+    reason = _yanked_among(store.siblings(version), version)
+    if reason is None:
+        return []
+    told = f"{version} is yanked here: {reason}"
+    return [f"{told}; what the remote says of it stays as it is: deltareg yank --remote changes it"]
+
+
+def _yanked_among(entries: Iterable[Entry], version: Reference) -> str | None:
+    """Why a version is yanked, as far as that can be taken over; None where it is not."""
+    found = next((entry.yanked for entry in entries if entry.reference == version), None)
+    return None if found is None else as_reason(found) or _NO_REASON
+
+
+def _follow_yank(store: Store, version: Reference, reason: str | None) -> None:
+    if reason is None:
+        store.unyank(version)
+    else:
+        store.yank(version, reason)
 
 
 def _follow_channel(store: Store, wanted: Reference, digest: Digest) -> None:

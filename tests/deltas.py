@@ -22,6 +22,7 @@ from deltareg.manifest import (
     Manifest,
     Norms,
     Parent,
+    Requirement,
     encode,
     parse,
 )
@@ -33,7 +34,11 @@ __all__ = ["add_delta", "blob_files", "descriptor", "flip", "noise", "publish", 
 
 
 def add_delta(
-    store: Store, packs: Sequence[bytes] = (b"a pack",), *, description: str | None = None, requires: Sequence[str] = ()
+    store: Store,
+    packs: Sequence[bytes] = (b"a pack",),
+    *,
+    description: str | None = None,
+    requires: Sequence[Requirement] = (),
 ) -> bytes:
     """Store the blobs of an artifact and return its manifest."""
     parent = Parent(

@@ -21,9 +21,9 @@ from deltareg.check import CheckedDelta, fingerprint
 from deltareg.checkpoint import Checkpoint
 from deltareg.checkpoint.hub import Hub
 from deltareg.digest import sha256
-from deltareg.errors import BadCheckpoint, InvalidArgument, NotFound, NotHomologous, UnsupportedFormat
+from deltareg.errors import BadCheckpoint, InvalidArgument, NotFound, NotHomologous
 from deltareg.homology import FINDINGS
-from deltareg.manifest import encode
+from deltareg.manifest import Requirement, encode
 from deltareg.sketch import SAMPLES_TYPE
 from tests import measure_check, raw
 from tests.checkpoint.hub_server import serve_hub
@@ -291,7 +291,7 @@ CASES: Mapping[str, tuple[Model, Model, Model]] = {
         BASE.without(*[name for name in TENSORS if name != NORM]),
     ),
 }
-# Taken on top of another: no `diff` makes one yet. An approximation: in tests/test_lossy.py.
+# Taken on top of another: below. An approximation: in tests/test_lossy.py.
 ELSEWHERE = {"delta-lossy", "delta-stacked"}
 
 
@@ -358,13 +358,25 @@ def one(tmp_path: Path) -> tuple[Registry, Path]:
     return registry, base
 
 
-def test_a_stacked_delta_does_not_fit_today(one: tuple[Registry, Path]) -> None:
+def test_a_stacked_delta_wants_what_it_stands_on_or_its_own_base(one: tuple[Registry, Path], tmp_path: Path) -> None:
     registry, base = one
-    name = republished(registry, "acme/one:1.0.0", {"requires": [registry.resolve("acme/one:1.0.0")]})
-    found = checked(registry, base, name)
-    assert (found.verdict, told(found)) == ("incompatible", {("delta-stacked", "requires")})
-    with pytest.raises(UnsupportedFormat):
-        deltareg.apply(base, {name: 1.0}, registry, base.parent / "out", dry_run=True)
+    below = Requirement(reference="acme/below", version="1.0.0", digest=sha256(b"below"))
+    many = [below, *(Requirement(reference=f"acme/n{number}", version="^1.2") for number in range(9))]
+    name = republished(registry, "acme/one:1.0.0", {"requires": many})
+    assert (checked(registry, base, name).verdict, checked(registry, base, name).findings) == ("identical", [])
+    found = checked(registry, POST.write(tmp_path / "t"), name)
+    (stacked,) = [each for each in found.findings if each.code == "delta-stacked"]
+    assert (found.verdict, stacked.severity, stacked.subject) == ("adaptable", "warning", "requires")
+    assert stacked.delta.startswith("acme/below 1.0.0, acme/n0 ^1.2, ")
+    assert stacked.delta.endswith(" and 5 more")
+    assert "deltareg apply" in stacked.remedy
+
+
+def test_without_samples_no_target_is_known_to_hold_what_a_delta_stands_on(one: tuple[Registry, Path]) -> None:
+    registry, base = one
+    below = Requirement(reference="acme/below", version="1.0.0")
+    name = republished(registry, "acme/one:1.0.0", {"requires": [below]}, samples=False)
+    assert told(checked(registry, base, name)) == {("lineage-unknown", "weights"), ("delta-stacked", "requires")}
 
 
 def test_without_samples_the_lineage_is_unknown(one: tuple[Registry, Path]) -> None:

@@ -112,13 +112,14 @@ def _scene_of_readme(directory: Path, minilm_bf16: weights.Pair) -> None:
 
 
 def _scene_of_tutorial(directory: Path, _: weights.Pair) -> None:
-    """A base, two fine-tunes of it, a newer base of the same shape, and a larger model."""
+    """A base, two fine-tunes of it, one of which was trained further, a newer base of the shape, and a larger model."""
     synthetic(directory, 0.001, seed=1, shards=2)
+    _changed(directory / "post", directory / "further", width=3e-4, seed=5)
     _changed(directory / "base", directory / "chat", width=3e-4, seed=2)
     _changed(directory / "base", directory / "new-base", width=1e-2, seed=3)
     larger = synthetic(directory / "scratch", 0.003, seed=4, shards=1)[0]
     larger.rename(directory / "larger-model")
-    for name in ("base", "post", "chat", "new-base"):
+    for name in ("base", "post", "further", "chat", "new-base"):
         (directory / name / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
         (directory / name / "tokenizer.json").write_text(
             '{"added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}\n'

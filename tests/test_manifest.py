@@ -15,6 +15,7 @@ from deltareg.manifest import DeltaConfig, Descriptor, Document, Index, Inventor
 EXAMPLES = Path(__file__).resolve().parents[1] / "schemas" / "examples" / "valid"
 KINDS: dict[str, type[Document]] = {
     "config.exact": DeltaConfig,
+    "config.stacked": DeltaConfig,
     "descriptor.titled": Descriptor,
     "index.one-version": Index,
     "inventory.two-tensors": Inventory,
@@ -87,6 +88,14 @@ STRICT: dict[str, tuple[str, tuple[str | int, ...], Any]] = {
     "norm below zero": ("config.exact", ("norms",), {"mlp": {"base": -1, "delta": 0, "parameters": 1}}),
     "unknown preset": ("config.exact", ("preset",), "best"),
     "required name": ("config.exact", ("requires",), ["acme/search"]),
+    "required version in a name": ("config.stacked", ("requires", 0, "reference"), "acme/instruct:1.0.0"),
+    "required name with a line end": ("config.stacked", ("requires", 0, "reference"), "acme/instruct\n"),
+    "required name that is too long": ("config.stacked", ("requires", 0, "reference"), "a" * 65 + "/b"),
+    "range that is none": ("config.stacked", ("requires", 0, "version"), "1.0.0 - 2.0.0"),
+    "range that is too long": ("config.stacked", ("conflicts", 0, "version"), ">=1," * 100),
+    "text for a weight": ("config.stacked", ("requires", 0, "weight"), "1"),
+    "weight beyond float32": ("config.stacked", ("requires", 0, "weight"), 1e39),
+    "required digest that is a path": ("config.stacked", ("requires", 0, "digest"), "sha256:../../etc"),
     "base digest of SHA-256": ("config.exact", ("base", "digest"), "sha256:" + "0" * 64),
     "unknown kind": ("inventory.two-tensors", ("tensors", 0, "kind"), "magic"),
     "negative side": ("inventory.two-tensors", ("tensors", 0, "shape"), [-1]),

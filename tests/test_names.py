@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import random
+import unicodedata
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deltareg.digest import Digest
 from deltareg.errors import BadName, InvalidArgument
 from deltareg.names import (
     Reference,
+    as_reason,
     is_licence,
     is_version,
     latest_of,
     parse_licence,
+    parse_reason,
     parse_reference,
     version_key,
 )
@@ -213,3 +218,28 @@ def test_what_is_not_written_as_a_licence_is_refused(text: str) -> None:
 
 def test_long_text_is_no_licence_and_takes_no_time() -> None:
     assert not is_licence("(" * 10_000_000)
+
+
+@pytest.mark.parametrize(
+    ("tags", "yanked", "latest"),
+    [
+        (["1.0.0", "1.1.0"], {"1.1.0"}, "1.0.0"),
+        (["1.0.0", "1.1.0"], {"1.0.0"}, "1.1.0"),
+        (["1.0.0", "1.1.0"], {"1.0.0", "1.1.0"}, "1.1.0"),
+        (["1.0.0", "2.0.0-rc.1"], {"1.0.0"}, "2.0.0-rc.1"),
+        (["2.0.0-rc.1", "2.0.0-rc.2"], {"2.0.0-rc.2"}, "2.0.0-rc.1"),
+        (["prod", "1.0.0"], {"1.0.0"}, "1.0.0"),
+        (["prod"], {"prod"}, None),
+        ([], {"1.0.0"}, None),
+    ],
+)
+def test_latest_skips_what_is_yanked_unless_all_are(tags: list[str], yanked: set[str], latest: str | None) -> None:
+    assert latest_of(tags, yanked) == latest
+
+
+@given(st.text())
+def test_what_is_taken_of_any_text_is_a_reason_or_nothing(text: str) -> None:
+    kept = as_reason(text)
+    assert kept == "" or parse_reason(kept) == kept == as_reason(kept)
+    if all(not unicodedata.category(char).startswith(("Z", "C")) for char in text):
+        assert kept == text[:1000]

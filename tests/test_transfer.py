@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from deltareg.errors import (
     RemoteUnavailable,
     VersionExists,
 )
-from deltareg.manifest import Descriptor, Manifest, encode, parse
+from deltareg.manifest import Descriptor, Manifest, Requirement, encode, parse
 from deltareg.names import Reference, parse_reference
 from deltareg.progress import Progress
 from deltareg.remote import DirectoryRemote, RemoteEntry
@@ -702,15 +703,18 @@ class Asked(DirectoryRemote):
         return super().list(repository)
 
 
-def test_names_are_listed_only_where_no_version_is_named(registry: Registry, other: Registry, tmp_path: Path) -> None:
+def test_names_are_listed_once_by_a_pull_and_never_by_a_push(
+    registry: Registry, other: Registry, tmp_path: Path
+) -> None:
     publish(registry.store, NAME)
     (tmp_path / "shared").mkdir()
     remote = Asked(tmp_path / "shared")
     push(registry, NAME, remote)
-    pull(other, NAME, remote)
     assert remote.listed == []
+    pull(other, NAME, remote)
+    assert remote.listed == ["acme/search"], "it says whether the version is yanked"
     assert pull(other, "acme/search", remote).reference == NAME
-    assert remote.listed == ["acme/search"]
+    assert remote.listed == ["acme/search"] * 2
 
 
 def test_first_push_into_an_empty_directory_says_that_it_makes_a_registry(
@@ -729,3 +733,155 @@ def test_config_that_cannot_be_read_is_not_pulled(other: Registry, remote: Direc
     with pytest.raises(BadManifest):
         pull(other, NAME, remote)
     assert other.store.entries() == []
+
+
+# --- what is yanked ---
+
+
+def yanked(registry: Registry, name: str = NAME) -> str | None:
+    return registry.store.entry(parse_reference(name)).yanked
+
+
+def test_a_pull_takes_over_that_a_version_is_yanked_and_why(
+    registry: Registry, other: Registry, remote: DirectoryRemote
+) -> None:
+    publish(registry.store, NAME)
+    push(registry, NAME, remote)
+    remote.yank(parse_reference(NAME), "its tokenizer is wrong")
+    (warning,) = pull(other, NAME, remote, dry_run=True).warnings
+    assert warning == f"{NAME} is yanked at {remote.url}: its tokenizer is wrong"
+    assert other.store.entries() == []
+    report = pull(other, NAME, remote)
+    assert (report.warnings, yanked(other)) == ([warning], "its tokenizer is wrong")
+    assert other.fsck().ok
+
+
+def test_a_repeated_pull_follows_the_remote(registry: Registry, other: Registry, remote: DirectoryRemote) -> None:
+    publish(registry.store, NAME)
+    push(registry, NAME, remote)
+    assert pull(other, NAME, remote).warnings == []
+    for reason in ("first", "second"):
+        remote.yank(parse_reference(NAME), reason)
+        assert yanked(other) != reason
+        pull(other, NAME, remote)
+        assert yanked(other) == reason
+    remote.unyank(parse_reference(NAME))
+    assert pull(other, NAME, remote).warnings == []
+    assert yanked(other) is None
+
+
+def test_a_pull_by_digest_or_channel_takes_it_over_too(
+    registry: Registry, other: Registry, remote: DirectoryRemote
+) -> None:
+    digest = publish(registry.store, NAME)
+    push(registry, NAME, remote)
+    remote.set_channel("acme/search", "prod", digest, None)
+    remote.yank(parse_reference(NAME), "wrong")
+    pull(other, f"acme/search@{digest}", remote)
+    assert yanked(other) == "wrong"
+    other.store.unyank(parse_reference(NAME))
+    pull(other, "acme/search:prod", remote)
+    assert (yanked(other), yanked(other, "acme/search:prod")) == ("wrong", None)
+
+
+def test_latest_at_a_remote_is_no_yanked_version(registry: Registry, other: Registry, remote: DirectoryRemote) -> None:
+    for version in ("1.0.0", "2.0.0"):
+        publish(registry.store, f"acme/search:{version}", [version.encode()])
+        push(registry, f"acme/search:{version}", remote)
+    remote.yank(parse_reference("acme/search:2.0.0"), "wrong")
+    assert pull(other, "acme/search", remote).reference == "acme/search:1.0.0"
+
+
+def test_a_push_says_that_the_version_is_yanked_here_and_leaves_the_remote_to_itself(
+    registry: Registry, remote: DirectoryRemote
+) -> None:
+    publish(registry.store, NAME)
+    push(registry, NAME, remote)
+    registry.store.yank(parse_reference(NAME), "wrong")
+    (warning,) = push(registry, NAME, remote).warnings
+    assert warning.startswith(f"{NAME} is yanked here: wrong")
+    assert [entry.yanked for entry in remote.list()] == [None]
+    remote.yank(parse_reference(NAME), "theirs")
+    registry.store.unyank(parse_reference(NAME))
+    assert push(registry, NAME, remote).warnings == []
+    assert [entry.yanked for entry in remote.list()] == ["theirs"]
+
+
+class Boasting(DirectoryRemote):
+    """A remote that gives anything for a reason."""
+
+    reason = ""
+
+    def list(self, repository: str | None = None) -> list[RemoteEntry]:
+        return [replace(entry, yanked=self.reason) for entry in super().list(repository)]
+
+
+@pytest.mark.parametrize(
+    ("reason", "kept"),
+    [
+        ("", "no reason is given"),
+        ("\n\0\x1b", "no reason is given"),
+        ("a\x1b[31mb\nc", "a [31mb c"),
+        ("x" * 10_000_000, "x" * 1000),
+    ],
+    ids=["nothing", "controls alone", "controls", "ten million"],
+)
+def test_a_reason_from_a_remote_is_one_line_of_bounded_length_here(
+    registry: Registry, other: Registry, remote: DirectoryRemote, reason: str, kept: str
+) -> None:
+    publish(registry.store, NAME)
+    push(registry, NAME, remote)
+    boasting = Boasting(remote.path)
+    boasting.reason = reason
+    report = pull(other, NAME, boasting)
+    assert yanked(other) == kept
+    assert report.warnings == [f"{NAME} is yanked at {remote.url}: {kept}"]
+
+
+# --- what stands on something else ---
+
+
+def stacked(registry: Registry, *requires: Requirement) -> str:
+    """acme/above:1.0.0 requires these."""
+    registry.store.publish(
+        parse_reference("acme/above:1.0.0"), add_delta(registry.store, [b"above"], requires=requires)
+    )
+    return "acme/above:1.0.0"
+
+
+def test_pull_and_push_say_what_a_delta_stands_on_that_is_not_there(
+    registry: Registry, other: Registry, remote: DirectoryRemote
+) -> None:
+    below = publish(registry.store, NAME)
+    above = stacked(registry, Requirement(reference="acme/search", version="1.0.0", digest=below))
+    told = f"{above} was taken on top of acme/search 1.0.0 ({below}), which "
+    (warning, _) = sorted(push(registry, above, remote).warnings)
+    assert warning == f"{told}{remote.url} lacks: push that too"
+    assert pull(other, above, remote).warnings == [
+        f"{told}is not here: deltareg pull acme/search:1.0.0 --remote {remote.url}"
+    ]
+    push(registry, NAME, remote)
+    assert push(registry, above, remote).warnings == []
+    pull(other, NAME, remote)
+    assert pull(other, above, remote).warnings == []
+
+
+def test_other_bytes_and_other_versions_are_not_what_a_delta_stands_on(
+    registry: Registry, other: Registry, remote: DirectoryRemote
+) -> None:
+    below = publish(registry.store, NAME)
+    above = stacked(
+        registry,
+        Requirement(reference="acme/search", version="1.0.0", digest=below),
+        Requirement(reference="acme/more", version="^1.2"),
+        Requirement(reference="acme/any"),
+    )
+    push(registry, above, remote)
+    publish(other.store, NAME, [b"other bytes"])
+    publish(other.store, "acme/more:1.1.0")
+    publish(other.store, "acme/any:0.1.0")
+    first, second = pull(other, above, remote).warnings
+    assert "acme/search 1.0.0" in first
+    assert second.endswith(f"acme/more ^1.2, which is not here: deltareg pull acme/more:VERSION --remote {remote.url}")
+    publish(other.store, "acme/more:1.9.0")
+    assert len(pull(other, above, remote).warnings) == 1

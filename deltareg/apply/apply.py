@@ -70,10 +70,12 @@ def apply(
     the methods that have such. The output appears whole or not at all.
 
     Each delta is checked first, as `deltareg.check` does. What is incompatible is refused unless `force` is given; what
-    is adaptable is adapted, and the model card says how. `with_added` takes tensors that only post has, or leaves them
-    out; None takes them where the target is the delta's own base. `side_files` says whose tokenizer, chat template and
-    generation config the output gets: "post", those that came with the first delta, or "target". Tensors of floats come
-    out as `dtype`, by default in the target's: sums are rounded once, to that.
+    is adaptable is adapted, and the model card says how. A delta that was taken on top of others is applied with these,
+    or to its own base; that and deltas that exclude one another are refused otherwise, unless `force` is given.
+    `with_added` takes tensors that only post has, or leaves them out; None takes them where the target is the delta's
+    own base. `side_files` says whose tokenizer, chat template and generation config the output gets: "post", those that
+    came with the first delta, or "target". Tensors of floats come out as `dtype`, by default in the target's: sums are
+    rounded once, to that.
 
     With `resume` what a killed run of the same call has finished is taken over, once its bytes were read again and
     found right, and what this one has finished stays should it fail. `memory` bounds the bytes that are held in this

@@ -10,11 +10,13 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
+from deltareg.apply.company import Fault, faults_among, notes_among
 from deltareg.apply.limits import Limits
 from deltareg.apply.loops import load_loops
 from deltareg.apply.placement import WeightedDelta, place
@@ -23,7 +25,7 @@ from deltareg.apply.prepare import Weight, checked_weight, open_delta, refuse_er
 from deltareg.apply.run import run
 from deltareg.apply.write import verifying
 from deltareg.catalog import Registry
-from deltareg.check import fit
+from deltareg.check import Fit, fit
 from deltareg.checkpoint import Checkpoint, LocalFolder, Tensor, checkpoint_of
 from deltareg.checkpoint.layout import is_tokenizer_file, side_files_of
 from deltareg.checkpoint.source import bytes_of
@@ -123,6 +125,7 @@ class Live:
         self._label = type(model).__name__
         self._active: dict[Reference, WeightedDelta] = {}
         self._merge = LINEAR
+        self._forced: set[str] = set()
 
     @property
     def deltas(self) -> dict[str, Value]:
@@ -140,7 +143,8 @@ class Live:
         """Put one more delta on the model.
 
         Raises NotHomologous where it does not fit (`force` overrides what the check finds, not what is impossible in
-        place), InvalidArgument where it is on the model already, NotFound, BadRecord, DigestMismatch. After an error
+        place), InvalidArgument where it is on the model already, or was taken on top of a delta that is not (`force`
+        overrides that too), or where one excludes the other; NotFound, BadRecord, DigestMismatch. After an error
         the model is as it was.
         """
         delta = open_delta(self._registry, reference, checked_weight(weight))
@@ -150,17 +154,27 @@ class Live:
             )
         return self._change({**self._active, delta.reference: delta}, self._merge, force=force, progress=progress)
 
-    def set(self, reference: str | Reference, weight: Weight, *, progress: Progress = SILENT) -> LiveReport:
-        """Give an active delta another weight. Raises NotFound where it is not on the model."""
-        found = self._find(reference)
-        delta = WeightedDelta(found.reference, found.artifact, checked_weight(weight))
-        return self._change({**self._active, found.reference: delta}, self._merge, force=True, progress=progress)
+    def set(
+        self, reference: str | Reference, weight: Weight, *, force: bool = False, progress: Progress = SILENT
+    ) -> LiveReport:
+        """Give an active delta another weight.
 
-    def remove(self, reference: str | Reference, *, progress: Progress = SILENT) -> LiveReport:
-        """Take a delta off again. Raises NotFound where it is not on the model."""
+        Raises NotFound where it is not on the model; InvalidArgument for weight 0 while others stand on it, without
+        `force`.
+        """
+        found = self._find(reference)
+        delta = replace(found, weights=checked_weight(weight))
+        wanted = {**self._active, found.reference: delta}
+        return self._change(wanted, self._merge, force=True, alone=force, progress=progress)
+
+    def remove(self, reference: str | Reference, *, force: bool = False, progress: Progress = SILENT) -> LiveReport:
+        """Take a delta off again.
+
+        Raises NotFound where it is not on the model; InvalidArgument while others stand on it, without `force`.
+        """
         found = self._find(reference)
         rest = {name: delta for name, delta in self._active.items() if name != found.reference}
-        return self._change(rest, self._merge, force=True, progress=progress)
+        return self._change(rest, self._merge, force=True, alone=force, progress=progress)
 
     def clear(self) -> LiveReport:
         """Take everything off: the model has the bits that it had."""
@@ -198,13 +212,28 @@ class Live:
         return self._active[name]
 
     def _change(
-        self, wanted: dict[Reference, WeightedDelta], merge: Merge, *, force: bool, progress: Progress
+        self,
+        wanted: dict[Reference, WeightedDelta],
+        merge: Merge,
+        *,
+        force: bool,
+        alone: bool | None = None,
+        progress: Progress,
     ) -> LiveReport:
+        """`alone`: deltas may lack what they require, and exclude one another; None leaves that to `force`."""
         started = time.monotonic()
+        alone = force if alone is None else alone
         deltas = [delta for delta in wanted.values() if any(delta.weights.values)]
         tensors = {name: (slot.dtype, slot.shape, slot.original) for name, slot in self._slots.items()}
         with checkpoint_of(self._label, tensors, self._files) as target:
-            planned, remedies = self._plan(target, deltas, merge, force=force)
+            fits = fit(
+                target, [(delta.reference, delta.artifact) for delta in deltas], threads=self._threads, lenient=True
+            )
+            refuse_errors(fits, target, force=force)
+            faults = faults_among(deltas, fits)
+            self._refuse_company(faults, force=alone)
+            planned, remedies = self._plan(target, deltas, merge, fits)
+            company = [*map(str, faults), *notes_among(deltas, fits)]
             changing = {name for name, tensor in planned.tensors.items() if tensor.action != "copy"}
             restoring = [name for name, slot in self._slots.items() if slot.kept is not None and name not in changing]
             if changing:
@@ -214,20 +243,24 @@ class Live:
         for name in changing:
             self._slots[name].settle()
         self._active, self._merge = wanted, merge
+        self._forced = {str(fault) for fault in faults}
         return LiveReport(
             deltas=self.deltas,
             changed_tensors=len(changing),
             restored_tensors=len(restoring),
             remedies=remedies,
-            warnings=[*planned.warnings, *(f"{name} stays, which post lacks" for name in planned.removed)],
+            warnings=[
+                *(warning for delta in deltas for warning in delta.warnings),
+                *company,
+                *planned.warnings,
+                *(f"{name} stays, which post lacks" for name in planned.removed),
+            ],
             seconds=time.monotonic() - started,
         )
 
     def _plan(
-        self, target: Checkpoint, deltas: list[WeightedDelta], merge: Merge, *, force: bool
+        self, target: Checkpoint, deltas: list[WeightedDelta], merge: Merge, fits: Sequence[Fit]
     ) -> tuple[Plan, list[str]]:
-        fits = fit(target, [(delta.reference, delta.artifact) for delta in deltas], threads=self._threads, lenient=True)
-        refuse_errors(fits, target, force=force)
         if deltas:
             merge.method.check_deltas(len(deltas))
         placement = place(target, deltas, fits, with_added=False)
@@ -246,6 +279,20 @@ class Live:
         except BaseException as error:
             self._revert(error)
             raise
+
+    def _refuse_company(self, faults: Sequence[Fault], *, force: bool) -> None:
+        """Raise InvalidArgument for what a change makes wrong. What was forced before is not asked again."""
+        new = [fault for fault in faults if str(fault) not in self._forced]
+        if not new or force:
+            return
+        first = new[0]
+        if first.missing is None:
+            hint = "take one of them off first"
+        else:
+            hint = f"apply({first.missing.name!r}, {first.missing.weight:g}) first, or take {first.delta.reference} off"
+        raise InvalidArgument(
+            "; ".join(map(str, new)), hint=f"{hint}; force=True overrides", faults=[str(fault) for fault in new]
+        )
 
     def _refuse_impossible(self, planned: Plan) -> None:
         """Raise NotHomologous for what cannot be done in place."""

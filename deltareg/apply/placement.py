@@ -25,15 +25,24 @@ _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model
 
 @dataclass(frozen=True)
 class WeightedDelta:
-    """One delta that is to be applied, and its weight, which may differ by tensor; it is not zero everywhere."""
+    """One delta that is to be applied, and its weight, which may differ by tensor; it is not zero everywhere.
+
+    `yanked` is why its version was yanked, None where it was not.
+    """
 
     reference: Reference
     artifact: Artifact
     weights: Schedule
+    yanked: str | None = None
 
     def weight_at(self, subject: Subject) -> float:
         """The weight for one tensor: 0 where none is set."""
         return float(self.weights.at(subject) or 0.0)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What its registry says of it today, and what so does not belong into the output."""
+        return [] if self.yanked is None else [f"{self.reference} is yanked: {self.yanked or 'no reason is given'}"]
 
     @cached_property
     def entries(self) -> Mapping[str, TensorEntry]:

@@ -9,19 +9,17 @@ from typing import Literal
 
 from deltareg.apply.placement import Placement, WeightedDelta, place_unchanged
 from deltareg.apply.rows import Rows
-from deltareg.artifact import Artifact
 from deltareg.check import dtype_fits
 from deltareg.checkpoint import Checkpoint, ShardPlan, Tensor, lay_out
 from deltareg.codec import DELTA_DTYPES, Lane, delta_lane_of, is_additive, lane_of
-from deltareg.errors import NotHomologous, UnsupportedFormat
+from deltareg.errors import NotHomologous
 from deltareg.homology import compare_shapes, delta_shapes, finding, refuse_mismatch
 from deltareg.manifest import TensorEntry
 from deltareg.merge import METHODS, Gradient, Method, Schedule, Stage, Subject, Value, method_of, subjects_of
 from deltareg.merge.combine import Sum
 from deltareg.merge.deferred import can_defer
-from deltareg.names import Reference
 
-__all__ = ["LINEAR", "Action", "Merge", "Piece", "Plan", "PlannedTensor", "plan", "refuse_stacked"]
+__all__ = ["LINEAR", "Action", "Merge", "Piece", "Plan", "PlannedTensor", "plan"]
 
 Action = Literal["copy", "convert", "add", "replace"]
 
@@ -141,16 +139,6 @@ class Plan:
     def nbytes(self) -> int:
         """Bytes of all tensors of the output."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
-
-
-def refuse_stacked(artifact: Artifact, reference: Reference) -> None:
-    """Raise UnsupportedFormat for a delta that was taken on top of others, or whose config is of another format."""
-    if artifact.config.requires:
-        raise UnsupportedFormat(
-            f"{reference} was taken on top of other deltas, which this deltareg cannot put under it",
-            requires=artifact.config.requires,
-            hint="install a newer deltareg",
-        )
 
 
 def plan(

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import deltareg
 from deltareg.apply.card import Labels, config_json
+from deltareg.apply.company import command, faults_among, notes_among
 from deltareg.apply.placement import Placement, WeightedDelta, place
-from deltareg.apply.plan import Merge, Plan, plan, refuse_stacked
+from deltareg.apply.plan import Merge, Plan, plan
 from deltareg.apply.run import Outcome
 from deltareg.apply.side_files import SideFiles, side_files
 from deltareg.catalog import Registry
@@ -29,6 +30,7 @@ Weight = float | Gradient | Schedule
 
 # A finding that says how far a shape is from another may come once for each tensor.
 _MOST_TOLD = 200
+_FAULTS_TOLD = 4
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Prepared:
     files: dict[str, bytes]
     with_added: bool | None
     force: bool
+    company: list[str]
     labels: Labels
 
     def digest(self) -> str:
@@ -69,7 +72,7 @@ class Prepared:
     def notes(self, outcome: Outcome) -> list[str]:
         """What the user should know of the output."""
         faults = dict.fromkeys(fault for one in self.fits for fault in one.faults)
-        notes = [*self.plan.warnings, *(f"tokens were not compared: {fault}" for fault in faults)]
+        notes = [*self.plan.warnings, *self.company, *(f"tokens were not compared: {fault}" for fault in faults)]
         if self.target.dequantised:
             notes.append(
                 f"{self.target.dequantised} tensors of scaled 8-bit floats in the target are bfloat16 in the output"
@@ -104,29 +107,34 @@ def prepare(
     dtype: str | None = None,
     labels: Labels | None = None,
 ) -> Prepared:
-    """Check the deltas, and plan what becomes of each tensor. Raises NotHomologous, InvalidArgument."""
+    """Check the deltas, and plan what becomes of each tensor.
+
+    Raises NotHomologous; InvalidArgument, also where a delta lacks what it was taken on top of, or excludes another.
+    """
     active = [delta for delta in wanted if any(delta.weights.values)]
     if active:
         merge.method.check_deltas(len(active))
     fits = fit(target, [(delta.reference, delta.artifact) for delta in active], threads=threads, lenient=True)
     overridden = refuse_errors(fits, target, force=force)
+    overridden += _refuse_company(target, active, fits, force=force)
     placement = place(target, active, fits, with_added=with_added)
     planned = plan(target, active, placement, merge, dtype=dtype)
     refuse_unmatched([*(delta.weights for delta in wanted), *merge.parameters.values()], planned.subjects.values())
     files = _files(target, active, side_files, planned, placement, fits)
     return Prepared(
-        target,
-        wanted,
-        active,
-        merge,
-        fits,
-        overridden,
-        placement,
-        planned,
-        files,
-        with_added,
-        force,
-        labels or Labels(),
+        target=target,
+        wanted=wanted,
+        active=active,
+        merge=merge,
+        fits=fits,
+        overridden=overridden,
+        placement=placement,
+        plan=planned,
+        files=files,
+        with_added=with_added,
+        force=force,
+        company=notes_among(active, fits),
+        labels=labels or Labels(),
     )
 
 
@@ -157,8 +165,7 @@ def open_delta(registry: Registry, reference: str | Reference, weights: Schedule
     # The card says what was applied even after `latest` has moved on.
     version = registry.version_of(reference)
     artifact = registry.artifact(version)
-    refuse_stacked(artifact, version)
-    return WeightedDelta(version, artifact, weights)
+    return WeightedDelta(version, artifact, weights, registry.yanked(version))
 
 
 def refuse_errors(fits: Sequence[Fit], target: Checkpoint, *, force: bool) -> list[str]:
@@ -186,6 +193,24 @@ def refuse_errors(fits: Sequence[Fit], target: Checkpoint, *, force: bool) -> li
             }
             for delta, found in errors
         ],
+    )
+
+
+def _refuse_company(
+    target: Checkpoint, deltas: Sequence[WeightedDelta], fits: Sequence[Fit], *, force: bool
+) -> list[str]:
+    """Raise InvalidArgument where deltas do not go together; with `force` return what says so instead."""
+    faults = faults_among(deltas, fits)
+    if not faults or force:
+        return [str(fault) for fault in faults]
+    excluding = any(fault.missing is None for fault in faults)
+    way = "leave one of them out" if excluding else command(target.id, deltas, faults)
+    more = f"; and {len(faults) - _FAULTS_TOLD} more" if len(faults) > _FAULTS_TOLD else ""
+    raise InvalidArgument(
+        "; ".join(map(str, faults[:_FAULTS_TOLD])) + more,
+        cause=None if excluding else f"{target.id} is not the base that it was taken from, which holds that already",
+        hint=f"{way}, or --force",
+        faults=[str(fault) for fault in faults],
     )
 
 

@@ -113,7 +113,11 @@ def report_of(
         side_files=sorted(job.files),
         remedies=list(job.placement.remedies),
         overridden=job.overridden,
-        warnings=[*job.notes(written.outcome), *written.warnings],
+        warnings=[
+            *(warning for delta in job.wanted for warning in delta.warnings),
+            *job.notes(written.outcome),
+            *written.warnings,
+        ],
         threads=means.limits.threads,
         ranks=means.ranks.count,
         expected_memory=held,

@@ -124,8 +124,8 @@ def _synchronise(tables: Tables, store: Store) -> int:
     # Taken before the index is read: should it change in between, the next reader synchronises again.
     signature = _signature(store)
     entries = {str(entry.reference): entry for entry in store.entries()}
-    known = tables.digests()
-    changed = [entry for name, entry in entries.items() if known.get(name) != entry.digest]
+    known = tables.marks()
+    changed = [entry for name, entry in entries.items() if known.get(name) != (entry.digest, entry.yanked)]
     # Search gives those first that were put in last.
     changed.sort(key=lambda entry: (entry.created, entry.reference.repository, str(entry.reference)))
     tables.update(known.keys() - entries, (describe(store, entry) for entry in changed), signature)
@@ -140,7 +140,10 @@ def _select(tables: Tables, store: Store, repository: str | None) -> list[Catalo
 def _mended(tables: Tables, store: Store) -> list[CatalogRow]:
     """The rows that the tables call faulty, and that can be read now."""
     found = (
-        describe(store, Entry(parse_reference(row.reference), Digest(row.digest), row.manifest_size, row.created))
+        describe(
+            store,
+            Entry(parse_reference(row.reference), Digest(row.digest), row.manifest_size, row.created, row.yanked),
+        )
         for row in tables.faulty()
     )
     return [row for row in found if row.fault is None]

@@ -49,6 +49,11 @@ class Registry:
         version = version_among(self.store.siblings(wanted), wanted, digest)
         return Reference(wanted.namespace, wanted.name, digest=digest) if version is None else version
 
+    def yanked(self, reference: Reference | str) -> str | None:
+        """Why the version that a name means was yanked, "" where nobody said why; None where it was not."""
+        version = self.version_of(reference)
+        return None if version.version is None else self.store.entry(version).yanked
+
     def artifact(self, reference: Reference | str) -> Artifact:
         """The delta of that name. Raises NotFound, BadName, DigestMismatch, BadManifest."""
         return Artifact.open(self.store, self.resolve(reference))
@@ -76,12 +81,14 @@ class Registry:
         namespace: str | None = None,
         model_type: str | None = None,
         limit: int = 20,
+        yanked: bool = False,
     ) -> SearchReport:
         """The published deltas with every word of `text` that fit `target`, best first, then newest first.
 
-        A first look, from digests: see `Fit`. Raises InvalidArgument for a limit below 1 or more than 32 words.
+        Without those that are yanked, unless `yanked` is set. A first look, from digests: see `Fit`. Raises
+        InvalidArgument for a limit below 1 or more than 32 words.
         """
-        query = Query(text, target, licence, namespace, model_type, limit)
+        query = Query(text, target, licence, namespace, model_type, limit, yanked)
         return self.catalog.search(self.store, query)
 
     def reindex(self) -> int:

@@ -34,6 +34,7 @@ class CatalogRow(Document):
     preset: str | None = None
     exactness: str | None = None
     channels: list[str] = Field(default=[], description="channels that point to it")
+    yanked: str | None = Field(default=None, description="why it was yanked; null where it was not")
     fault: str | None = None
 
 
@@ -45,6 +46,7 @@ def describe(store: Store, entry: Entry) -> CatalogRow:
         created=entry.created,
         manifest_size=entry.size,
         namespace=entry.reference.namespace,
+        yanked=entry.yanked,
     )
     try:
         manifest = store.manifest(entry.digest)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from deltareg.catalog.words import EVERY, key, words_in
+from deltareg.catalog.words import EVERY, YANKED, key, words_in
 from deltareg.errors import InvalidArgument
 from deltareg.manifest import Document, Fingerprint
 
@@ -33,6 +33,7 @@ class SearchRow(Document):
     licence: str | None
     description: str | None
     created: str = Field(description="RFC 3339")
+    yanked: str | None = Field(default=None, description="why it was yanked; null where it was not")
     fit: Fit | None = Field(default=None, description="how it fits the target, by digests; null without a target")
 
 
@@ -46,7 +47,7 @@ class SearchReport(Document):
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked for; None asks for nothing."""
+    """What is asked for; None asks for nothing. Yanked versions are left out unless `yanked` is set."""
 
     text: str | None = None
     target: Fingerprint | None = None
@@ -54,6 +55,7 @@ class Query:
     namespace: str | None = None
     model_type: str | None = None
     limit: int = 20
+    yanked: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.limit < 2**31:
@@ -69,7 +71,8 @@ def ask(tables: Tables, query: Query) -> SearchReport:
     if (words := words_in(query.text or "")) is not None:
         filters.append(words)
     classes = _classes(query.target)
-    found, total = tables.search([" AND ".join([f"({fits})", *filters]) for fits in classes.values()], query.limit)
+    asked = (" AND ".join([f"({fits})", *filters]) for fits in classes.values())
+    found, total = tables.search([one if query.yanked else f"({one}) NOT {YANKED}" for one in asked], query.limit)
     names = set(SearchRow.model_fields) - {"fit"}
     results = [
         SearchRow(**row.model_dump(by_alias=False, include=names), fit=fit)

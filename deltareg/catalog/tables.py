@@ -17,7 +17,7 @@ from deltareg.names import parse_reference
 
 __all__ = ["SCHEMA_VERSION", "Tables", "memory_tables", "open_tables"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised with each change of the tables; tables of another version are made anew."""
 
 _COLUMNS: dict[str, type] = {
@@ -41,6 +41,7 @@ _COLUMNS: dict[str, type] = {
     "description": str,
     "preset": str,
     "exactness": str,
+    "yanked": str,
     "fault": str,
     "keys": str,
 }
@@ -95,9 +96,10 @@ class Tables:
         self._database["source"].create({"id": int, "signature": str}, pk="id")
         self._connection.execute(f"pragma user_version = {SCHEMA_VERSION}")
 
-    def digests(self) -> dict[str, str]:
-        """The digest of each name."""
-        return dict(self._connection.execute("select reference, digest from names").fetchall())
+    def marks(self) -> dict[str, tuple[str, str | None]]:
+        """What the index said of each name: its digest, and why it was yanked."""
+        found = self._connection.execute("select reference, digest, yanked from names").fetchall()
+        return {reference: (digest, yanked) for reference, digest, yanked in found}
 
     def update(self, gone: Iterable[str], rows: Iterable[CatalogRow], source: str) -> None:
         """Drop names and put rows in; only then say what the rows were read from."""
@@ -105,7 +107,10 @@ class Tables:
         # Immediate: the full-text index is read first, and SQLite waits for no lock once it has read.
         self._connection.execute("begin immediate")
         self._database["names"].delete_where("reference in (select value from json_each(?))", [names])
-        self._database["names"].insert_all(map(_record, rows), replace=True)
+        known = dict(self._connection.execute("select reference, number from names").fetchall())
+        # A name keeps its number, which is its age to a search, whatever is said of it anew.
+        records = (_record(row, known.get(row.reference)) for row in rows)
+        self._database["names"].insert_all(records, replace=True)
         self._database["source"].insert({"id": 1, "signature": source}, pk="id", replace=True)
         self._connection.commit()
 
@@ -178,9 +183,9 @@ def _translated(path: Path) -> Generator[None]:
         raise kind(f"the catalog cannot be used now: {path}: {error}", cause=str(error), path=path) from error
 
 
-def _record(row: CatalogRow) -> dict[str, Any]:
+def _record(row: CatalogRow, number: int | None) -> dict[str, Any]:
     known = row.model_dump(by_alias=False, exclude={"channels"})
     reference = parse_reference(row.reference)
     # What search leaves out, channels and what cannot be read, has no keys.
     keys = None if reference.version is None or row.fault is not None else keys_of(row)
-    return {**known, "number": None, "repository": reference.repository, "keys": keys}
+    return {**known, "number": number, "repository": reference.repository, "keys": keys}

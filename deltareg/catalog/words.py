@@ -10,7 +10,7 @@ import hashlib
 from deltareg.catalog.rows import CatalogRow
 from deltareg.errors import InvalidArgument
 
-__all__ = ["EVERY", "WORDS", "key", "keys_of", "words_in"]
+__all__ = ["EVERY", "WORDS", "YANKED", "key", "keys_of", "words_in"]
 
 WORDS = """
 create virtual table words using fts5(
@@ -29,13 +29,17 @@ end;
 EVERY = "keys:every"
 """The expression that every row of the index matches."""
 
+YANKED = "keys:yanked"
+"""The expression for the rows that are yanked."""
+
 _KINDS = ("fingerprint", "space", "tokenizer_core", "tokenizer_added", "namespace", "licence", "model_type")
 _WORDS = 32
 
 
 def keys_of(row: CatalogRow) -> str:
     """The keys of a row, with spaces between them."""
-    return " ".join(["every", *(_key(kind, getattr(row, kind)) for kind in _KINDS)])
+    marks = ["every"] if row.yanked is None else ["every", "yanked"]
+    return " ".join([*marks, *(_key(kind, getattr(row, kind)) for kind in _KINDS)])
 
 
 def key(kind: str, value: str | None) -> str:

@@ -9,10 +9,12 @@ import typer
 
 from deltareg.cli.checkpoints import CHECKPOINT
 from deltareg.cli.options import (
+    Conflicts,
     Description,
     DryRun,
     Json,
     Licence,
+    On,
     Preset,
     PresetOption,
     Tag,
@@ -37,6 +39,8 @@ def import_lora(
     preset: PresetOption = Preset.fast,
     licence: Licence = None,
     description: Description = None,
+    on: On = None,
+    conflicts: Conflicts = None,
     threads: Threads = None,
     dry_run: DryRun = False,
     json: Json = False,
@@ -52,6 +56,7 @@ def import_lora(
     """
     from deltareg.cli.output import print_report, warn
     from deltareg.cli.progress import watched
+    from deltareg.cli.schedules import parse_on
     from deltareg.cli.session import current_settings, writable_registry
     from deltareg.lora import import_lora
     from deltareg.names import parse_licence
@@ -67,6 +72,8 @@ def import_lora(
             preset=preset.value,
             licence=licence,
             description=description,
+            on=parse_on(on or []),
+            conflicts=conflicts or [],
             threads=threads or settings.threads,
             dry_run=dry_run,
             progress=progress,

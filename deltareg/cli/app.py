@@ -16,6 +16,7 @@ from deltareg import __version__
 from deltareg.cli.adapters import export_lora, import_lora
 from deltareg.cli.builds import build, lock, outdated, tree, update, why
 from deltareg.cli.cache import cache_app
+from deltareg.cli.channels import channel_app
 from deltareg.cli.check import check, fingerprint
 from deltareg.cli.checkpoints import apply, diff
 from deltareg.cli.compare import compare
@@ -26,6 +27,7 @@ from deltareg.cli.remotes import remote_app
 from deltareg.cli.search import search
 from deltareg.cli.setup import init
 from deltareg.cli.transfers import pull, push
+from deltareg.cli.yanks import unyank, yank
 
 __all__ = ["EXIT_CODES", "app"]
 
@@ -90,6 +92,9 @@ app.command("show")(show)
 app.command("search")(search)
 app.command("push")(push)
 app.command("pull")(pull)
+app.command("yank")(yank)
+app.command("unyank")(unyank)
+app.add_typer(channel_app, name="channel")
 app.command("verify")(verify)
 app.command("check")(check)
 app.command("compare")(compare)

@@ -10,10 +10,12 @@ from typing import Annotated
 import typer
 
 from deltareg.cli.options import (
+    Conflicts,
     Description,
     DryRun,
     Json,
     Licence,
+    On,
     Preset,
     PresetOption,
     Tag,
@@ -51,6 +53,8 @@ def diff(
     ] = "exact",
     licence: Licence = None,
     description: Description = None,
+    on: On = None,
+    conflicts: Conflicts = None,
     threads: Threads = None,
     dry_run: DryRun = False,
     json: Json = False,
@@ -65,12 +69,17 @@ def diff(
     round each number, int8 and int4 bring them to 255 or 15 levels, bit1 to a sign, with factors of small rank,
     rank:16 keeps factors of rank 16, topk:5% the 5 % that change most. Norms, biases and what is no number stay exact.
 
+    With --on the delta is one on top of another: BASE is a base with that delta applied, and apply wants both, or a
+    target that has the other one already.
+
     \b
       deltareg diff base/ post/ --tag acme/search:1.0.0 --licence apache-2.0
       deltareg diff base/ post/ --tag acme/search:1.0.1-int4 --codec int4
+      deltareg diff instruct/ search/ --tag acme/search:2.0.0 --on acme/instruct:1.0.0
     """
     from deltareg.cli.output import print_report
     from deltareg.cli.progress import watched
+    from deltareg.cli.schedules import parse_on
     from deltareg.cli.session import current_settings, writable_registry
     from deltareg.diff import diff
     from deltareg.names import parse_licence
@@ -87,6 +96,8 @@ def diff(
             codec=codec,
             licence=licence,
             description=description,
+            on=parse_on(on or []),
+            conflicts=conflicts or [],
             threads=threads or settings.threads,
             dry_run=dry_run,
             progress=progress,

@@ -46,6 +46,7 @@ def details_of(registry: Registry, reference: str, *, tensors: bool) -> DeltaDet
         digest=entry.digest,
         size=artifact.size,
         created=entry.created,
+        yanked=registry.yanked(entry.reference),
         manifest=artifact.manifest,
         config=artifact.config,
         tensors=artifact.inventory.tensors if tensors else None,
@@ -65,4 +66,5 @@ def _row(version: RemoteEntry, entries: list[RemoteEntry]) -> CatalogRow:
         created=version.created,
         manifest_size=version.size,
         channels=sorted(channels),
+        yanked=version.yanked,
     )

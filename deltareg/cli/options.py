@@ -8,16 +8,20 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "Conflicts",
     "Description",
     "DryRun",
     "Json",
     "Licence",
+    "On",
+    "OnRemote",
     "Preset",
     "PresetOption",
     "ReferenceArgument",
     "RemoteOption",
     "Tag",
     "Threads",
+    "VersionArgument",
     "check_text",
     "complete_delta",
     "complete_remote",
@@ -87,6 +91,37 @@ RemoteOption = Annotated[
         help="Name, URL or path (with a slash) of the remote. By default the default remote.",
         autocompletion=complete_remote,
     ),
+]
+On = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--on",
+        metavar="REFERENCE[=WEIGHT]",
+        help="A delta that BASE holds already: this one is to be applied on top of it. May be given several times.",
+        autocompletion=complete_delta,
+    ),
+]
+Conflicts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--conflicts",
+        metavar="NAME [RANGE]",
+        help="A delta that must not be applied with this one: 'acme/other', 'acme/other >=2, <3'. May be given several "
+        "times.",
+    ),
+]
+OnRemote = Annotated[
+    str | None,
+    typer.Option(
+        "--remote",
+        metavar="REMOTE",
+        help="Name, URL or path (with a slash) of a remote. Without it the local registry is meant.",
+        autocompletion=complete_remote,
+    ),
+]
+VersionArgument = Annotated[
+    str,
+    typer.Argument(metavar="REFERENCE", help="The version: namespace/name:1.2.3.", autocompletion=complete_delta),
 ]
 ReferenceArgument = Annotated[
     str,

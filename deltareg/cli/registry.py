@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["list_deltas", "show", "verify"]
 
+_NO_REASON = "no reason is given"
+
 
 def list_deltas(
     repository: Annotated[
@@ -33,8 +35,8 @@ def list_deltas(
 ) -> None:
     """List the deltas of the local registry, or of a remote.
 
-    Every version with its size, its base, its licence and the channels that point to it. The ratio is that of post's
-    bytes to the artifact's. A remote that cannot search tells only names and dates.
+    Every version with its size, its base, its licence, the channels that point to it, and why it was yanked. The ratio
+    is that of post's bytes to the artifact's. A remote that cannot search tells only names, dates and what is yanked.
 
     \b
       deltareg list
@@ -54,6 +56,7 @@ def list_deltas(
         print_json(found)
     elif found.deltas:
         columns = ["reference", "size", "ratio", "parameters", "exactness", "base", "licence", "channels", "created"]
+        columns.append("yanked")
         print_table(columns, [_cells(row) for row in found.deltas], right=["size", "ratio", "parameters"])
     else:
         hint(f"{found.registry} has no deltas yet: take one with deltareg diff, or fetch one with deltareg pull")
@@ -141,6 +144,7 @@ def _cells(row: CatalogRow) -> list[str]:
         row.licence or "",
         ", ".join(row.channels),
         row.created,
+        "" if row.yanked is None else row.yanked or _NO_REASON,
     ]
 
 
@@ -152,6 +156,7 @@ def _fields(details: DeltaDetails) -> dict[str, str]:
         "reference": details.reference,
         "digest": details.digest,
         "created": details.created,
+        "yanked": None if details.yanked is None else details.yanked or _NO_REASON,
         "description": config.description,
         "licence": config.licence,
         "size": f"{size(details.size)} in {counted(len(details.manifest.blobs) + 1, 'blob')}",
@@ -163,7 +168,8 @@ def _fields(details: DeltaDetails) -> dict[str, str]:
         "parameters": number(config.post.parameters),
         "model type": config.fingerprint.model_type,
         "fingerprint": config.fingerprint.digest,
-        "requires": ", ".join(config.requires) or None,
+        "requires": ", ".join(map(str, config.requires)) or None,
+        "conflicts": ", ".join(map(str, config.conflicts)) or None,
         "producer": config.producer,
     }
     return {label: value for label, value in fields.items() if value is not None}

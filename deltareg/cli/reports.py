@@ -10,6 +10,9 @@ from deltareg.catalog import CatalogRow
 from deltareg.manifest import DeltaConfig, Document, Manifest, TensorEntry
 
 __all__ = [
+    "ChannelChange",
+    "ChannelList",
+    "ChannelRow",
     "Check",
     "DeltaDetails",
     "DeltaList",
@@ -24,6 +27,7 @@ __all__ = [
     "RemoteChange",
     "RemoteList",
     "RemoteRow",
+    "YankReport",
 ]
 
 
@@ -76,6 +80,7 @@ class DeltaDetails(Document):
     digest: str
     size: int = Field(description="bytes of the artifact: manifest, config and layers")
     created: str = Field(description="RFC 3339")
+    yanked: str | None = Field(default=None, description="why the version was yanked; null where it was not")
     manifest: Manifest
     config: DeltaConfig
     tensors: list[TensorEntry] | None = Field(default=None, description="with --tensors")
@@ -112,6 +117,46 @@ class RemoteChange(Document):
     file: str = Field(description="the settings file")
     default: bool = Field(description="whether the file's default remote was set, or removed")
     dry_run: bool
+
+
+class YankReport(Document):
+    """What `yank` or `unyank` changed."""
+
+    reference: str = Field(description="the version")
+    digest: str = Field(description="of its manifest")
+    registry: str = Field(description="path of the local registry's home, or the remote's URL")
+    yanked: str | None = Field(description="why it is yanked now; null where it is not")
+    dry_run: bool
+
+
+class ChannelChange(Document):
+    """What `channel set` or `channel remove` changed."""
+
+    reference: str = Field(description="the channel")
+    registry: str = Field(description="path of the local registry's home, or the remote's URL")
+    version: str | None = Field(description="what it names now; null where it was removed")
+    digest: str | None = Field(description="of the version's manifest")
+    before: str | None = Field(description="the version that it named before; null where it is new")
+    yanked: str | None = Field(default=None, description="why the version was yanked; null where it was not")
+    dry_run: bool
+
+
+class ChannelRow(Document):
+    """One channel."""
+
+    channel: str
+    version: str
+    digest: str
+    yanked: str | None = Field(description="why the version was yanked; null where it was not")
+    computed: bool = Field(description="follows from the versions, as latest does, and cannot be set")
+
+
+class ChannelList(Document):
+    """What `channel list` found."""
+
+    registry: str = Field(description="path of the local registry's home, or the remote's URL")
+    repository: str = Field(description="namespace/name")
+    channels: list[ChannelRow]
 
 
 class ReindexReport(Document):

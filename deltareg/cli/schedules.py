@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from deltareg.errors import InvalidArgument
 from deltareg.merge import Gradient, Schedule, Value, method_of
 
-__all__ = ["parse_parameters", "parse_weights"]
+__all__ = ["parse_on", "parse_parameters", "parse_weights"]
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 # From the first bracket to the last: patterns of names have brackets of their own.
@@ -39,6 +39,18 @@ def parse_weights(deltas: Sequence[str], rules: Sequence[str]) -> list[tuple[str
             (name, Schedule((*schedule.rules, (selector, value))) if name == reference else schedule)
             for name, schedule in found
         ]
+    return found
+
+
+def parse_on(deltas: Sequence[str]) -> list[tuple[str, float]]:
+    """Each of `deltas`, `reference[=weight]`, with its weight, 1 where none is given. Raises InvalidArgument."""
+    found: list[tuple[str, float]] = []
+    for text in deltas:
+        reference, equals, weight = text.rpartition("=")
+        value = _number(weight, f"no weight for {reference}", reference) if equals else 1.0
+        if isinstance(value, Gradient):
+            raise InvalidArgument(f"{weight} is no weight for {reference}", hint=f"one number: --on {reference}=0.5")
+        found.append((reference if equals else text, value))
     return found
 
 

@@ -47,6 +47,7 @@ def search(
             "--model-type", metavar="TYPE", help="Only deltas of this type: llama, bert, ….", callback=check_text
         ),
     ] = None,
+    yanked: Annotated[bool, typer.Option("--yanked", help="Show yanked versions too.")] = False,
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, max=100_000, help="Show this many.")] = 20,
     json: Json = False,
 ) -> None:
@@ -70,7 +71,7 @@ def search(
     if target is not None:
         with Checkpoint.open(target, headers_only=True) as checkpoint:
             fingerprint = fingerprint_of(checkpoint)
-    query = Query(text, fingerprint, licence, namespace, model_type, limit)
+    query = Query(text, fingerprint, licence, namespace, model_type, limit, yanked)
     try:
         registry = open_registry()
     except NotFound:
@@ -80,7 +81,7 @@ def search(
     if json:
         print_json(found)
     elif found.results:
-        columns = ["reference", "fit", "size", "base", "licence", "created", "description"]
+        columns = ["reference", "fit", "size", "base", "licence", "created", "description", "yanked"]
         print_table(columns, [_cells(row) for row in found.results], right=["size"])
         if found.total > len(found.results):
             hint(f"{found.total} were found; --limit N shows more")
@@ -92,4 +93,6 @@ def _cells(row: SearchRow) -> list[str]:
     from deltareg.cli.units import size
 
     told = "" if row.size is None else size(row.size)
-    return [row.reference, row.fit or "", told, row.base or "", row.licence or "", row.created, row.description or ""]
+    why = "" if row.yanked is None else row.yanked or "no reason is given"
+    licence, description = row.licence or "", row.description or ""
+    return [row.reference, row.fit or "", told, row.base or "", licence, row.created, description, why]

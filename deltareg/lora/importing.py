@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from deltareg.catalog import Registry
@@ -13,6 +14,7 @@ from deltareg.lora.merged import merge
 from deltareg.manifest import Document, Preset
 from deltareg.names import Reference
 from deltareg.progress import SILENT, Progress
+from deltareg.relations import On
 
 __all__ = ["ImportReport", "import_lora"]
 
@@ -45,6 +47,8 @@ def import_lora(
     preset: Preset = "fast",
     licence: str | None = None,
     description: str | None = None,
+    on: On = (),
+    conflicts: Sequence[str] = (),
     threads: int | None = None,
     dry_run: bool = False,
     progress: Progress = SILENT,
@@ -52,7 +56,8 @@ def import_lora(
     """Store a PEFT adapter of `base` under `reference`, a name with a version.
 
     The delta is what turns base into base with the adapter merged into it. Factors are stored as they are; what is no
-    product of factors (DoRA, `modules_to_save`, biases) is stored as `diff` stores it. Raises AdapterRefused for what
+    product of factors (DoRA, `modules_to_save`, biases) is stored as `diff` stores it, which also says
+    what `on` and `conflicts` are. Raises AdapterRefused for what
     is not supported, BadAdapter with everything that does not fit, CheckpointNotFound, and what `diff` raises.
     """
     with ExitStack() as stack:
@@ -71,6 +76,8 @@ def import_lora(
             preset=preset,
             licence=licence,
             description=description,
+            on=on,
+            conflicts=conflicts,
             threads=threads,
             dry_run=dry_run,
             progress=progress,

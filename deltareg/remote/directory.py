@@ -98,6 +98,26 @@ class DirectoryRemote:
             found = [] if store is None else store.entries()
         return [entry for entry in found if repository is None or entry.reference.repository == repository]
 
+    def yank(self, reference: Reference, reason: str) -> None:
+        """Yank a version."""
+        with self._reaching():
+            self._readable_store(reference).yank(reference, reason)
+
+    def unyank(self, reference: Reference) -> None:
+        """Take back that a version was yanked."""
+        with self._reaching():
+            self._readable_store(reference).unyank(reference)
+
+    def set_channel(self, repository: str, channel: str, digest: Digest, expected: Digest | None) -> None:
+        """Let a channel name a version, if it still points to `expected`."""
+        with self._reaching():
+            self._readable_store(f"{repository}:{channel}").set_channel(repository, channel, digest, expected)
+
+    def remove_channel(self, repository: str, channel: str) -> None:
+        """Drop a channel."""
+        with self._reaching():
+            self._readable_store(f"{repository}:{channel}").remove_channel(repository, channel)
+
     def _store(self) -> Store | None:
         """The store, or None where the directory may become one."""
         self._check_there()
@@ -118,7 +138,7 @@ class DirectoryRemote:
             return "name a registry or an empty directory"
         return f"it is a home, as DELTAREG_HOME names one; its registry, and so the remote, is {inner}"
 
-    def _readable_store(self, wanted: Reference | Digest) -> Store:
+    def _readable_store(self, wanted: Reference | Digest | str) -> Store:
         store = self._store()
         if store is None:
             raise NotFound(f"{wanted} is not in {self.path}", cause="the remote is empty", hint="deltareg push")

@@ -76,9 +76,31 @@ class Remote(Protocol):
         ...
 
     def resolve(self, reference: Reference) -> Digest:
-        """The digest that a version, a channel, `latest` or a digest names. Raises NotFound."""
+        """The digest that a version, a channel, `latest` (skips what is yanked) or a digest names. Raises NotFound."""
         ...
 
     def list(self, repository: str | None = None) -> list[RemoteEntry]:
         """The names of one repository, or all."""
+        ...
+
+    def yank(self, reference: Reference, reason: str) -> None:
+        """Yank a version, or give another reason: `latest` skips it, its bytes stay.
+
+        Raises NotFound; BadName where `reference` is no version; InvalidArgument for what is no reason.
+        """
+        ...
+
+    def unyank(self, reference: Reference) -> None:
+        """Take back that a version was yanked. Raises NotFound; BadName where `reference` is no version."""
+        ...
+
+    def set_channel(self, repository: str, channel: str, digest: Digest, expected: Digest | None) -> None:
+        """Let a channel name a published version, if it still points to `expected` (None: to nothing).
+
+        Raises ChannelMoved where it does not, NotFound where no version has the digest, BadName for what is no channel.
+        """
+        ...
+
+    def remove_channel(self, repository: str, channel: str) -> None:
+        """Drop a channel. Raises NotFound; BadName for what is no channel."""
         ...

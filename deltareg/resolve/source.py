@@ -100,7 +100,7 @@ class RegistrySource:
                 digest=Digest(row.digest),
                 remote=self.name,
                 created=row.created,
-                yanked=getattr(row, "yanked", None),
+                yanked=row.yanked,
                 channels=tuple(row.channels),
             )
             for row in rows

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from deltareg.store.blobs import Blobs
 from deltareg.store.collect import GcReport
-from deltareg.store.index import Entry, Signature, version_among
+from deltareg.store.index import Entry, Signature, latest_tag, version_among
 from deltareg.store.inspect import Fault, FsckReport
 from deltareg.store.lock import FileLock
-from deltareg.store.store import MANIFEST_LIMIT, Store, is_vacant, parse_manifest, version_exists
+from deltareg.store.store import MANIFEST_LIMIT, Store, channel_moved, is_vacant, parse_manifest, version_exists
 from deltareg.store.writer import BLOCK, BlobWriter
 
 __all__ = [
@@ -22,7 +22,9 @@ __all__ = [
     "GcReport",
     "Signature",
     "Store",
+    "channel_moved",
     "is_vacant",
+    "latest_tag",
     "parse_manifest",
     "version_among",
     "version_exists",

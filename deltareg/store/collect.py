@@ -106,7 +106,8 @@ def _descriptors(value: Any) -> Iterator[tuple[str, str]]:
 def _required(blobs: Blobs, config: Digest) -> Iterator[tuple[str, str]]:
     value = parse_json(blobs.read(config), what=config)
     required = cast(dict[str, Any], value).get("requires") if isinstance(value, dict) else None
-    for digest in cast(list[Any], required) if isinstance(required, list) else []:
+    for one in cast(list[Any], required) if isinstance(required, list) else []:
+        digest = cast(dict[str, Any], one).get("digest") if isinstance(one, dict) else None
         if isinstance(digest, str) and blobs.has(Digest(digest)):
             yield digest, MANIFEST_TYPE
 

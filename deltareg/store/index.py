@@ -14,7 +14,7 @@ from typing import Any
 from deltareg.digest import Digest, parse_json, sha256
 from deltareg.errors import BadManifest, BadName, DeltaregError, translate_os_errors
 from deltareg.manifest import Descriptor, Index, parse
-from deltareg.names import Reference, latest_of, parse_reference
+from deltareg.names import Reference, as_reason, latest_of, parse_reference
 from deltareg.store.files import write_atomically
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Signature",
     "Snapshot",
     "checksum_fault",
+    "latest_tag",
     "read_index",
     "signature_of",
     "version_among",
@@ -47,7 +48,7 @@ Signature = tuple[int, int, int]
 class Entry:
     """One name of a registry: `size` is that of the manifest, `created` an RFC 3339 time or empty.
 
-    `yanked` is why a version was yanked; None where it was not.
+    `yanked` is why a version was yanked, "" where nobody said why; None where it was not.
     """
 
     reference: Reference
@@ -96,6 +97,15 @@ class Snapshot:
         gone = {str(reference): digest} if reference.version is not None else {}
         return self._with(self._others(reference), self.removed | gone)
 
+    def with_yank(self, reference: Reference, reason: str | None) -> Index:
+        """The index with one version yanked; with None for a reason, no longer."""
+        changed = [
+            entry.model_copy(update={"annotations": _marked(entry, reason)})
+            for entry in self.index.manifests
+            if _ref_name(entry) == str(reference)
+        ]
+        return self._with([*self._others(reference), *changed], self.removed)
+
     def _others(self, reference: Reference) -> list[Descriptor]:
         return [entry for entry in self.index.manifests if _ref_name(entry) != str(reference)]
 
@@ -111,9 +121,16 @@ def version_among(entries: Iterable[Entry], wanted: Reference, digest: Digest) -
     """The version with `digest`, which `wanted` led to: the one that is wanted, or the highest; None if none has it."""
     if wanted.version is not None:
         return wanted
-    found = (entry.reference for entry in entries if entry.digest == digest)
-    tag = latest_of([str(other.tag) for other in found if other.repository == wanted.repository])
+    tag = latest_tag(
+        entry for entry in entries if (entry.digest, entry.reference.repository) == (digest, wanted.repository)
+    )
     return None if tag is None else wanted.with_tag(tag)
+
+
+def latest_tag(entries: Iterable[Entry]) -> str | None:
+    """The version that `latest` means among the entries of one repository; None if none is a version."""
+    yanked = {str(entry.reference.tag): entry.yanked is not None for entry in entries}
+    return latest_of(yanked, {tag for tag, is_yanked in yanked.items() if is_yanked})
 
 
 def read_index(path: Path) -> Snapshot:
@@ -195,5 +212,12 @@ def _entry(descriptor: Descriptor) -> Entry | None:
     if reference.tag is None:
         return None
     annotations = descriptor.annotations or {}
-    created, yanked = annotations.get(CREATED, ""), annotations.get(YANKED)
-    return Entry(reference, Digest(descriptor.digest), descriptor.size, created, yanked)
+    # Only versions are yanked. Another program may have written anything for a reason.
+    yanked = annotations.get(YANKED) if reference.version is not None else None
+    reason = None if yanked is None else as_reason(yanked)
+    return Entry(reference, Digest(descriptor.digest), descriptor.size, annotations.get(CREATED, ""), reason)
+
+
+def _marked(descriptor: Descriptor, reason: str | None) -> dict[str, str]:
+    kept = {key: text for key, text in (descriptor.annotations or {}).items() if key != YANKED}
+    return kept if reason is None else kept | {YANKED: reason}

@@ -19,17 +19,28 @@ from deltareg.errors import (
     translate_os_errors,
 )
 from deltareg.manifest import CONFIG_TYPE, DELTA_TYPE, MANIFEST_TYPE, DeltaConfig, Descriptor, Index, Manifest, parse
-from deltareg.names import LATEST, Reference, latest_of, parse_reference
+from deltareg.names import LATEST, Reference, parse_reason, parse_reference
 from deltareg.progress import SILENT, Progress
 from deltareg.store import collect, inspect
 from deltareg.store.blobs import Blobs
 from deltareg.store.collect import GcReport
 from deltareg.store.files import sync_directory, write_atomically
-from deltareg.store.index import CREATED, REF_NAME, Entry, Signature, Snapshot, read_index, signature_of, write_index
+from deltareg.store.index import (
+    CREATED,
+    REF_NAME,
+    YANKED,
+    Entry,
+    Signature,
+    Snapshot,
+    latest_tag,
+    read_index,
+    signature_of,
+    write_index,
+)
 from deltareg.store.inspect import FsckReport
 from deltareg.store.writer import mismatch
 
-__all__ = ["LAYOUT", "MANIFEST_LIMIT", "Store", "is_vacant", "parse_manifest", "version_exists"]
+__all__ = ["LAYOUT", "MANIFEST_LIMIT", "Store", "channel_moved", "is_vacant", "parse_manifest", "version_exists"]
 
 LAYOUT = {"imageLayoutVersion": "1.0.0"}
 
@@ -65,16 +76,18 @@ class Store(Blobs):
 
     # --- names ---
 
-    def publish(self, reference: Reference, manifest: bytes) -> Digest:
-        """Give a manifest, whose blobs are all here, the name of a version.
+    def publish(self, reference: Reference, manifest: bytes, *, yanked: str | None = None) -> Digest:
+        """Give a manifest, whose blobs are all here, the name of a version; with a reason it is yanked from the start.
 
-        Publishing the same bytes again changes nothing. Raises VersionExists for other bytes, also where the version
-        was removed; BadName where `reference` is no version; BadManifest and UnsupportedFormat where the manifest or
-        its config cannot be read; NotFound and DigestMismatch where blobs are missing or have another size.
+        Publishing the same bytes again changes nothing, and does not unyank. Raises VersionExists for other bytes, also
+        where the version was removed; BadName where `reference` is no version; BadManifest and UnsupportedFormat where
+        the manifest or its config cannot be read; NotFound and DigestMismatch where blobs are missing or have another
+        size.
         """
         if reference.version is None:
             raise BadName(f"{reference} does not name a version", hint="to publish, write namespace/name:1.2.3")
         document = parse_manifest(manifest, what=f"the manifest of {reference}")
+        reason = None if yanked is None else parse_reason(yanked)
         digest = sha256(manifest)
         self.check_free(reference, digest)
         with self.hold():
@@ -85,7 +98,8 @@ class Store(Blobs):
                 snapshot = self.snapshot()
                 self.check_free(reference, digest)
                 if str(reference) not in snapshot.entries:
-                    self._write(snapshot.with_entry(reference, _named(reference, digest, len(manifest))))
+                    named = _named(reference, digest, len(manifest), yanked=reason)
+                    self._write(snapshot.with_entry(reference, named))
         return digest
 
     def check_free(self, reference: Reference, digest: Digest) -> None:
@@ -95,6 +109,17 @@ class Store(Blobs):
         other = entry.digest if entry is not None else snapshot.removed.get(str(reference))
         if other is not None and other != digest:
             raise version_exists(reference, other, "" if entry is not None else " and was removed")
+
+    def yank(self, reference: Reference, reason: str) -> None:
+        """Yank a version: new resolutions skip it from now on; its bytes and its name stay. Or give another reason.
+
+        Raises BadName where `reference` is no version, InvalidArgument for what is no reason, NotFound.
+        """
+        self._mark(reference, parse_reason(reason))
+
+    def unyank(self, reference: Reference) -> None:
+        """Take back that a version was yanked. Raises BadName where `reference` is no version, NotFound."""
+        self._mark(reference, None)
 
     def set_channel(self, repository: str, channel: str, digest: Digest, expected: Digest | None) -> None:
         """Let a channel name a published version, if it still points to `expected` (None: to nothing).
@@ -112,12 +137,7 @@ class Store(Blobs):
             if now == digest:
                 return
             if now != expected:
-                raise ChannelMoved(
-                    f"{reference} points to {now or 'nothing'}, not to {expected or 'nothing'}",
-                    hint=f"deltareg show {reference}",
-                    found=now,
-                    expected=expected,
-                )
+                raise channel_moved(reference, now, expected)
             published = [
                 entry
                 for entry in snapshot.repositories.get(repository, [])
@@ -126,6 +146,13 @@ class Store(Blobs):
             if not published:
                 raise self._unknown(Reference(reference.namespace, reference.name, digest=digest), snapshot)
             self._write(snapshot.with_entry(reference, _named(reference, digest, published[0].size)))
+
+    def remove_channel(self, repository: str, channel: str) -> None:
+        """Drop a channel; the version that it points to stays. Raises NotFound, BadName for what is no channel."""
+        reference = parse_reference(f"{repository}:{channel}")
+        if reference.version is not None:
+            raise BadName(f"{channel!r} is no channel", hint="a channel is a lower-case word, such as prod")
+        self.remove(reference)
 
     def remove(self, reference: Reference) -> None:
         """Drop a version or a channel; `gc` removes the bytes. A removed version is never free for other bytes.
@@ -162,7 +189,7 @@ class Store(Blobs):
         else:
             tag = reference.tag or LATEST
             if tag == LATEST:
-                tag = latest_of([entry.reference.tag or "" for entry in siblings]) or tag
+                tag = latest_tag(siblings) or tag
             found = snapshot.entries.get(f"{reference.repository}:{tag}")
         if found is None:
             raise self._unknown(reference, snapshot)
@@ -174,7 +201,11 @@ class Store(Blobs):
 
     def siblings(self, reference: Reference) -> list[Entry]:
         """The versions and channels of a reference's repository, in no order."""
-        return self.snapshot().repositories.get(reference.repository, [])
+        return self.entries_of(reference.repository)
+
+    def entries_of(self, repository: str) -> list[Entry]:
+        """The versions and channels of `namespace/name`, in no order."""
+        return self.snapshot().repositories.get(repository, [])
 
     def manifest(self, digest: Digest) -> Manifest:
         """A manifest, verified. Raises NotFound, DigestMismatch, BadManifest."""
@@ -259,6 +290,17 @@ class Store(Blobs):
     def _write(self, index: Index) -> None:
         write_index(self.index_path, index, temporary=self.scratch())
 
+    def _mark(self, reference: Reference, reason: str | None) -> None:
+        if reference.version is None:
+            raise BadName(f"{reference} does not name a version", hint="only versions are yanked: namespace/name:1.2.3")
+        with self.lock.exclusive():
+            snapshot = self.snapshot()
+            entry = snapshot.entries.get(str(reference))
+            if entry is None:
+                raise self._unknown(reference, snapshot)
+            if entry.yanked != reason:
+                self._write(snapshot.with_yank(reference, reason))
+
     def _check_blobs(self, reference: Reference, blobs: Iterable[Descriptor]) -> None:
         absent: list[str] = []
         for blob in blobs:
@@ -305,6 +347,16 @@ def version_exists(reference: Reference, found: str, where: str = "") -> Version
     )
 
 
+def channel_moved(channel: Reference, found: Digest | None, expected: Digest | None) -> ChannelMoved:
+    """The error of a channel that points elsewhere than whoever moves it thinks."""
+    return ChannelMoved(
+        f"{channel} points to {found or 'nothing'}, not to {expected or 'nothing'}",
+        hint=f"deltareg channel list {channel.repository}",
+        found=found,
+        expected=expected,
+    )
+
+
 def is_vacant(root: Path) -> bool:
     """Whether a directory is empty, or holds only what a store that is being made has."""
     with translate_os_errors("list the registry", root):
@@ -326,12 +378,12 @@ def parse_manifest(data: bytes, *, what: str) -> Manifest:
     return document
 
 
-def _named(reference: Reference, digest: Digest, size: int) -> Descriptor:
+def _named(reference: Reference, digest: Digest, size: int, *, yanked: str | None = None) -> Descriptor:
     created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return Descriptor(
         media_type=MANIFEST_TYPE,
         digest=digest,
         size=size,
         artifact_type=DELTA_TYPE,
-        annotations={REF_NAME: str(reference), CREATED: created},
+        annotations={REF_NAME: str(reference), CREATED: created, **({} if yanked is None else {YANKED: yanked})},
     )

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 import deltareg
 from deltareg.artifact import pack
-from deltareg.errors import BadManifest, UnsupportedFormat
+from deltareg.errors import BadManifest, InvalidArgument
 from deltareg.manifest import INVENTORY_TYPE, Descriptor
 from deltareg.names import parse_reference
 
@@ -44,12 +44,56 @@ def republish(registry: deltareg.Registry, config: dict[str, object] | None = No
     store.publish(parse_reference("acme/bad:1.0.0"), json.dumps(manifest).encode())
 
 
-def test_stacked_delta_is_not_applied_without_what_it_stands_on(registry: deltareg.Registry, tmp_path: Path) -> None:
-    republish(registry, {"requires": [registry.resolve("acme/good:1.0.0")]})
-    with pytest.raises(UnsupportedFormat, match="on top of other deltas"):
-        deltareg.apply(tmp_path / "base", {"acme/bad:1.0.0": 1.0}, registry, tmp_path / "out")
-    with pytest.raises(UnsupportedFormat, match="on top of other deltas"):
-        deltareg.verify("acme/bad:1.0.0", registry)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("requires", ["sha256:" + "0" * 64]),
+        ("requires", [{}]),
+        ("requires", [{"reference": "acme/other:1.0.0"}]),
+        ("requires", [{"reference": "acme/other\n"}]),
+        ("requires", [{"reference": "../../etc"}]),
+        ("requires", [{"reference": "a" * 65 + "/b"}]),
+        ("requires", [{"reference": "acme/other", "version": "latest"}]),
+        ("requires", [{"reference": "acme/other", "version": ">=" + "9" * 200}]),
+        ("requires", [{"reference": "acme/other", "version": ">=1," * 1_000_000}]),
+        ("requires", [{"reference": "acme/other", "digest": "sha256:1"}]),
+        ("requires", [{"reference": "acme/other", "weight": 1e39}]),
+        ("requires", [{"reference": "acme/other", "weight": "1"}]),
+        ("requires", [{"reference": "acme/other"}] * 101),
+        ("conflicts", [{"reference": "acme/other", "version": "1.0.0 || 2.0.0"}]),
+        ("conflicts", [{"reference": "acme/other", "version": ""}]),
+        ("conflicts", [{"reference": "acme/other", "reason": "x" * 1001}]),
+        ("conflicts", [{"reference": "acme/other"}] * 1001),
+        ("conflicts", {"acme/other": "*"}),
+    ],
+)
+def test_odd_requirements_and_conflicts_are_refused(registry: deltareg.Registry, field: str, value: object) -> None:
+    with pytest.raises(BadManifest, match=field):
+        republish(registry, {field: value})
+    assert [row.reference for row in registry.list()] == ["acme/good:1.0.0"]
+
+
+def test_reason_of_a_conflict_does_not_become_markdown_in_the_card(registry: deltareg.Registry, tmp_path: Path) -> None:
+    conflict = {"reference": "acme/good", "reason": "x\n\n# owned\n[a](http://example.com) <b>"}
+    republish(registry, {"conflicts": [conflict]})
+    both = {"acme/good:1.0.0": 1.0, "acme/bad:1.0.0": 1.0}
+    with pytest.raises(InvalidArgument, match="excludes acme/good"):
+        deltareg.apply(tmp_path / "base", both, registry, tmp_path / "out")
+    deltareg.apply(tmp_path / "base", both, registry, tmp_path / "out", force=True)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "excludes acme/good:1.0.0" in card
+    assert "# owned" not in card.splitlines()
+    assert "[a]" not in card.split("---", 2)[2]
+    assert "<b>" not in card.split("---", 2)[2]
+
+
+def test_delta_that_requires_and_excludes_itself_is_refused_and_no_more(
+    registry: deltareg.Registry, tmp_path: Path
+) -> None:
+    republish(registry, {"requires": [{"reference": "acme/bad"}], "conflicts": [{"reference": "acme/bad"}]})
+    deltareg.apply(tmp_path / "base", {"acme/bad:1.0.0": 1.0}, registry, tmp_path / "home-base")
+    with pytest.raises(InvalidArgument, match="on top of acme/bad"):
+        deltareg.apply(tmp_path / "post", {"acme/bad:1.0.0": 1.0}, registry, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -225,3 +225,37 @@ for number in range(8):
     ]
     assert [process.wait() for process in processes] == [0] * 4
     assert len(listed(catalog, store)) == 32
+
+
+def test_catalog_notices_that_a_version_is_yanked(store: Store, catalog: Catalog) -> None:
+    reference = parse_reference("acme/search:1.0.0")
+    digest = publish(store, "acme/search:1.0.0")
+    publish(store, "acme/search:1.1.0", [b"other"])
+    store.set_channel("acme/search", "prod", digest, None)
+    assert [row.yanked for row in catalog.rows(store)] == [None, None]
+    for reason in ("first", "second"):
+        Store(store.root).yank(reference, reason)
+        for _ in range(2):  # brought into step, then read from the database
+            assert [row.yanked for row in catalog.rows(store)] == [reason, None]
+        assert [row.channels for row in catalog.rows(store)] == [["prod"], []]
+    store.unyank(reference)
+    assert [row.yanked for row in catalog.rows(store)] == [None, None]
+
+
+def test_yanked_and_damaged_version_is_told_as_both(store: Store, catalog: Catalog) -> None:
+    digest = publish(store, "acme/search:1.0.0")
+    store.yank(parse_reference("acme/search:1.0.0"), "wrong")
+    config = store.path(Digest(store.manifest(digest).config.digest))
+    flip(config)
+    (row,) = catalog.rows(store)
+    assert (row.yanked, row.fault is None) == ("wrong", False)
+    flip(config)
+    (row,) = catalog.rows(store)
+    assert (row.yanked, row.fault) == ("wrong", None)
+
+
+def test_read_only_home_tells_what_is_yanked(store: Store, catalog: Catalog) -> None:
+    publish(store, "acme/search:1.0.0")
+    store.yank(parse_reference("acme/search:1.0.0"), "wrong")
+    with read_only(store.root.parent):
+        assert [row.yanked for row in catalog.rows(store)] == ["wrong"]

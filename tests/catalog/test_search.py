@@ -190,6 +190,28 @@ def test_search_follows_the_store_and_leaves_channels_and_faults_out(registry: R
         assert "acme/broken" in names(registry)
 
 
+def test_yanked_versions_are_left_out_unless_they_are_asked_for(registry: Registry) -> None:
+    put(registry, "acme/same:1.1.0", fingerprint("renewed", told=tokenizer()), description="französischer Chat")
+    target = fingerprint(told=tokenizer())
+    before = [row.reference for row in registry.search(limit=20).results]
+    registry.store.yank(parse_reference("acme/same:1.0.0"), "forgets")
+    for _ in range(2):  # brought into step, then read from the database
+        left = registry.search()
+        assert [row.reference for row in left.results] == [name for name in before if name != "acme/same:1.0.0"]
+        assert left.total == 6
+        assert registry.search("chat", target=target).total == 2
+        report = registry.search("chat", target=target, yanked=True)
+        assert [(row.reference, row.yanked) for row in report.results] == [
+            ("acme/same:1.0.0", "forgets"),
+            ("acme/same:1.1.0", None),
+            ("acme/foreign:1.0.0", None),
+        ]
+    registry.store.unyank(parse_reference("acme/same:1.0.0"))
+    assert [row.reference for row in registry.search().results] == before, "its age stays"
+    with read_only(registry.home):
+        assert registry.search("yanked").total == 0
+
+
 def test_replaced_name_leaves_no_words_behind(registry: Registry) -> None:
     assert len(names(registry)) == 6
     with closing(sqlite3.connect(registry.catalog.path, isolation_level=None)) as connection:

@@ -53,6 +53,18 @@ WRONG = {
     "remote add of a bad name": (["remote", "add", "my/team", "/srv"], "DR0101", "cannot be called 'my/team'"),
     "remote add of an unknown kind": (["remote", "add", "team", "gopher://x"], "DR0100", "gopher://"),
     "remote add of nothing": (["remote", "add", "team", ""], "DR0101", "cannot be empty"),
+    "yank without a reason": (["yank", "acme/search:1.0.0"], "DR0100", "missing option '--reason'"),
+    "yank for an empty reason": (["yank", "acme/search:1.0.0", "--reason", " "], "DR0101", "the reason is empty"),
+    "yank for two lines": (["yank", "acme/search:1.0.0", "--reason", "a\nb"], "DR0101", "is no reason"),
+    "yank of a name": (["yank", "acme/search", "--reason", "x"], "DR0102", "does not name a version"),
+    "unyank of a channel": (["unyank", "acme/search:prod"], "DR0102", "does not name a version"),
+    "channel set without a version": (["channel", "set", "acme/search:prod"], "DR0100", "missing argument 'VERSION'"),
+    "channel set of a version": (["channel", "set", "acme/search:1.0.0", "1.0.0"], "DR0102", "is no channel"),
+    "channel set of latest": (["channel", "set", "acme/search:latest", "1.0.0"], "DR0102", "is no channel"),
+    "channel set of a name": (["channel", "set", "acme/search", "1.0.0"], "DR0102", "is no channel"),
+    "channel set to nonsense": (["channel", "set", "acme/search:prod", "1.0"], "DR0102", "'1.0'"),
+    "channel remove of latest": (["channel", "remove", "acme/search:latest"], "DR0102", "is no channel"),
+    "channel list of a bad name": (["channel", "list", "search"], "DR0102", "no namespace"),
     "remote remove of a stranger": (["remote", "remove", "team"], "DR0101", "no remote is called 'team'"),
 }
 
@@ -74,7 +86,7 @@ def test_wrong_usage_is_a_document_on_request(
 ) -> None:
     words = [{"a": str(pair.base), "b": str(pair.post)}.get(word, word) for word in arguments]
     # Before the other words: an option that was cut off would take it for its value.
-    command = 2 if words[0] in ("cache", "remote") else 1
+    command = 2 if words[0] in ("cache", "channel", "remote") else 1
     done = stocked.run(*words[:command], "--json", *words[command:])
     error = done.document("error")["error"]
     assert done.status == 2
@@ -97,6 +109,7 @@ def test_every_command_has_json(name: str) -> None:
 
 
 WRITERS = ["init", "diff", "push", "pull", "apply", "remote add", "remote remove"]
+WRITERS += ["yank", "unyank", "channel set", "channel remove"]
 WRITERS += ["cache gc", "cache reindex", "cache fsck"]
 
 

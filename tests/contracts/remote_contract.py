@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from deltareg.digest import Digest, sha256
-from deltareg.errors import BadManifest, BadName, DeltaregError, DigestMismatch, NotAllowed, NotFound, VersionExists
+from deltareg.errors import (
+    BadManifest,
+    BadName,
+    ChannelMoved,
+    DeltaregError,
+    DigestMismatch,
+    InvalidArgument,
+    NotAllowed,
+    NotFound,
+    VersionExists,
+)
 from deltareg.manifest import Descriptor, Manifest, encode, parse
 from deltareg.names import parse_reference
 from deltareg.progress import Progress
@@ -245,6 +255,142 @@ class RemoteContract:
     def test_only_versions_are_published(self, remote: Remote, local: Store, name: str) -> None:
         with pytest.raises(BadName):
             publish(remote, local, name)
+
+    # --- yanking ---
+
+    def test_yanked_version_is_listed_as_such_and_skipped_by_latest(self, remote: Remote, local: Store) -> None:
+        first, _ = publish(remote, local, "acme/search:1.0.0")
+        second, manifest = publish(remote, local, "acme/search:1.1.0", [b"other"])
+        remote.yank(parse_reference("acme/search:1.1.0"), "its tokenizer is wrong: take 1.0.0 – or none")
+        client = self.another(remote)
+        assert [entry.yanked for entry in client.list("acme/search")] == [
+            None,
+            "its tokenizer is wrong: take 1.0.0 – or none",
+        ]
+        assert client.resolve(parse_reference("acme/search")) == first
+        for name in ("acme/search:1.1.0", f"acme/search@{second}"):
+            assert client.resolve(parse_reference(name)) == second
+        assert client.get_manifest(second) == manifest
+        assert client.missing([Digest(blob.digest) for blob in parse(Manifest, manifest, what="test").blobs]) == set()
+        client.unyank(parse_reference("acme/search:1.1.0"))
+        assert [entry.yanked for entry in remote.list("acme/search")] == [None, None]
+        assert remote.resolve(parse_reference("acme/search")) == second
+
+    def test_where_all_are_yanked_latest_is_the_highest(self, remote: Remote, local: Store) -> None:
+        for version in ("1.0.0", "1.1.0"):
+            digest, _ = publish(remote, local, f"acme/search:{version}", [version.encode()])
+            remote.yank(parse_reference(f"acme/search:{version}"), "wrong")
+        assert remote.resolve(parse_reference("acme/search:latest")) == digest
+
+    def test_publishing_a_yanked_version_again_does_not_unyank_it(self, remote: Remote, local: Store) -> None:
+        publish(remote, local, "acme/search:1.0.0")
+        remote.yank(parse_reference("acme/search:1.0.0"), "wrong")
+        publish(self.another(remote), local, "acme/search:1.0.0")
+        assert [entry.yanked for entry in remote.list()] == ["wrong"]
+
+    def test_another_reason_takes_the_place_of_the_first(self, remote: Remote, local: Store) -> None:
+        publish(remote, local, "acme/search:1.0.0")
+        for reason in ("first", "first", "second"):
+            remote.yank(parse_reference("acme/search:1.0.0"), reason)
+        assert [entry.yanked for entry in remote.list()] == ["second"]
+        remote.unyank(parse_reference("acme/search:1.0.0"))
+        remote.unyank(parse_reference("acme/search:1.0.0"))
+        assert [entry.yanked for entry in remote.list()] == [None]
+
+    @pytest.mark.parametrize("reason", ["", " ", "two\nlines", "\x1b[31m", "x" * 1001])
+    def test_what_is_no_reason_is_refused(self, remote: Remote, local: Store, reason: str) -> None:
+        publish(remote, local, "acme/search:1.0.0")
+        with pytest.raises(InvalidArgument):
+            remote.yank(parse_reference("acme/search:1.0.0"), reason)
+        assert [entry.yanked for entry in remote.list()] == [None]
+
+    def test_only_versions_that_are_there_are_yanked(self, remote: Remote, local: Store) -> None:
+        with pytest.raises(NotFound):
+            remote.yank(parse_reference("acme/search:1.0.0"), "wrong")
+        digest, _ = publish(remote, local, "acme/search:1.0.0")
+        remote.set_channel("acme/search", "prod", digest, None)
+        for name in ("acme/search:1.0.1", "acme/other:1.0.0"):
+            with pytest.raises(NotFound):
+                remote.yank(parse_reference(name), "wrong")
+            with pytest.raises(NotFound):
+                remote.unyank(parse_reference(name))
+        for name in ("acme/search", "acme/search:prod", f"acme/search@{digest}"):
+            with pytest.raises(BadName):
+                remote.yank(parse_reference(name), "wrong")
+            with pytest.raises(BadName):
+                remote.unyank(parse_reference(name))
+        assert {entry.yanked for entry in remote.list()} == {None}
+
+    def test_of_several_that_yank_at_once_none_is_lost(self, remote: Remote, local: Store) -> None:
+        names = [f"acme/search:1.0.{number}" for number in range(6)]
+        for name in names:
+            publish(remote, local, name)
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(lambda name: self.another(remote).yank(parse_reference(name), name), names))
+        assert [entry.yanked for entry in remote.list()] == names
+
+    # --- channels ---
+
+    def test_channel_is_set_moved_and_removed(self, remote: Remote, local: Store) -> None:
+        first, _ = publish(remote, local, "acme/search:1.0.0")
+        second, _ = publish(remote, local, "acme/search:2.0.0", [b"other"])
+        client = self.another(remote)
+        client.set_channel("acme/search", "prod", first, None)
+        assert remote.resolve(parse_reference("acme/search:prod")) == first
+        client.set_channel("acme/search", "prod", second, first)
+        assert remote.resolve(parse_reference("acme/search:prod")) == second
+        assert {str(entry.reference): entry.digest for entry in remote.list()} == {
+            "acme/search:1.0.0": first,
+            "acme/search:2.0.0": second,
+            "acme/search:prod": second,
+        }
+        client.remove_channel("acme/search", "prod")
+        with pytest.raises(NotFound):
+            remote.resolve(parse_reference("acme/search:prod"))
+        with pytest.raises(NotFound):
+            remote.remove_channel("acme/search", "prod")
+        assert remote.resolve(parse_reference("acme/search")) == second
+
+    def test_channel_that_somebody_else_moved_is_not_moved(self, remote: Remote, local: Store) -> None:
+        first, _ = publish(remote, local, "acme/search:1.0.0")
+        second, _ = publish(remote, local, "acme/search:2.0.0", [b"other"])
+        remote.set_channel("acme/search", "prod", first, None)
+        for expected in (None, second, sha256(b"x")):
+            with pytest.raises(ChannelMoved):
+                self.another(remote).set_channel("acme/search", "prod", second, expected)
+        with pytest.raises(ChannelMoved):
+            remote.set_channel("acme/search", "other", first, second)
+        assert remote.resolve(parse_reference("acme/search:prod")) == first
+
+    def test_of_several_that_move_a_channel_exactly_one_wins(self, remote: Remote, local: Store) -> None:
+        digests = [publish(remote, local, f"acme/search:1.0.{number}", [bytes([number])])[0] for number in range(5)]
+        remote.set_channel("acme/search", "prod", digests[0], None)
+
+        def attempt(digest: Digest) -> Digest | None:
+            try:
+                self.another(remote).set_channel("acme/search", "prod", digest, digests[0])
+            except ChannelMoved:
+                return None
+            return digest
+
+        with ThreadPoolExecutor(4) as pool:
+            moved = [digest for digest in pool.map(attempt, digests[1:]) if digest is not None]
+        assert moved == [remote.resolve(parse_reference("acme/search:prod"))]
+
+    def test_channel_names_a_version_that_is_there(self, remote: Remote, local: Store) -> None:
+        digest, _ = publish(remote, local, "acme/search:1.0.0")
+        for repository, wanted in (("acme/search", sha256(b"absent")), ("acme/other", digest)):
+            with pytest.raises(NotFound):
+                remote.set_channel(repository, "prod", wanted, None)
+
+    @pytest.mark.parametrize("channel", ["latest", "1.0.0", "Prod", "a b", "", "../x", "prod@sha256:0"])
+    def test_what_is_no_channel_is_neither_set_nor_removed(self, remote: Remote, local: Store, channel: str) -> None:
+        digest, _ = publish(remote, local, "acme/search:1.0.0")
+        with pytest.raises(BadName):
+            remote.set_channel("acme/search", channel, digest, None)
+        with pytest.raises(BadName):
+            remote.remove_channel("acme/search", channel)
+        assert len(remote.list()) == 1
 
     def test_errors_are_those_of_deltareg(self, remote: Remote, local: Store) -> None:
         with pytest.raises(DeltaregError):

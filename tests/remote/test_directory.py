@@ -65,6 +65,10 @@ def calls(remote: DirectoryRemote, local: Store) -> list[tuple[str, object]]:
         ("get_manifest", lambda: remote.get_manifest(sha256(b"x"))),
         ("resolve", lambda: remote.resolve(reference)),
         ("list", remote.list),
+        ("yank", lambda: remote.yank(reference, "wrong")),
+        ("unyank", lambda: remote.unyank(reference)),
+        ("set_channel", lambda: remote.set_channel("acme/search", "prod", sha256(b"x"), None)),
+        ("remove_channel", lambda: remote.remove_channel("acme/search", "prod")),
     ]
 
 
@@ -152,6 +156,10 @@ def test_read_only_remote_is_read_and_not_written(remote: DirectoryRemote, local
         assert caught.value.exit_code == 4
         with pytest.raises(NotAllowed):
             publish(reader, local, "acme/search:2.0.0")
+        with pytest.raises(NotAllowed):
+            reader.yank(parse_reference("acme/search:1.0.0"), "wrong")
+        with pytest.raises(NotAllowed):
+            reader.set_channel("acme/search", "prod", digest, None)
 
 
 def test_read_only_empty_directory_is_not_allowed(remote: DirectoryRemote, local: Store) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from deltareg.digest import sha256
 from deltareg.errors import BadManifest, DigestMismatch, NotFound
+from deltareg.manifest import Requirement
 from deltareg.names import parse_reference
 from deltareg.store import Store
 from tests.deltas import add_delta, blob_files, descriptor, flip, publish, publish_unread
@@ -82,6 +83,7 @@ def test_nothing_that_a_running_publisher_holds_is_taken(store: Store) -> None:
     program = """
 import sys
 from pathlib import Path
+from deltareg.manifest import Requirement
 from deltareg.names import parse_reference
 from deltareg.store import Store
 from tests.deltas import add_delta
@@ -153,7 +155,8 @@ def test_young_temporary_files_stay(store: Store) -> None:
 
 def test_delta_that_another_is_stacked_on_is_kept(store: Store) -> None:
     below = publish(store, "acme/below:1.0.0", [b"below"])
-    store.publish(parse_reference("acme/above:1.0.0"), add_delta(store, [b"above"], requires=[below]))
+    required = [Requirement(reference="acme/below", version="1.0.0", digest=below), Requirement(reference="acme/any")]
+    store.publish(parse_reference("acme/above:1.0.0"), add_delta(store, [b"above"], requires=required))
     store.remove(parse_reference("acme/below:1.0.0"))
     age(store)
     assert store.gc().blobs == 0

@@ -154,3 +154,48 @@ for number in range(20):
     assert collected > 0
     assert len(store.entries()) == 20
     assert store.fsck().ok
+
+
+YANK = """
+import sys
+from pathlib import Path
+from deltareg.names import parse_reference
+from deltareg.store import Store
+from tests.deltas import publish
+root, own = sys.argv[1:]
+store = Store(Path(root))
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(12):
+    if own == "publisher":
+        publish(store, f"acme/search:2.0.{number}", [own.encode()])
+    else:
+        store.yank(parse_reference(f"acme/search:1.0.{number}"), own)
+        store.yank(parse_reference(f"acme/{own}:1.0.{number}"), str(number))
+"""
+
+
+def test_two_that_yank_and_one_that_publishes_lose_nothing_of_one_another(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    for name in ("search", "first", "second"):
+        for number in range(12):
+            publish(store, f"acme/{name}:1.0.{number}")
+    processes = [start(YANK, str(store.root), own) for own in ("first", "second", "publisher")]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate()
+    assert [process.returncode for process in processes] == [0] * 3
+    yanked = {str(entry.reference): entry.yanked for entry in store.entries()}
+    for number in range(12):
+        assert yanked[f"acme/search:1.0.{number}"] in ("first", "second")
+        assert yanked[f"acme/first:1.0.{number}"] == yanked[f"acme/second:1.0.{number}"] == str(number)
+        assert yanked[f"acme/search:2.0.{number}"] is None
+    assert len(yanked) == 48
+    assert store.entry(parse_reference("acme/search")).reference.tag == "2.0.11"
+    assert store.fsck().ok

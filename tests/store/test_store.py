@@ -16,6 +16,7 @@ from deltareg.errors import (
     ChannelMoved,
     DigestMismatch,
     DiskFull,
+    InvalidArgument,
     NotAllowed,
     NotFound,
     UnsupportedFormat,
@@ -25,7 +26,7 @@ from deltareg.errors import (
 from deltareg.manifest import CONFIG_TYPE, Descriptor, Manifest, encode, parse
 from deltareg.names import Reference, parse_reference
 from deltareg.store import MANIFEST_LIMIT, Store
-from deltareg.store.index import REF_NAME, write_index
+from deltareg.store.index import REF_NAME, YANKED, write_index
 from tests.deltas import add_delta, blob_files, descriptor, publish, with_config
 from tests.disks import fill, read_only, small_disk
 
@@ -397,3 +398,166 @@ def test_siblings_are_the_names_of_one_repository(store: Store) -> None:
     found = {str(entry.reference) for entry in store.siblings(parse_reference("acme/search:9.9.9"))}
     assert found == {"acme/search:1.0.0", "acme/search:prod"}
     assert store.siblings(parse_reference("acme/nothing")) == []
+
+
+# --- yanking ---
+
+
+def yanked(store: Store) -> dict[str, str | None]:
+    return {str(entry.reference): entry.yanked for entry in store.entries()}
+
+
+def test_yanked_version_is_skipped_by_latest_and_stays(store: Store) -> None:
+    first = publish(store, "acme/search:1.0.0")
+    second = publish(store, "acme/search:1.1.0", [b"other"])
+    store.yank(parse_reference("acme/search:1.1.0"), "  answers nonsense; take 1.0.0 ")
+    assert yanked(store) == {"acme/search:1.0.0": None, "acme/search:1.1.0": "answers nonsense; take 1.0.0"}
+    assert resolve(store, "acme/search") == resolve(store, "acme/search:latest") == first
+    assert resolve(store, "acme/search:1.1.0") == resolve(store, f"acme/search@{second}") == second
+    assert store.gc(0).blobs == 0
+    assert store.fsck().ok
+    store.unyank(parse_reference("acme/search:1.1.0"))
+    assert yanked(store) == {"acme/search:1.0.0": None, "acme/search:1.1.0": None}
+    assert resolve(Store(store.root), "acme/search") == second
+
+
+def test_latest_is_the_highest_of_all_where_all_are_yanked(store: Store) -> None:
+    for version in ("1.0.0", "1.10.0", "1.9.0"):
+        publish(store, f"acme/search:{version}", [version.encode()])
+        store.yank(parse_reference(f"acme/search:{version}"), "wrong")
+    assert store.entry(parse_reference("acme/search")).reference.tag == "1.10.0"
+    store.unyank(parse_reference("acme/search:1.0.0"))
+    assert store.entry(parse_reference("acme/search")).reference.tag == "1.0.0"
+
+
+def test_a_channel_still_leads_to_a_yanked_version(store: Store) -> None:
+    digest = publish(store, "acme/search:1.0.0")
+    store.set_channel("acme/search", "prod", digest, None)
+    store.yank(parse_reference("acme/search:1.0.0"), "wrong")
+    assert resolve(store, "acme/search:prod") == digest
+    assert yanked(store) == {"acme/search:1.0.0": "wrong", "acme/search:prod": None}
+
+
+def test_publishing_again_does_not_unyank(store: Store) -> None:
+    digest = publish(store, "acme/search:1.0.0")
+    store.yank(parse_reference("acme/search:1.0.0"), "wrong")
+    assert publish(Store(store.root), "acme/search:1.0.0") == digest
+    publish(store, "acme/search:1.1.0", [b"other"])
+    store.set_channel("acme/search", "prod", digest, None)
+    assert yanked(store)["acme/search:1.0.0"] == "wrong"
+
+
+def test_version_may_be_yanked_from_the_start(store: Store) -> None:
+    reference, manifest = parse_reference("acme/search:1.0.0"), add_delta(store)
+    with pytest.raises(InvalidArgument):
+        store.publish(reference, manifest, yanked="")
+    assert names(store) == []
+    store.publish(reference, manifest, yanked="wrong")
+    assert yanked(store) == {"acme/search:1.0.0": "wrong"}
+    store.publish(reference, manifest, yanked="another")
+    store.publish(reference, manifest)
+    assert yanked(store) == {"acme/search:1.0.0": "wrong"}, "it was published before"
+
+
+def test_yanking_twice_changes_nothing_and_another_reason_replaces_it(store: Store) -> None:
+    publish(store, "acme/search:1.0.0")
+    reference = parse_reference("acme/search:1.0.0")
+    store.unyank(reference)
+    store.yank(reference, "a  b")
+    before = store.index_path.stat().st_ino, store.index_path.stat().st_mtime_ns
+    store.yank(reference, "a  b")
+    assert before == (store.index_path.stat().st_ino, store.index_path.stat().st_mtime_ns)
+    store.yank(reference, "another")
+    assert yanked(store) == {"acme/search:1.0.0": "another"}
+
+
+@pytest.mark.parametrize(
+    "reason", ["", "  ", "\n", "one\ntwo", "a\tb", "\x1b[31mred", "a\u2028b", "\ud800", "x" * 1001]
+)
+def test_what_is_no_reason_is_refused(store: Store, reason: str) -> None:
+    publish(store, "acme/search:1.0.0")
+    with pytest.raises(InvalidArgument, match="reason") as caught:
+        store.yank(parse_reference("acme/search:1.0.0"), reason)
+    assert caught.value.hint
+    assert yanked(store) == {"acme/search:1.0.0": None}
+
+
+def test_a_reason_may_be_any_line_of_text(store: Store) -> None:
+    publish(store, "acme/search:1.0.0")
+    for reason in ("x" * 1000, "Θ = NaN – „falsch“ \U0001f4a5", '","vnd.deltareg.checksum":"'):
+        store.yank(parse_reference("acme/search:1.0.0"), reason)
+        assert yanked(Store(store.root)) == {"acme/search:1.0.0": reason}
+        assert store.fsck().ok
+
+
+@pytest.mark.parametrize(
+    "text", ["acme/search", "acme/search:prod", "acme/search:latest", "acme/search@sha256:" + "0" * 64]
+)
+def test_only_versions_are_yanked(store: Store, text: str) -> None:
+    publish(store, "acme/search:1.0.0")
+    for change in (lambda name: store.yank(name, "wrong"), store.unyank):
+        with pytest.raises(BadName, match="does not name a version"):
+            change(parse_reference(text))
+
+
+def test_absent_version_is_not_yanked(store: Store) -> None:
+    publish(store, "acme/search:1.0.0")
+    for change in (lambda name: store.yank(name, "wrong"), store.unyank):
+        with pytest.raises(NotFound, match=r"acme/search:2\.0\.0"):
+            change(parse_reference("acme/search:2.0.0"))
+
+
+def test_yank_of_another_program_is_believed_and_its_reason_tamed(store: Store) -> None:
+    publish(store, "acme/search:1.0.0")
+    for told, kept in [("", ""), ("plain", "plain"), ("a\nb\x1b[2J", "a b [2J"), ("y" * 1_000_000, "y" * 1000)]:
+        index = json.loads(store.index_path.read_text())
+        index["manifests"][0]["annotations"][YANKED] = told
+        index["annotations"] = {}
+        store.index_path.write_text(json.dumps(index))
+        assert yanked(store) == {"acme/search:1.0.0": kept}
+    store.unyank(parse_reference("acme/search:1.0.0"))
+    assert yanked(store) == {"acme/search:1.0.0": None}
+
+
+def test_a_channel_is_not_yanked_by_another_program(store: Store) -> None:
+    digest = publish(store, "acme/search:1.0.0")
+    store.set_channel("acme/search", "prod", digest, None)
+    index = json.loads(store.index_path.read_text())
+    for entry in index["manifests"]:
+        entry["annotations"][YANKED] = "all of it"
+    store.index_path.write_text(json.dumps(index))
+    assert yanked(store) == {"acme/search:1.0.0": "all of it", "acme/search:prod": None}
+
+
+@pytest.mark.parametrize("value", [True, 1, None, [], {"reason": "x"}])
+def test_yank_that_is_no_text_is_a_damaged_index(store: Store, value: object) -> None:
+    publish(store, "acme/search:1.0.0")
+    index = json.loads(store.index_path.read_text())
+    index["manifests"][0]["annotations"][YANKED] = value
+    store.index_path.write_text(json.dumps(index))
+    with pytest.raises(BadManifest, match=r"index\.json.*vnd\.deltareg\.yanked"):
+        store.entries()
+    with pytest.raises(BadManifest):
+        store.yank(parse_reference("acme/search:1.0.0"), "wrong")
+
+
+def test_read_only_store_is_not_yanked_in(store: Store) -> None:
+    publish(store, "acme/search:1.0.0")
+    with read_only(store.root), pytest.raises(NotAllowed):
+        Store(store.root).yank(parse_reference("acme/search:1.0.0"), "wrong")
+
+
+# --- removing channels ---
+
+
+def test_a_removed_channel_leaves_its_version(store: Store) -> None:
+    digest = publish(store, "acme/search:1.0.0")
+    store.set_channel("acme/search", "prod", digest, None)
+    store.remove_channel("acme/search", "prod")
+    assert names(store) == ["acme/search:1.0.0"]
+    with pytest.raises(NotFound):
+        store.remove_channel("acme/search", "prod")
+    for channel in ("latest", "1.0.0", "Prod", ""):
+        with pytest.raises(BadName):
+            store.remove_channel("acme/search", channel)
+    assert names(store) == ["acme/search:1.0.0"]

@@ -13,13 +13,18 @@ from deltareg.store.lock import try_lock
 __all__ = ["open_locked", "sync_directory", "write_atomically"]
 
 
-def write_atomically(path: Path, data: bytes, *, temporary: Path) -> None:
-    """Replace `path` by `data` at once. `temporary` is a free name on the same file system."""
+def write_atomically(path: Path, data: bytes, *, temporary: Path, mode: int | None = None) -> None:
+    """Replace `path` by `data` at once. `temporary` is a free name on the same file system.
+
+    The file gets the permissions `mode`, or else those that new files get.
+    """
     with translate_os_errors("write", path):
         try:
             with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
+                if mode is not None:
+                    os.fchmod(file.fileno(), mode)
                 os.fsync(file.fileno())
                 _make_younger(file.fileno(), path)
             temporary.replace(path)

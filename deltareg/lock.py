@@ -11,7 +11,7 @@ import json
 import re
 import secrets
 import stat
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
@@ -62,6 +62,13 @@ def _versioned(text: str) -> str:
     return text
 
 
+def _inside(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or parts[0] == "/" or ".." in parts or "\0" in path:
+        raise ValueError(f"{path!r} is no path of a file in the output")
+    return path
+
+
 FileDigest = Annotated[str, Field(pattern=r"^blake3:[0-9a-f]{64}$")]
 VersionReference = Annotated[str, Field(pattern="^[^@]+/[^@]+:[^@]+$"), AfterValidator(_versioned)]
 
@@ -106,7 +113,7 @@ class LockedOutput(Document):
     """What was built: every file but the lock itself."""
 
     digest: FileDigest = Field(description="digest of the files: names, sizes, bytes")
-    files: dict[str, FileDigest] = Field(description="digest of each file, by path")
+    files: dict[Annotated[str, AfterValidator(_inside)], FileDigest] = Field(description="digest of each file, by path")
 
 
 def _with_checksum(schema: dict[str, Any]) -> None:
@@ -180,7 +187,7 @@ def parse_lock(data: bytes, path: Path | str = LOCK_NAME) -> Lock:
         raise _bad(path, why) from error
     fields = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
     version = fields.get("formatVersion")
-    if version is not None and version != LOCK_VERSION:
+    if version is not None and (type(version) is not int or version != LOCK_VERSION):
         raise UnsupportedFormat(
             f"{path} has format version {version!r}; this deltareg reads version {LOCK_VERSION}",
             hint="install a newer deltareg, or write the lock anew: deltareg lock",
@@ -201,7 +208,7 @@ def parse_lock(data: bytes, path: Path | str = LOCK_NAME) -> Lock:
 
 def lock_bytes(lock: Lock) -> bytes:
     """The text of a lock's file. Raises InvalidArgument for what JSON cannot say."""
-    fields = lock.model_dump(mode="json", by_alias=True, exclude_none=True)
+    fields = lock.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"checksum"})
     checksum = sha256(_compact(fields))
     return (json.dumps({**fields, "checksum": checksum}, indent=2, ensure_ascii=False) + "\n").encode()
 

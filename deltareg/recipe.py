@@ -273,7 +273,10 @@ class Build(_Table):
         "hf://org/name@revision, s3://bucket/prefix, or only its fingerprint, sha256:…",
     )
     method: str = Field(default="linear", description="how deltas are merged: see deltareg methods")
-    parameters: dict[str, Setting] = Field(default={}, description="parameters of the method")
+    parameters: dict[str, Setting] = Field(
+        default={},
+        description="parameters of the method: numbers, gradients, true or false, words, or tables of these by selector",
+    )
     dtype: Dtype | None = Field(default=None, description="dtype of the output; by default that of the base")
     seed: Annotated[int, Field(ge=0, le=_SEED_LIMIT)] = Field(default=0, description="where random masks start")
     side_files: Literal["post", "target"] = Field(
@@ -288,7 +291,10 @@ class Build(_Table):
         default=None, description="licences that a delta may have; by default any"
     )
     accept_licence: bool = Field(default=False, description="build although the parents' licences do not go together")
-    exclude_newer: Moment | None = Field(default=None, description="take no version that was published after this time")
+    exclude_newer: Moment | None = Field(
+        default=None,
+        description="take no version that was published after this date or time (UTC, where no zone is given)",
+    )
 
 
 class Recipe(_Table):

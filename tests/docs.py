@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic.json_schema import models_json_schema
 from typer.main import get_command
 
@@ -23,9 +25,11 @@ from deltareg.config import KEYS, VARIABLES
 from deltareg.diff import DiffReport
 from deltareg.errors import DeltaregError, all_errors
 from deltareg.homology import FINDINGS, FindingKind
+from deltareg.lock import Lock
 from deltareg.lora import ExportReport, ImportReport
-from deltareg.manifest import DeltaConfig, Descriptor, Document, Index, Inventory, Manifest
+from deltareg.manifest import DeltaConfig, Descriptor, Index, Inventory, Manifest
 from deltareg.merge import METHODS
+from deltareg.recipe import Build, Recipe, RecipeDelta
 from deltareg.store import FsckReport, GcReport
 from deltareg.transfer import TransferReport
 
@@ -33,12 +37,14 @@ __all__ = ["ROOT", "SCHEMAS", "commands", "generated", "main"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
-SCHEMAS: Mapping[str, type[Document]] = {
+SCHEMAS: Mapping[str, type[BaseModel]] = {
     "manifest": Manifest,
     "config": DeltaConfig,
     "inventory": Inventory,
     "index": Index,
     "descriptor": Descriptor,
+    "recipe": Recipe,
+    "lock": Lock,
     "error": reports.ErrorDocument,
     "init": reports.InitReport,
     "diff": DiffReport,
@@ -64,7 +70,10 @@ SCHEMAS: Mapping[str, type[Document]] = {
     "reindex": reports.ReindexReport,
     "doctor": reports.DoctorReport,
 }
-"""The documents that leave the program: those of an artifact, and those that `--json` prints."""
+"""The documents that leave the program: those of an artifact, recipe and lock, and those that `--json` prints.
+
+The schema of a recipe is that of its TOML file's data, as JSON writes them.
+"""
 
 _WIDTH = 100
 _CLI_HEAD = """\
@@ -132,12 +141,17 @@ each code stands what a finding reads like: the delta, or its base, comes first,
 """
 
 
+_KEYS_BEGIN = "<!-- The keys are made from the program by `make docs`. -->\n"
+_KEYS_END = "<!-- End of the keys. -->\n"
+
+
 def generated() -> dict[Path, str]:
     """The text of every generated file, by its path in the repository."""
     found = {
         Path("docs/cli.md"): _cli_page(),
         Path("docs/errors.md"): _errors_page(),
         Path("docs/methods.md"): _methods_page(),
+        Path("docs/recipes.md"): _recipes_page(),
     }
     for name, model in SCHEMAS.items():
         found[Path(f"schemas/{name}.schema.json")] = _schema(name, model)
@@ -198,6 +212,26 @@ def _methods_page() -> str:
     return "\n".join(parts)
 
 
+def _recipes_page() -> str:
+    """The page as people wrote it, its tables of keys made anew."""
+    before, begin, rest = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8").partition(_KEYS_BEGIN)
+    _, end, after = rest.partition(_KEYS_END)
+    assert begin and end, "docs/recipes.md has lost the marks of its tables"
+    tables = [f"### {title}\n\n{_keys(model)}" for title, model in (("`[build]`", Build), ("`[[delta]]`", RecipeDelta))]
+    return "".join([before, begin, "\n", "\n".join(tables), "\n", end, after])
+
+
+def _keys(model: type[BaseModel]) -> str:
+    rows = {f"`{field.alias}`": f"{_default(field)} | {field.description}" for field in model.model_fields.values()}
+    return _table(["key", "default", "meaning"], rows)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "has to be given"
+    return "none" if field.default is None or field.default == {} else f"`{json.dumps(field.default)}`"
+
+
 def _error(error: type[DeltaregError]) -> str:
     happened, todo = inspect.cleandoc(error.__doc__ or "").split("\n\n")
     return f"### {error.code} {error.__name__}\n\n{happened}\n\n*What to do:* {todo}\n"
@@ -213,7 +247,7 @@ def _table(head: list[str], rows: Mapping[Any, str]) -> str:
     return "\n".join(lines + [f"| {key} | {text} |" for key, text in rows.items()]) + "\n"
 
 
-def _schema(name: str, model: type[Document]) -> str:
+def _schema(name: str, model: type[BaseModel]) -> str:
     _, schema = models_json_schema([(model, "validation")], by_alias=True)
     definitions: dict[str, Any] = schema["$defs"]
     # The document itself at the top, what it refers to below.

@@ -1,12 +1,11 @@
 """Settings: `deltareg.toml` of the project, then of the user; `DELTAREG_…` variables win over both.
 
-A file is read as a whole or refused as a whole: a key that is not known is more likely a slip than a wish. The tables of
-a recipe, which the file may hold as well, are left to `deltareg.recipe`.
+A file is read as a whole or refused as a whole: a key that is not known is more likely a slip than a wish. The tables
+of a recipe, which the file may hold as well, are left to `deltareg.recipe`.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tomllib
@@ -17,8 +16,10 @@ from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 from deltareg.errors import BadConfig, InvalidArgument, translate_os_errors
+from deltareg.names import LOCAL, is_namespace
 from deltareg.paths import expand_home
 from deltareg.recipe import RECIPE_TABLES, SETTINGS_KEYS
+from deltareg.spelling import nearest
 
 __all__ = [
     "CONFIG_NAME",
@@ -30,7 +31,6 @@ __all__ = [
     "check_remote_name",
     "is_location",
     "load_settings",
-    "nearest",
     "parse_settings",
     "project_file",
     "read_settings",
@@ -46,6 +46,7 @@ KEYS: Mapping[str, str] = MappingProxyType(
         "threads": "number of threads that a command may use; by default the number of processors",
         "remote": "name of the default remote, which `push` and `pull` use without `--remote`",
         "remotes.NAME.url": "URL or path of the remote NAME; a relative path counts from the file's directory",
+        "remotes.NAME.namespaces": "namespaces, or names (namespace/name), of deltas that recipes take from it alone",
     }
 )
 """What a settings file may hold."""
@@ -73,6 +74,8 @@ class Remote:
     name: str
     url: str
     file: Path
+    namespaces: tuple[str, ...] = ()
+    """Namespaces and names that are bound to it."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,28 @@ class Settings:
     remotes: Mapping[str, Remote] = field(default_factory=dict[str, Remote])
     files: tuple[Path, ...] = ()
     """The files that were read, the strongest first."""
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """The URL of each remote; a default remote that is named by its URL or path goes by that."""
+        found = {name: remote.url for name, remote in self.remotes.items()}
+        if self.default_remote is not None and self.default_remote not in found:
+            found[self.default_remote] = self.remote_url()
+        return found
+
+    @property
+    def bound(self) -> dict[str, str]:
+        """The remote that each namespace or name is bound to. Raises BadConfig where that is more than one."""
+        found: dict[str, str] = {}
+        for name, remote in self.remotes.items():
+            for namespace in remote.namespaces:
+                other = self.remotes.get(found.setdefault(namespace, name))
+                if other is not None and other.name != name:
+                    raise BadConfig(
+                        f"{namespace} is bound to two remotes: {other.name} ({other.file}), {name} ({remote.file})",
+                        hint=f"deltareg remote list; take {namespace} out of the namespaces of one of them",
+                    )
+        return found
 
     def remote_url(self, name: str | None = None) -> str:
         """The URL of a remote by its name; a URL or a path is taken as it is; without `name` the default remote.
@@ -186,11 +211,6 @@ def unknown_variables(environment: Iterable[str]) -> dict[str, str | None]:
     return {name: nearest(name, VARIABLES) for name in strangers}
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that `word` is most likely a slip of."""
-    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
-
-
 def is_location(text: str) -> bool:
     """Whether a remote is named by its URL or path: whatever no name of a remote can be."""
     return "/" in text or text in (".", "..") or text.startswith(("~", "file:"))
@@ -198,6 +218,8 @@ def is_location(text: str) -> bool:
 
 def check_remote_name(name: str) -> str:
     """Return `name` if a remote may be called so. Raises InvalidArgument."""
+    if name == LOCAL:
+        raise InvalidArgument(f"a remote cannot be called {name!r}", cause="that is the registry of this machine")
     if _REMOTE_NAME.fullmatch(name) is None:
         raise InvalidArgument(
             f"a remote cannot be called {name!r}", cause="names have letters, digits, '.', '_' and '-', at most 64"
@@ -223,12 +245,13 @@ class _Reader:
         found: dict[str, Remote] = {}
         for name, table in self._table("remotes", self._values.get("remotes", {})).items():
             entry = self._table(f"remotes.{name}", table)
-            self._refuse_strangers(f"remotes.{name}.", entry, ["url"])
-            if _REMOTE_NAME.fullmatch(name) is None:
+            self._refuse_strangers(f"remotes.{name}.", entry, ["url", "namespaces"])
+            if name == LOCAL or _REMOTE_NAME.fullmatch(name) is None:
                 self._faults.append(f"remotes.{name}: no name for a remote")
             elif "url" in entry:
                 url = self._convert(f"remotes.{name}.url", entry["url"], _url_from(self._path.parent))
-                found[name] = Remote(name, url or "", self._path)
+                bound = self._convert(f"remotes.{name}.namespaces", entry.get("namespaces", []), _namespaces)
+                found[name] = Remote(name, url or "", self._path, bound or ())
             elif isinstance(table, dict):
                 self._faults.append(f"remotes.{name}: url is missing")
         return found
@@ -274,6 +297,15 @@ def _thread_count(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"takes a number from 1 on, not {value!r}")
     return value
+
+
+def _namespaces(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"takes a list of namespaces, not {value!r}")
+    for one in cast("list[Any]", value):
+        if not isinstance(one, str) or not is_namespace(one):
+            raise ValueError(f"takes namespaces such as acme, or names such as acme/search, not {one!r}")
+    return tuple(cast("list[str]", value))
 
 
 def _path_from(directory: Path) -> Callable[[Any], Path]:

@@ -17,10 +17,12 @@ from deltareg.errors import BadName, InvalidArgument
 
 __all__ = [
     "LATEST",
+    "LOCAL",
     "Reference",
     "as_reason",
     "is_channel",
     "is_licence",
+    "is_namespace",
     "is_version",
     "latest_of",
     "parse_licence",
@@ -28,6 +30,9 @@ __all__ = [
     "parse_reference",
     "version_key",
 ]
+
+LOCAL = "local"
+"""What recipes and locks call the registry of this machine, where others have the name of a remote."""
 
 LATEST = "latest"
 """The channel that a reference without a version means: the highest version that is no pre-release and not yanked."""
@@ -76,6 +81,12 @@ class Reference:
 def is_channel(text: str) -> bool:
     """Whether `text` is written as a channel: a lower-case word, `latest` among them."""
     return len(text) <= _VERSION_LIMIT and _CHANNEL.fullmatch(text) is not None
+
+
+def is_namespace(text: str) -> bool:
+    """Whether `text` is written as a namespace, or as a name in one: `acme`, `acme/search`."""
+    parts = text.split("/")
+    return len(parts) <= 2 and all(len(part) <= _PART_LIMIT and _PART.fullmatch(part) for part in parts)
 
 
 def is_version(text: str) -> bool:

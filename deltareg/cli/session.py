@@ -7,13 +7,25 @@ import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deltareg.catalog import Registry, default_home
 from deltareg.config import Settings, load_settings
 from deltareg.errors import NotFound, translate_os_errors
 from deltareg.remote import Remote, open_remote
 
-__all__ = ["current_settings", "home_of", "open_registry", "reach", "working_directory", "writable_registry"]
+if TYPE_CHECKING:
+    from deltareg.resolve import Sources
+
+__all__ = [
+    "current_settings",
+    "home_of",
+    "open_registry",
+    "reach",
+    "sources",
+    "working_directory",
+    "writable_registry",
+]
 
 
 def current_settings() -> Settings:
@@ -54,6 +66,13 @@ def writable_registry(settings: Settings, *, dry_run: bool) -> Generator[Registr
 def home_of(settings: Settings) -> Path:
     """The directory of the local registry."""
     return settings.home or default_home()
+
+
+def sources(settings: Settings, registry: Registry, *, offline: bool = False) -> Sources:
+    """Where recipes look names up, as the settings bind them. Raises BadConfig, InvalidArgument."""
+    from deltareg.resolve import Sources  # which loads NumPy, for the check
+
+    return Sources(registry, settings.urls, settings.bound, settings.default_remote, offline)
 
 
 def reach(settings: Settings, remote: str | None) -> Remote:

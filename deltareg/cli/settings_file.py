@@ -6,7 +6,7 @@ import os
 import secrets
 import stat
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,12 @@ def create_settings(path: Path, *, remote: str | None = None, dry_run: bool = Fa
                 raise OutputExists(f"{path} exists already") from error
 
 
-def add_remote(path: Path, name: str, url: str, *, default: bool = False, dry_run: bool = False) -> None:
+def add_remote(
+    path: Path, name: str, url: str, *, default: bool = False, namespaces: Sequence[str] = (), dry_run: bool = False
+) -> None:
     """Put a remote into the file at `path`, which is made if need be; comments and order stay.
 
+    `namespaces` are bound to it, beside those that were.
     Adding what is there already is no error. Raises InvalidArgument for a name that is taken or not allowed.
     """
     check_remote_name(name)
@@ -75,6 +78,9 @@ def add_remote(path: Path, name: str, url: str, *, default: bool = False, dry_ru
     def change(document: dict[str, Any]) -> None:
         if there is None:
             document.setdefault("remotes", {})[name] = {"url": url}
+        bound = [*(() if there is None else there.namespaces), *namespaces]
+        if bound:
+            document["remotes"][name]["namespaces"] = list(dict.fromkeys(bound))
         if default:
             document["remote"] = name
 

@@ -12,15 +12,12 @@ from deltareg.catalog import Registry
 from deltareg.digest import Digest, parse_digest, sha256
 from deltareg.errors import BadManifest, DigestMismatch, InvalidArgument, NotFound
 from deltareg.manifest import Conflict, Descriptor, Exactness, Requirement
-from deltareg.names import Reference, parse_reference
+from deltareg.names import LOCAL, Reference, parse_reference
 from deltareg.remote import Remote, open_remote
 from deltareg.spelling import did_you_mean
 from deltareg.store import Entry, Store
 
 __all__ = ["LOCAL", "Candidate", "Details", "RegistrySource", "RemoteSource", "Source", "Sources"]
-
-LOCAL = "local"
-"""What recipes call the registry of this machine."""
 
 # What is looked at before anything is chosen: documents, samples, tokenizers, and no packs.
 _METADATA_LIMIT = 512 * 2**20

@@ -67,7 +67,7 @@ def lock(
     else `resolve` raises.
     """
     started = time.monotonic()
-    warnings: list[str] = Field(description="what the user should know")
+    warnings: list[str] = []
     try:
         before = project.current_lock() if check else project.lock_if_any()
     except (BadLock, UnsupportedFormat) as error:

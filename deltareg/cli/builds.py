@@ -59,7 +59,7 @@ def lock(
     with writable_registry(settings, dry_run=dry_run or check) as registry, watched() as progress:
         report = lock(
             project,
-            sources(settings, registry, offline=offline),
+            sources(settings, registry, offline=offline, keeps=not (dry_run or check)),
             check=check,
             dry_run=dry_run,
             threads=threads or settings.threads,
@@ -94,7 +94,7 @@ def update(
     with writable_registry(settings, dry_run=dry_run) as registry, watched() as progress:
         report = lock(
             project,
-            sources(settings, registry),
+            sources(settings, registry, keeps=not dry_run),
             update=names,
             dry_run=dry_run,
             threads=threads or settings.threads,
@@ -138,7 +138,7 @@ def build(
       deltareg build --dry-run -o med-chat/
     """
     from deltareg.build import build
-    from deltareg.build.build import Options
+    from deltareg.build.building import Options
     from deltareg.cli.checkpoints import output_of
     from deltareg.cli.progress import watched
     from deltareg.cli.session import current_settings, sources, writable_registry
@@ -150,7 +150,7 @@ def build(
     with writable_registry(settings, dry_run=dry_run) as registry, watched() as progress:
         report = build(
             project,
-            sources(settings, registry, offline=offline),
+            sources(settings, registry, offline=offline, keeps=not dry_run),
             output_of(out),
             locked=locked,
             options=Options(

@@ -27,7 +27,7 @@ from deltareg.errors import InvalidArgument, UsageError
 from deltareg.paths import expand_home
 
 if TYPE_CHECKING:
-    from deltareg.build.build import Options
+    from deltareg.build.building import Options
     from deltareg.config import Settings
 
 __all__ = ["CHECKPOINT", "SideFiles", "apply", "diff", "output_directory", "output_of"]
@@ -255,7 +255,7 @@ def apply(
 
     from deltareg.apply import apply
     from deltareg.apply.ranks import ranks_of
-    from deltareg.build.build import Options
+    from deltareg.build.building import Options
     from deltareg.cli.output import print_report, warn
     from deltareg.cli.progress import watched
     from deltareg.cli.schedules import parse_parameters, parse_weights
@@ -394,7 +394,7 @@ def _apply_locked(
     ):
         report = rebuild(
             project,
-            sources(settings, registry, offline=offline),
+            sources(settings, registry, offline=offline, keeps=not options.dry_run),
             output_of(out),
             base=target,
             options=replace(options, ranks=ranks, progress=progress),

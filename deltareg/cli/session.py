@@ -68,11 +68,11 @@ def home_of(settings: Settings) -> Path:
     return settings.home or default_home()
 
 
-def sources(settings: Settings, registry: Registry, *, offline: bool = False) -> Sources:
+def sources(settings: Settings, registry: Registry, *, offline: bool = False, keeps: bool = True) -> Sources:
     """Where recipes look names up, as the settings bind them. Raises BadConfig, InvalidArgument."""
     from deltareg.resolve import Sources  # which loads NumPy, for the check
 
-    return Sources(registry, settings.urls, settings.bound, settings.default_remote, offline)
+    return Sources(registry, settings.urls, settings.bound, settings.default_remote, offline, keeps)
 
 
 def reach(settings: Settings, remote: str | None) -> Remote:

@@ -149,7 +149,7 @@ def rebuild(
     how = options or Options()
     started = time.monotonic()
     lock = project.lock()
-    warnings: list[str] = Field(description="what the user should know")
+    warnings: list[str] = []
     if project.recipe_path.exists() and project.recipe.digest != lock.recipe:
         warnings.append(f"{project.name} has changed since the lock was written; this builds the lock")
     return _build(lock, project, sources, out, how, started, wrote=None, warnings=warnings, base=base)

@@ -65,10 +65,9 @@ def lock(
 ) -> LockReport:
     """Resolve the recipe, and write what was found beside it.
 
-    What the lock held before stays where it still fits, but for the names in `update`; None frees all. `allow_licence` and
-    `exclude_newer` are for `resolve`. With `check`
-    nothing is written, and LockStale is raised where the lock is not what the recipe means. Raises NothingFits and what
-    else `resolve` raises.
+    What the lock held before stays where it still fits, but for the names in `update`; None frees all. `allow_licence`
+    and `exclude_newer` are for `resolve`. With `check` nothing is written, and LockStale is raised where the lock is
+    not what the recipe means. Raises NothingFits and what else `resolve` raises.
     """
     started = time.monotonic()
     warnings: list[str] = []

@@ -110,8 +110,10 @@ def resolve(
     of what these require. Each name is looked up in the one registry that it is bound to (`sources`). What `lock` holds
     is kept where it still fits, but for the names in `update`; None frees all of them.
 
-    Licences in `allow_licence` are allowed beside those of the recipe, and what was published after `exclude_newer` is left
-    out, whatever the recipe says. `directory` is where the recipe lies; a `base` that is given is not opened anew. Nothing but documents is fetched.
+    Licences in `allow_licence` are allowed beside those of the recipe, and what was published after `exclude_newer` is
+    left out, whatever the recipe says. `directory` is where the recipe lies; a `base` that is given is not opened anew.
+    Nothing but documents is fetched.
+
     Raises NothingFits, which says why; RemoteUnavailable, NotAllowed, and what opening the base raises.
     """
     directory = Path(directory)

@@ -100,6 +100,7 @@ class RemoteRow(Document):
     url: str
     default: bool
     file: str = Field(description="the settings file that names it")
+    namespaces: list[str] = Field(default=[], description="namespaces, or names, that recipes look up in it alone")
 
 
 class RemoteList(Document):

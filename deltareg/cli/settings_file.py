@@ -6,13 +6,13 @@ import os
 import secrets
 import stat
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import tomlkit
 
-from deltareg.config import FileSettings, check_remote_name, parse_settings, read_settings
+from deltareg.config import FileSettings, check_namespace, check_remote_name, parse_settings, read_settings
 from deltareg.errors import BadConfig, InvalidArgument, OutputExists, translate_os_errors
 
 __all__ = ["FIRST_REMOTE", "add_remote", "create_settings", "remove_remote"]
@@ -34,6 +34,9 @@ _TEMPLATE = """\
 #
 # [remotes.team]
 # url = "/mnt/share/deltas"
+# namespaces = ["acme"]  # what recipes look up in it, and nowhere else
+
+# The recipe, [build] and [[delta]], stands in this file too: deltareg new writes one.
 """
 
 
@@ -58,12 +61,23 @@ def create_settings(path: Path, *, remote: str | None = None, dry_run: bool = Fa
                 raise OutputExists(f"{path} exists already") from error
 
 
-def add_remote(path: Path, name: str, url: str, *, default: bool = False, dry_run: bool = False) -> None:
+def add_remote(
+    path: Path,
+    name: str,
+    url: str,
+    *,
+    namespaces: Sequence[str] = (),
+    default: bool = False,
+    dry_run: bool = False,
+) -> None:
     """Put a remote into the file at `path`, which is made if need be; comments and order stay.
 
-    Adding what is there already is no error. Raises InvalidArgument for a name that is taken or not allowed.
+    Adding what is there already is no error; `namespaces` are bound to it besides those that are. Raises
+    InvalidArgument for a name that is taken or not allowed, BadName for what is no namespace.
     """
     check_remote_name(name)
+    for namespace in namespaces:
+        check_namespace(namespace)
     now = read_settings(path) if path.exists() else FileSettings(path)
     there = now.remotes.get(name)
     if there is not None and there.url != url:
@@ -75,6 +89,9 @@ def add_remote(path: Path, name: str, url: str, *, default: bool = False, dry_ru
     def change(document: dict[str, Any]) -> None:
         if there is None:
             document.setdefault("remotes", {})[name] = {"url": url}
+        bound = list(dict.fromkeys([*(() if there is None else there.namespaces), *namespaces]))
+        if bound and (there is None or tuple(bound) != there.namespaces):
+            document["remotes"][name]["namespaces"] = bound
         if default:
             document["remote"] = name
 

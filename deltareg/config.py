@@ -51,8 +51,9 @@ KEYS: Mapping[str, str] = MappingProxyType(
         "threads": "number of threads that a command may use; by default the number of processors",
         "remote": "name of the default remote, which `push` and `pull` use without `--remote`",
         "remotes.NAME.url": "URL or path of the remote NAME; a relative path counts from the file's directory",
-        "remotes.NAME.namespaces": "namespaces, or single names (acme/search), that recipes look up in NAME and nowhere else",
-        "build, delta": "the recipe, which may stand in the project's file: see docs/recipes.md",
+        "remotes.NAME.namespaces": "namespaces, or single names (acme/search), that recipes look up in NAME alone",
+        "build": "what is built, where the file is a recipe too: see docs/recipes.md",
+        "delta": "the deltas of the recipe",
     }
 )
 """What a settings file may hold."""

@@ -26,6 +26,7 @@ RecipeOption = Annotated[
         show_default=False,
     ),
 ]
+_EXAMPLE = "example-of-a-template"
 _NUMBER_HINT = "write a number, or several along the layers: 0.2..0.8"
 
 
@@ -83,11 +84,7 @@ def new(
     if chosen:
         file.set_build(**chosen)
     if given:
-        for delta in [*file.recipe.delta]:
-            if all(delta.ref != one.ref for one in given):
-                _rename(file, delta, given)
-        for delta in given:
-            file.add(delta)
+        _fill(file, given)
     if not dry_run:
         file.write()
     _print_change("wrote", path, file.recipe.delta, dry_run=dry_run, json=json)
@@ -224,7 +221,7 @@ def _ask() -> tuple[int, str, list[RecipeDelta]]:
 def _delta(text: str) -> RecipeDelta:
     """A delta as `new` takes it: `reference[=weight]`."""
     reference, equals, weight = text.rpartition("=")
-    if not equals or "@" in text and not _is_number(weight):
+    if not equals or ("@" in text and not _is_number(weight)):
         reference, weight = text, "1"
     return _checked(Path("--delta"), {**_wanted(reference, None), "weight": _weight(weight)})
 
@@ -326,13 +323,21 @@ def _fits(delta: RecipeDelta, candidate: Any) -> bool:
     return delta.version is None or delta.range.has(candidate.version)
 
 
-def _rename(file: RecipeFile, example: RecipeDelta, given: list[RecipeDelta]) -> None:
-    """Put the next delta in the place of an example, whose comments explain it; without any, take the example out."""
-    free = next((one for one in given if file.delta(one.ref) is None), None)
-    if free is None:
-        file.remove(example.ref)
-    else:
-        file.replace(example.ref, free)
+def _fill(file: RecipeFile, given: list[RecipeDelta]) -> None:
+    """Put deltas in the places of a template's examples, whose comments explain them."""
+    # By way of names that nobody gave: those of the examples may be among the given ones, in another order.
+    places = [
+        delta.model_copy(update={"ref": f"{_EXAMPLE}/{number}"}) for number, delta in enumerate(file.recipe.delta)
+    ]
+    for example, place in zip([*file.recipe.delta], places, strict=True):
+        file.replace(example.ref, place)
+    for number, delta in enumerate(given):
+        if number < len(places):
+            file.replace(places[number].ref, delta)
+        else:
+            file.add(delta)
+    for place in places[len(given) :]:
+        file.remove(place.ref)
 
 
 def _print_change(

@@ -22,7 +22,6 @@ __all__ = [
     "as_reason",
     "is_channel",
     "is_licence",
-    "is_namespace",
     "is_version",
     "latest_of",
     "parse_licence",
@@ -81,12 +80,6 @@ class Reference:
 def is_channel(text: str) -> bool:
     """Whether `text` is written as a channel: a lower-case word, `latest` among them."""
     return len(text) <= _VERSION_LIMIT and _CHANNEL.fullmatch(text) is not None
-
-
-def is_namespace(text: str) -> bool:
-    """Whether `text` is written as a namespace, or as a name in one: `acme`, `acme/search`."""
-    parts = text.split("/")
-    return len(parts) <= 2 and all(len(part) <= _PART_LIMIT and _PART.fullmatch(part) for part in parts)
 
 
 def is_version(text: str) -> bool:

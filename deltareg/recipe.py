@@ -14,9 +14,8 @@ a wish.
 
 from __future__ import annotations
 
-import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, cast
@@ -52,7 +51,17 @@ SETTINGS_KEYS = ("home", "threads", "remote", "remotes")
 """Its other keys, which are settings: see `deltareg.config`."""
 
 _LIMIT = 1 << 20
-_WEIGHT_LIMIT = 3.4e38
+_NUMBER_LIMIT = 3.4e38
+_SHOWN = 60
+_TAKES = {
+    "string_type": "takes a text",
+    "int_type": "takes a whole number",
+    "bool_type": "takes true or false",
+    "list_type": "takes an array",
+    "dict_type": "takes a table",
+    "model_type": "takes a table",
+    "datetime_type": "takes a date, such as 2026-01-31",
+}
 
 Value = TypeVar("Value")
 
@@ -61,10 +70,57 @@ def _told(error: DeltaregError) -> str:
     return error.message + (f": {error.cause}" if error.cause else "")
 
 
-def _weight(value: float) -> float:
-    if not math.isfinite(value) or abs(value) > _WEIGHT_LIMIT:
-        raise ValueError(f"a weight is a finite number of at most {_WEIGHT_LIMIT}")
-    return value
+def _number(value: Any) -> Any:
+    """Refuse what is no number and no gradient, before each alternative of the union tells a fault of its own."""
+    if isinstance(value, list):
+        numbers = cast("list[Any]", value)
+        if len(numbers) < 2:
+            raise ValueError("a gradient has at least two numbers: write a number, or [first, …, last]")
+        return [_finite(number) for number in numbers]
+    return _finite(value)
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"takes a number, or several as [first, …, last], not {_shown(value)}")
+    if not abs(value) <= _NUMBER_LIMIT:
+        raise ValueError(f"takes finite numbers of at most {_NUMBER_LIMIT}, not {_shown(value)}")
+    return float(value)
+
+
+def _setting(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return _plain(value)
+    found: dict[str, Any] = {}
+    faults: list[str] = []
+    for selector, one in cast("dict[str, Any]", value).items():
+        try:
+            found[selector] = _plain(one)
+        except ValueError as error:
+            faults.append(f"for {selector} it {error}")
+    if faults:
+        raise ValueError("; ".join(faults))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, (int, float, list)):
+        return _number(value)
+    raise ValueError(f"takes a number, a text, true, false or [first, …, last], not {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """A value as TOML has it, as far as it matters."""
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return "an array"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = repr(value) if isinstance(value, (str, float)) else str(value)[:_SHOWN]
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _range(text: str) -> str:
@@ -99,24 +155,25 @@ def _licence(text: str) -> str:
 
 def _moment(value: Any) -> Any:
     """A date of TOML, or a text, as a time in UTC: midnight, where none is given."""
-    if isinstance(value, str):
-        value = datetime.fromisoformat(value)
-    elif isinstance(value, date) and not isinstance(value, datetime):
-        value = datetime.combine(value, time())
-    if isinstance(value, datetime):
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    try:
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        elif isinstance(value, date) and not isinstance(value, datetime):
+            value = datetime.combine(value, time())
+        if isinstance(value, datetime):
+            return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"takes a date, such as 2026-01-31 or 2026-01-31T12:00:00Z, not {_shown(value)}") from error
     return value
 
 
-Weight = Annotated[float, AfterValidator(_weight)]
-
-Number = Weight | Annotated[list[Weight], Field(min_length=2)]
+Number = Annotated[float | Annotated[list[float], Field(min_length=2)], BeforeValidator(_number)]
 """A number, or a gradient: several, from the first layer to the last."""
 
 Plain = bool | float | str | Annotated[list[float], Field(min_length=2)]
 
-Setting = Plain | dict[str, Plain]
-"""A parameter of a method: one value, a gradient, or a table of them by selector, of which the last that matches counts."""
+Setting = Annotated[Plain | dict[str, Plain], BeforeValidator(_setting)]
+"""A parameter of a method: one value, a gradient, or a table of them by selector; the last that matches counts."""
 
 Dtype = Literal["bfloat16", "float16", "float32", "float64"]
 
@@ -200,7 +257,8 @@ class Build(_Table):
         default="post", description="whose tokenizer, chat template and generation config the output gets"
     )
     with_added: bool | None = Field(
-        default=None, description="take tensors that only post has, or leave them out; by default on the delta's own base"
+        default=None,
+        description="take tensors that only post has, or leave them out; by default on the delta's own base",
     )
     exact: bool = Field(default=False, description="take no delta that is an approximation")
     allow_licence: list[Annotated[str, AfterValidator(_licence)]] | None = Field(
@@ -254,7 +312,7 @@ def parse_recipe(data: bytes, path: Path | str = RECIPE_NAME) -> Recipe:
     """The recipe in the text of the file at `path`. Raises BadRecipe, which names every fault."""
     try:
         values = tomllib.loads(data.decode("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRecipe(f"{path} is not valid TOML: {error}", cause=str(error), path=path) from error
     tables = {key: value for key, value in values.items() if key not in SETTINGS_KEYS}
     if not tables.keys() & set(RECIPE_TABLES):
@@ -275,19 +333,27 @@ def _fault(tables: Mapping[str, Any], fault: Mapping[str, Any]) -> str:
         *above, key = place
         known, prefix = _known(above), _place(tables, above)
         return f"unknown key {prefix}{key}" + did_you_mean(str(key), known, prefix)
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    shown = _place(tables, [part for part in place if not _names_a_type(part)]).removesuffix(".")
+    shown = _place(tables, list(place)).removesuffix(".")
+    message = _message(fault)
     return f"{shown}: {message}" if shown else message
 
 
-def _known(above: list[str | int]) -> list[str]:
+def _message(fault: Mapping[str, Any]) -> str:
+    if fault["type"] == "missing":
+        return "it is missing"
+    if fault["type"] in _TAKES:
+        return f"{_TAKES[fault['type']]}, not {_shown(fault['input'])}"
+    return str(fault["msg"]).removeprefix("Value error, ").replace("Input should be", "takes")
+
+
+def _known(above: Sequence[str | int]) -> list[str]:
     if not above:
         return [*RECIPE_TABLES, *SETTINGS_KEYS]
     fields = Build.model_fields if above[0] == "build" else RecipeDelta.model_fields
     return [name.replace("_", "-") for name in fields]
 
 
-def _place(tables: Mapping[str, Any], place: list[str | int]) -> str:
+def _place(tables: Mapping[str, Any], place: Sequence[str | int]) -> str:
     """`build.`, or `delta 2 (acme/med).`: where in the file a key stands."""
     if not place:
         return ""
@@ -295,11 +361,7 @@ def _place(tables: Mapping[str, Any], place: list[str | int]) -> str:
     shown = str(first)
     if first == "delta" and rest and isinstance(rest[0], int):
         number = rest.pop(0)
-        ref = tables["delta"][number].get("ref") if isinstance(tables["delta"][number], dict) else None
-        shown += f" {int(number) + 1}" + (f" ({ref})" if isinstance(ref, str) else "")
+        table = tables["delta"][number]
+        ref = cast("dict[str, Any]", table).get("ref") if isinstance(table, dict) else None
+        shown += f" {int(number) + 1}" + (f" ({ref:.80})" if isinstance(ref, str) else "")
     return ".".join([shown, *map(str, rest)]) + "."
-
-
-def _names_a_type(part: str | int) -> bool:
-    """Whether a part of a place is pydantic's name for an alternative of a union, and no key of the file."""
-    return isinstance(part, str) and ("[" in part or part in ("float", "bool", "str", "constrained-str"))

@@ -103,7 +103,12 @@ def _condition(text: str, whole: str) -> Condition:
         return Condition(((">=", named), ("<", _breaking(numbers) if sign == "^" else _next(numbers[:2]))), named)
     if len(numbers) == 3:
         return Condition((("=" if sign == "!=" else sign, named),), named, inverted=sign == "!=")
-    bounds = {">=": ((">=", named),), "<": (("<", named),), ">": ((">=", _next(numbers)),), "<=": (("<", _next(numbers)),)}
+    bounds = {
+        ">=": ((">=", named),),
+        "<": (("<", named),),
+        ">": ((">=", _next(numbers)),),
+        "<=": (("<", _next(numbers)),),
+    }
     return Condition(bounds.get(sign, ((">=", named), ("<", _next(numbers)))), named, inverted=sign == "!=")
 
 

@@ -22,6 +22,7 @@ from deltareg.cli.checkpoints import apply, diff
 from deltareg.cli.compare import compare
 from deltareg.cli.doctor import doctor
 from deltareg.cli.methods import methods
+from deltareg.cli.recipes import add, new, remove
 from deltareg.cli.registry import list_deltas, show, verify
 from deltareg.cli.remotes import remote_app
 from deltareg.cli.search import search
@@ -106,6 +107,9 @@ app.command("update")(update)
 app.command("outdated")(outdated)
 app.command("why")(why)
 app.command("tree")(tree)
+app.command("new")(new)
+app.command("add")(add)
+app.command("remove")(remove)
 app.command("methods")(methods)
 app.command("fingerprint")(fingerprint)
 app.add_typer(remote_app, name="remote")

@@ -31,8 +31,8 @@ def add(
         list[str] | None,
         typer.Option(
             "--namespace",
-            metavar="NAMESPACE[/NAME]",
-            help="Recipes take deltas of this namespace, or of this name, from it alone. May be given several times.",
+            metavar="NAMESPACE",
+            help="What recipes look up in it and nowhere else: acme, or acme/search. Can be given again.",
         ),
     ] = None,
     dry_run: DryRun = False,
@@ -45,6 +45,7 @@ def add(
 
     \b
       deltareg remote add team /mnt/share/deltas --default
+      deltareg remote add acme /mnt/acme --namespace acme
     """
     from deltareg.cli.output import hint, warn
     from deltareg.cli.session import working_directory
@@ -56,7 +57,7 @@ def add(
     file = project_file(working_directory()) or user_file()
     location = absolute_url(url)
     remote = open_remote(location)
-    add_remote(file, name, location, default=default, namespaces=namespaces or [], dry_run=dry_run)
+    add_remote(file, name, location, namespaces=namespaces or [], default=default, dry_run=dry_run)
     _print_change("added", name, location, file, default=default, dry_run=dry_run, json=json)
     try:
         remote.capabilities()
@@ -83,8 +84,8 @@ def list_remotes(json: Json = False) -> None:
             name=one.name,
             url=one.url,
             default=one.name == settings.default_remote,
-            namespaces=list(one.namespaces),
             file=str(one.file),
+            namespaces=list(one.namespaces),
         )
         for one in settings.remotes.values()
     ]
@@ -92,9 +93,9 @@ def list_remotes(json: Json = False) -> None:
         print_json(RemoteList(remotes=rows, default=settings.default_remote))
     elif rows:
         cells = [
-            (row.name, "default" if row.default else "", row.url, ", ".join(row.namespaces), row.file) for row in rows
+            (row.name, "default" if row.default else "", ", ".join(row.namespaces), row.url, row.file) for row in rows
         ]
-        print_table(["remote", "", "url", "namespaces", "file"], cells)
+        print_table(["remote", "", "namespaces", "url", "file"], cells)
     else:
         hint("no remote is set up: deltareg remote add NAME URL")
 

@@ -17,15 +17,7 @@ from deltareg.remote import Remote, open_remote
 if TYPE_CHECKING:
     from deltareg.resolve import Sources
 
-__all__ = [
-    "current_settings",
-    "home_of",
-    "open_registry",
-    "reach",
-    "sources",
-    "working_directory",
-    "writable_registry",
-]
+__all__ = ["current_settings", "home_of", "open_registry", "reach", "sources", "working_directory", "writable_registry"]
 
 
 def current_settings() -> Settings:
@@ -68,13 +60,21 @@ def home_of(settings: Settings) -> Path:
     return settings.home or default_home()
 
 
-def sources(settings: Settings, registry: Registry, *, offline: bool = False, keeps: bool = True) -> Sources:
-    """Where recipes look names up, as the settings bind them. Raises BadConfig, InvalidArgument."""
-    from deltareg.resolve import Sources  # which loads NumPy, for the check
-
-    return Sources(registry, settings.urls, settings.bound, settings.default_remote, offline, keeps)
-
-
 def reach(settings: Settings, remote: str | None) -> Remote:
     """The remote of that name, URL or path; without any the default one. Raises InvalidArgument, UsageError."""
     return open_remote(settings.remote_url(remote))
+
+
+def sources(settings: Settings, registry: Registry, *, offline: bool = False, keeps: bool = True) -> Sources:
+    """Which registry each name of a recipe is looked up in, as the settings bind them."""
+    # Here: the checks, which judge candidates, load numpy.
+    from deltareg.resolve import Sources
+
+    return Sources(
+        registry=registry,
+        urls=settings.urls,
+        bound=settings.bound,
+        default=settings.default_remote,
+        offline=offline,
+        keeps=keeps,
+    )

@@ -152,8 +152,13 @@ class DerivedLicence:
 
     @property
     def told(self) -> list[str]:
-        """All that the user should know: conflicts first, then what is unknown, then obligations."""
-        return [*(f"do not go together: {one}" for one in self.conflicts), *self.warnings, *self.obligations]
+        """All that the user should know: doubts first, then obligations."""
+        return [*self.doubts, *self.obligations]
+
+    @property
+    def doubts(self) -> list[str]:
+        """The conflicts, and what is unknown."""
+        return [*(f"licences that do not go together: {one}" for one in self.conflicts), *self.warnings]
 
 
 def is_allowed(expression: str | None, allowed: Iterable[str]) -> bool:

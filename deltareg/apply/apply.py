@@ -21,6 +21,7 @@ from deltareg.catalog import Registry
 from deltareg.checkpoint import Checkpoint, Job
 from deltareg.checkpoint.output import check_output, refuse_input
 from deltareg.errors import InvalidArgument
+from deltareg.licences import refuse_conflicts
 from deltareg.merge import Gradient, Schedule, Value
 from deltareg.merge.processor import CPU
 from deltareg.names import Reference
@@ -45,6 +46,7 @@ def apply(
     side_files: SideFiles = "post",
     with_added: bool | None = None,
     force: bool = False,
+    accept_licence: bool = False,
     overwrite: bool = False,
     resume: bool = False,
     memory: int | None = None,
@@ -73,8 +75,11 @@ def apply(
     "cpu", "cuda", "cuda:1", "cuda:all", or several: "cuda:0,cuda:1". GPUs need torch; "torch:cpu" is their way on the
     processor, to test it. The result depends on none of these.
 
-    Raises NotHomologous, NotFound, OutputExists, InvalidArgument, DigestMismatch, BadRecord, DiskFull, RankLost,
-    DeviceFull.
+    Licences that do not go together, or forbid derivatives, are refused unless `accept_licence` is given: as far as
+    their names tell, see `deltareg.licences`.
+
+    Raises NotHomologous, LicenceRefused, NotFound, OutputExists, InvalidArgument, DigestMismatch, BadRecord, DiskFull,
+    RankLost, DeviceFull.
     """
     started = time.monotonic()
     pairs = weighted(deltas)
@@ -91,6 +96,8 @@ def apply(
         refuse_input(checkpoint, out)
         wanted = [open_delta(registry, reference, weights) for reference, weights in pairs]
         job = prepare(checkpoint, wanted, merge, side_files, count, with_added=with_added, force=force)
+        if job.active:
+            refuse_conflicts(job.licence, accept=accept_licence)
         # Hashing takes no turn of the interpreter's, which loading loops keeps busy.
         tasks = () if dry_run else verifying(job.active, registry.store, ranks)
         verified = stack.enter_context(in_background(tasks, count))

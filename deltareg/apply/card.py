@@ -10,10 +10,11 @@ import deltareg
 from deltareg.apply.placement import WeightedDelta
 from deltareg.apply.plan import Merge, Plan
 from deltareg.checkpoint import Checkpoint
+from deltareg.licences import DerivedLicence
 from deltareg.markdown import plain
 from deltareg.merge import Schedule
 
-__all__ = ["card", "config_json", "merged_licence"]
+__all__ = ["card", "config_json"]
 
 _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 _DTYPE_KEYS = ("dtype", "torch_dtype")
@@ -50,16 +51,14 @@ def _separate(value: Any) -> Any:
     return part | {_TIED: False} if _TIED in part else part
 
 
-def merged_licence(target: Checkpoint, deltas: Sequence[WeightedDelta]) -> str | None:
-    """The licence that target and deltas share; `other` where they differ; None where one is unknown."""
-    licences = {target.licence, *(delta.artifact.config.licence for delta in deltas)}
-    if None in licences:
-        return None
-    return licences.pop() if len(licences) == 1 else "other"
-
-
-def card(target: Checkpoint, deltas: Sequence[WeightedDelta], merge: Merge, told: Mapping[str, Sequence[str]]) -> bytes:
-    """The model card; `told` are its last sections, lists by their titles.
+def card(
+    target: Checkpoint,
+    deltas: Sequence[WeightedDelta],
+    merge: Merge,
+    told: Mapping[str, Sequence[str]],
+    licence: DerivedLicence,
+) -> bytes:
+    """The model card of an output under `licence`; `told` are its last sections, lists by their titles.
 
     It names every parameter of the method, also those that nobody gave: tools disagree about defaults. The same build
     gives the same bytes: no date, no machine.
@@ -69,9 +68,8 @@ def card(target: Checkpoint, deltas: Sequence[WeightedDelta], merge: Merge, told
         "base_model_relation": "merge",
         "tags": ["deltareg", "merge"],
     }
-    licence = merged_licence(target, deltas)
-    if licence is not None:
-        front["license"] = licence
+    named = {"license": licence.hub, "license_name": licence.hub_name}
+    front |= {key: value for key, value in named.items() if value is not None}
     lines = ["---", *(_yaml(front)), "---", "", f"# {plain(target.id.removeprefix('hf://'))} with deltas", ""]
     lines += [
         f"Made by deltareg {deltareg.__version__}: {_sum_of(merge)}.",
@@ -80,8 +78,8 @@ def card(target: Checkpoint, deltas: Sequence[WeightedDelta], merge: Merge, told
         "|---|---|---|---|",
     ]
     for delta in deltas:
-        licence = plain(delta.artifact.config.licence or "unknown")
-        lines.append(f"| `{delta.reference}` | {plain(str(delta.weights))} | `{delta.artifact.digest}` | {licence} |")
+        own = plain(delta.artifact.config.licence or "unknown")
+        lines.append(f"| `{delta.reference}` | {plain(str(delta.weights))} | `{delta.artifact.digest}` | {own} |")
     revision = f" at `{target.revision}`" if target.revision else ""
     lines += ["", f"Target: `{plain(target.id)}`{revision}, licence {plain(target.licence or 'unknown')}.", ""]
     for title, notes in told.items():

@@ -167,5 +167,6 @@ def _finish(job: Prepared, writer: Writer, outcome: Outcome) -> None:
         writer.add_file(name, data)
     notes = job.notes(outcome)
     told = {"Remedies": job.placement.remedies, "Overridden findings": job.overridden, "Notes": notes}
-    writer.add_file("README.md", card(job.target, job.wanted, job.merge, told))
+    told["Licences"] = job.licence.told
+    writer.add_file("README.md", card(job.target, job.wanted, job.merge, told, job.licence))
     writer.commit()

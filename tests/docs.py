@@ -15,6 +15,7 @@ from typer.main import get_command
 from deltareg.analysis.compare import ComparisonReport
 from deltareg.apply import ApplyReport
 from deltareg.apply.verify import VerifyReport
+from deltareg.build.inspecting import InspectReport
 from deltareg.catalog import SearchReport
 from deltareg.check import CheckReport, FingerprintReport
 from deltareg.cli import reports
@@ -52,6 +53,7 @@ SCHEMAS: Mapping[str, type[Document]] = {
     "check": CheckReport,
     "compare": ComparisonReport,
     "apply": ApplyReport,
+    "inspect": InspectReport,
     "methods": reports.MethodList,
     "fingerprint": FingerprintReport,
     "remote-list": reports.RemoteList,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from deltareg.apply import apply as apply
     from deltareg.apply import live as live
     from deltareg.apply import verify as verify
+    from deltareg.build.inspecting import inspect as inspect
     from deltareg.catalog import Registry as Registry
     from deltareg.check import check as check
     from deltareg.checkpoint import Checkpoint as Checkpoint
@@ -39,6 +40,7 @@ __all__ = [
     "diff",
     "export_lora",
     "import_lora",
+    "inspect",
     "live",
     "pull",
     "push",
@@ -56,6 +58,7 @@ _HOMES = {
     "diff": "deltareg.diff",
     "export_lora": "deltareg.lora",
     "import_lora": "deltareg.lora",
+    "inspect": "deltareg.build.inspecting",
     "live": "deltareg.apply",
     "pull": "deltareg.transfer",
     "push": "deltareg.transfer",

@@ -17,6 +17,7 @@ from typer.main import get_command
 from deltareg.analysis.compare import ComparisonReport
 from deltareg.apply import ApplyReport
 from deltareg.apply.verify import VerifyReport
+from deltareg.build.inspecting import InspectReport
 from deltareg.catalog import SearchReport
 from deltareg.check import CheckReport, FingerprintReport
 from deltareg.cli import reports
@@ -61,6 +62,7 @@ SCHEMAS: Mapping[str, type[BaseModel]] = {
     "check": CheckReport,
     "compare": ComparisonReport,
     "apply": ApplyReport,
+    "inspect": InspectReport,
     "methods": reports.MethodList,
     "fingerprint": FingerprintReport,
     "remote-list": reports.RemoteList,

@@ -21,6 +21,7 @@ from deltareg.cli.check import check, fingerprint
 from deltareg.cli.checkpoints import apply, diff
 from deltareg.cli.compare import compare
 from deltareg.cli.doctor import doctor
+from deltareg.cli.inspect import inspect
 from deltareg.cli.methods import methods
 from deltareg.cli.recipes import add, new, remove
 from deltareg.cli.registry import list_deltas, show, verify
@@ -100,6 +101,7 @@ app.command("verify")(verify)
 app.command("check")(check)
 app.command("compare")(compare)
 app.command("apply")(apply)
+app.command("inspect")(inspect)
 app.command("export-lora")(export_lora)
 app.command("lock")(lock)
 app.command("build")(build)

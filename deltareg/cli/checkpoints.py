@@ -188,6 +188,12 @@ def apply(
     force: Annotated[
         bool, typer.Option("--force", help="Apply what the check refuses too. The model card names what it said.")
     ] = False,
+    accept_licence: Annotated[
+        bool,
+        typer.Option(
+            "--accept-licence", help="Apply although the licences do not go together. The model card says so."
+        ),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT, if it is a checkpoint, with all that is in it.")
     ] = False,
@@ -239,8 +245,9 @@ def apply(
     Writes target + Σ weight · delta, rounded once, as a new checkpoint with its config, side files and a model card.
     It appears whole or not at all. With weight 1 on its own base a delta gives post, bit for bit. Each delta is
     checked first, as deltareg check does: what is incompatible is refused; what is adaptable is adapted, and the model
-    card says how. Another method than the sum is chosen with --method. Started by torchrun, several processes share the
-    work: torchrun --nproc-per-node 4 -m deltareg apply …
+    card says how. Licences that do not go together are refused too, as far as their names tell. Another method than the
+    sum is chosen with --method. Started by torchrun, several processes share the work: torchrun --nproc-per-node 4 -m
+    deltareg apply …
 
     With --locked everything comes from deltareg.lock, and an output of another digest than the lock's is an error, with
     exit status 5.
@@ -307,6 +314,7 @@ def apply(
             with_added=with_added,
             dtype=None if dtype is None else dtype.value,
             force=force,
+            accept_licence=accept_licence,
             overwrite=overwrite,
             resume=resume,
             memory=bound,
@@ -320,19 +328,26 @@ def apply(
         return  # the first one tells
     for finding in report.overridden:
         warn(f"forced: {finding}")
-    for line in [*report.remedies, *report.warnings]:
+    for line in [*report.remedies, *report.warnings, *report.licence_warnings]:
         warn(line)
     more = {
         f"delta {number}": f"{_weight(one.weight)} × {one.reference}" for number, one in enumerate(report.deltas, 1)
     }
     more |= {name: value_text(value) for name, value in report.settings.items()}
+    more |= {f"obligation {number}": text for number, text in enumerate(report.obligations, 1)}
     more["memory"] = f"{size(report.peak_memory or report.expected_memory)}{' expected' if dry_run else ' at most'}"
     if report.expected_seconds is not None:
         more["time"] = f"about {duration(report.expected_seconds)}, and what the disk takes"
     if report.bytes_written:
         more["speed"] = speed(report.bytes_written, report.seconds - report.load_seconds)
     unshown = ["deltas", "settings", "remedies", "overridden", "warnings", "bytes_per_second", "peak_memory"]
-    unshown += ["expected_memory", "expected_seconds", *([] if ranks.count > 1 else ["ranks"])]
+    unshown += [
+        "obligations",
+        "licence_warnings",
+        "expected_memory",
+        "expected_seconds",
+        *([] if ranks.count > 1 else ["ranks"]),
+    ]
     unshown += [] if report.resumed_tensors else ["resumed_tensors"]
     print_report(report, json=json, leave_out=unshown, more=more)
 

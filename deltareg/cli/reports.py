@@ -102,7 +102,6 @@ class RemoteRow(Document):
     name: str
     url: str
     default: bool
-    namespaces: list[str] = Field(default=[], description="namespaces and names that are bound to it")
     file: str = Field(description="the settings file that names it")
     namespaces: list[str] = Field(default=[], description="namespaces, or names, that recipes look up in it alone")
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from deltareg.errors import DeltaregError as DeltaregError
     from deltareg.lora import export_lora as export_lora
     from deltareg.lora import import_lora as import_lora
+    from deltareg.mergekit import import_mergekit as import_mergekit
     from deltareg.transfer import pull as pull
     from deltareg.transfer import push as push
 
@@ -39,6 +40,7 @@ __all__ = [
     "diff",
     "export_lora",
     "import_lora",
+    "import_mergekit",
     "live",
     "pull",
     "push",
@@ -56,6 +58,7 @@ _HOMES = {
     "diff": "deltareg.diff",
     "export_lora": "deltareg.lora",
     "import_lora": "deltareg.lora",
+    "import_mergekit": "deltareg.mergekit",
     "live": "deltareg.apply",
     "pull": "deltareg.transfer",
     "push": "deltareg.transfer",

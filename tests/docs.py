@@ -26,6 +26,7 @@ from deltareg.homology import FINDINGS, FindingKind
 from deltareg.lora import ExportReport, ImportReport
 from deltareg.manifest import DeltaConfig, Descriptor, Document, Index, Inventory, Manifest
 from deltareg.merge import METHODS
+from deltareg.mergekit import MergekitReport
 from deltareg.store import FsckReport, GcReport
 from deltareg.transfer import TransferReport
 
@@ -43,6 +44,7 @@ SCHEMAS: Mapping[str, type[Document]] = {
     "init": reports.InitReport,
     "diff": DiffReport,
     "import-lora": ImportReport,
+    "import-mergekit": MergekitReport,
     "export-lora": ExportReport,
     "list": reports.DeltaList,
     "show": reports.DeltaDetails,

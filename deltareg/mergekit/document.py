@@ -83,8 +83,11 @@ def parse_document(text: str, path: Path) -> Node:
         return _Reader(path, loader).document()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        line = None if mark is None else mark.line + 1
+        if error.problem == "but found another document":
+            raise refuse(path, line, "a second document begins", "make a file of each") from error
         said = error.problem or error.context or "it cannot be read"
-        raise refuse(path, None if mark is None else mark.line + 1, f"this is not valid YAML: {said}") from error
+        raise refuse(path, line, f"this is not valid YAML: {said}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise refuse(path, line, f"this is not valid YAML: {error.reason}") from error
@@ -101,7 +104,7 @@ class _Reader:
         self._left = _NODES
 
     def document(self) -> Node:
-        root = self._loader.get_single_node() if self._loader.check_node() else None
+        root = self._loader.get_single_node()
         if root is None:
             raise refuse(self._path, None, "it is empty")
         found = self._node(root, root.start_mark.line + 1, 0)

@@ -21,6 +21,7 @@ _LIMIT = 1 << 18
 _NODES = 20_000
 _DEPTH = 32
 _MERGE = "tag:yaml.org,2002:merge"
+_PLAIN = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,8 @@ class _Reader:
             raise refuse(self._path, line, f"its aliases expand to more than {_NODES} values")
         if depth > _DEPTH:
             raise refuse(self._path, line, f"it is nested deeper than {_DEPTH} levels")
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN:
+            raise refuse(self._path, line, f"{node.tag!r:.80} is a tag, and no configuration has any")
         if isinstance(node, yaml.MappingNode):
             return Node(self._mapping(node, depth), line)
         if isinstance(node, yaml.SequenceNode):

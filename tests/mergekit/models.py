@@ -24,7 +24,7 @@ from mergekit.config import MergeConfiguration  # noqa: E402
 from mergekit.merge import MergeOptions, run_merge  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-__all__ = ["POSTS", "Models", "load", "make_models", "torch"]
+__all__ = ["POSTS", "Imported", "Models", "load", "make_models", "save_file", "torch"]
 
 POSTS = ("a", "b", "c")
 Tensors = Mapping[str, Any]

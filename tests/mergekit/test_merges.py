@@ -1,8 +1,13 @@
 """Every method of mergekit: its own merge of real checkpoints beside what the imported recipe gives.
 
-In float32 both differ by how mergekit rounds its steps, which are a dozen at most: by less than 16 units in the last
-place of the largest number that takes part. Checkpoints in bfloat16 that are computed in float32 and rounded at the end
-differ by one unit of bfloat16 at most: a sum near the middle of two numbers may fall to either.
+In float32 both differ by how mergekit rounds its steps, a dozen at most: by less than 16 units in the last place of the
+largest number.
+
+Checkpoints in bfloat16 are computed by mergekit in float32 and rounded at the end. A delta between them is in bfloat16,
+too: it is exact where post is within a factor 2 of base, and else half a unit from post − base, whatever mends it on
+its own base. So results differ by a unit of bfloat16, and by 2⁻⁷ of the deltas' sizes (half a unit of each, times
+weights and rescaling of up to 4). What is chosen by sign or rank (`CHOOSING`) may be chosen otherwise where that half
+unit decides: in one of a hundred numbers at most.
 """
 
 from __future__ import annotations
@@ -20,8 +25,9 @@ from deltareg.digest import Digest
 from deltareg.errors import BadMergeConfig
 from deltareg.merge import loops
 from deltareg.mergekit.methods import METHODS
-from tests.mergekit.models import POSTS, Imported, Models, load, make_models, torch
+from tests.mergekit.models import POSTS, Imported, Models, load, make_models, save_file, torch
 
+CHOOSING = {"ties", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "sce", "ram", "ramplus_tl"}
 GROUP = [0.7, -0.4, 1.3]
 BY_LAYER = [0.2, 0.9, 0.5]
 CONDITIONS = [
@@ -43,18 +49,23 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> Models:
     return make_models(tmp_path_factory.mktemp("light"), "float32", size=0.01)
 
 
-def same(ours: Any, theirs: Any) -> None:
-    """Assert that two results agree as far as mergekit rounds."""
+def same(models: Models, ours: Any, theirs: Any, *, choosing: bool = False) -> None:
+    """Assert that two results agree as far as their numbers are known."""
     assert ours.keys() == theirs.keys()
+    base, *posts = (load(models.path / name) for name in ("base", *POSTS))
+    beyond = 0
     for name, mine in ours.items():
         their = theirs[name]
         assert mine.dtype == their.dtype and mine.shape == their.shape, name
         apart = (mine.double() - their.double()).abs()
-        if mine.dtype == torch.bfloat16:
+        if models.dtype == "bfloat16":
+            before = base[name].double()
+            sizes = sum((post[name].double() - before).abs() for post in posts)
             unit = their.double().abs().clamp(min=2**-100).log2().floor().exp2() * 2**-7
-            assert (apart <= unit).all() and (apart > 0).double().mean() < 0.01, name
+            beyond += int((apart > unit + 2**-7 * sizes).sum())
         else:
             assert apart.max() <= 16 * 2**-23 * max(1.0, float(their.abs().max())), (name, float(apart.max()))
+    assert beyond <= (0.01 * sum(tensor.numel() for tensor in ours.values()) if choosing else 0)
 
 
 def differs(ours: Any, other: Any) -> bool:
@@ -112,7 +123,7 @@ def test_recipe_gives_what_mergekit_gives(models: Models, case: str, tmp_path: P
     method, listed, parameters = DETERMINED[case]
     config = models.config(method, listed, parameters=parameters, **out_of(models))
     ours, theirs, done = models.both(config, tmp_path)
-    same(ours, theirs)
+    same(models, ours, theirs, choosing=method in CHOOSING)
     assert differs(ours, load(models.path / "base"))
     assert (done.report.merge_method, done.report.method) == (method, done.recipe.build.method)
 
@@ -120,7 +131,7 @@ def test_recipe_gives_what_mergekit_gives(models: Models, case: str, tmp_path: P
 def test_base_among_the_models_counts_for_nothing(models: Models, tmp_path: Path) -> None:
     config = models.config("ties", {"base": {"weight": 5.0}, "a": {"weight": 0.5}, "b": {"weight": 0.5}})
     ours, theirs, done = models.both(config, tmp_path)
-    same(ours, theirs)
+    same(models, ours, theirs, choosing=True)
     assert len(done.recipe.delta) == 2
 
 
@@ -154,18 +165,18 @@ def test_average_of_whole_models_is_a_sum_of_deltas(models: Models, case: str, t
     listed, parameters = WHOLE[case]
     config = models.config("linear", listed, parameters=parameters, **out_of(models))
     ours, theirs, _ = models.both(config, tmp_path)
-    same(ours, theirs)
+    same(models, ours, theirs)
     assert differs(ours, load(models.path / "base"))
 
 
 def test_average_without_a_base_starts_from_the_first_model_or_from_any_other(models: Models, tmp_path: Path) -> None:
     config = models.config("linear", {"a": {"weight": 0.2}, "b": {"weight": 0.6}}, no_base=True, **out_of(models))
     ours, theirs, done = models.both(config, tmp_path / "first")
-    same(ours, theirs)
+    same(models, ours, theirs)
     assert (len(done.recipe.delta), done.recipe.delta[0].weight) == (1, pytest.approx(0.75))
-    assert "no base_model" in done.report.notes[-1]
+    assert any("no base_model" in note for note in done.report.notes)
     ours, theirs, done = models.both(config, tmp_path / "other", base=str(models.path / "c"))
-    same(ours, theirs)
+    same(models, ours, theirs)
     assert len(done.recipe.delta) == 2 and Path(done.recipe.build.base).name == "c"
 
 
@@ -175,7 +186,7 @@ def test_average_by_layer_without_a_base_needs_one(models: Models, tmp_path: Pat
         models.imported(config, tmp_path / "refused")
     assert caught.value.hint is not None and "--base" in caught.value.hint
     ours, theirs, _ = models.both(config, tmp_path / "other", base=str(models.path / "base"))
-    same(ours, theirs)
+    same(models, ours, theirs)
 
 
 def test_weights_that_scale_the_base_are_refused(models: Models, tmp_path: Path) -> None:
@@ -190,7 +201,7 @@ def test_weights_that_scale_the_base_are_refused(models: Models, tmp_path: Path)
 @pytest.mark.parametrize("t", [0.3, [0, 0.5, 1], CONDITIONS])
 def test_slerp_of_light_fine_tunes_is_linear(light: Models, t: Any, tmp_path: Path) -> None:
     ours, theirs, done = light.both(light.config("slerp", ["base", "a"], parameters={"t": t}), tmp_path)
-    same(ours, theirs)
+    same(light, ours, theirs)
     assert done.recipe.build.method == "linear"
 
 
@@ -199,7 +210,7 @@ def test_slerp_that_turns_whole_models_is_refused(models: Models, tmp_path: Path
     with pytest.raises(BadMergeConfig, match=r"slerp turns .* about the origin") as caught:
         models.imported(config, tmp_path)
     assert "line 1" in str(caught.value) and "--base" in str(caught.value.hint)
-    assert not (tmp_path / "deltareg.toml").exists() and Models.imported
+    assert not (tmp_path / "deltareg.toml").exists()
 
 
 @pytest.mark.parametrize("method", ["slerp", "karcher", "multislerp", "nuslerp"])
@@ -219,15 +230,13 @@ def test_turned_deltas_of_a_base_that_is_named(models: Models, method: str, tmp_
         place.mkdir(parents=True)
         (place / "config.json").write_bytes((models.path / name / "config.json").read_bytes())
         post = load(models.path / name)
-        from tests.mergekit.models import save_file
-
         deltas = {key: post[key].float() - base[key].float() for key in post}
         save_file(deltas, place / "model.safetensors", metadata={"format": "pt"})
     theirs_config = renamed.config(method, {"a": weights, "b": weights}, no_base=True, parameters=parameters)
     if method == "slerp":
         theirs_config["base_model"] = str(renamed.path / "a")
     theirs = renamed.theirs(theirs_config, tmp_path / "theirs")
-    same(done.apply(), {name: base[name].float() + theirs[name] for name in base})
+    same(models, done.apply(), {name: base[name].float() + theirs[name] for name in base})
 
 
 # --- random masks -----------------------------------------------------------------------------------------------------
@@ -279,7 +288,7 @@ def test_random_methods_with_the_same_masks(models: Models, case: str, tmp_path:
     method, extra, parameters = RANDOM[case]
     config = models.config(method, weighted(extra=extra), parameters=parameters, **out_of(models))
     ours, theirs, _ = models.both(config, tmp_path, our_masks)
-    same(ours, theirs)
+    same(models, ours, theirs, choosing=method in CHOOSING)
     assert differs(ours, load(models.path / "base"))
 
 
@@ -289,11 +298,11 @@ def test_random_methods_with_the_same_masks(models: Models, case: str, tmp_path:
 def test_new_base_that_is_added_whole_becomes_the_base(models: Models, tmp_path: Path) -> None:
     config = models.config("task_arithmetic", {"a": {"weight": 1.0}, "b": {"weight": 0.6}}, **out_of(models))
     ours, theirs, done = models.both(config, tmp_path / "new")
-    same(ours, theirs)
+    same(models, ours, theirs)
     assert done.report.rewritten and Path(done.recipe.build.base).name == "a"
     assert [one.weight for one in done.recipe.delta] == [0.6] and "--keep-base" in done.report.hints[0]
     kept, _, done = models.both(config, tmp_path / "kept", keep_base=True)
-    same(kept, theirs)
+    same(models, kept, theirs)
     assert not done.report.rewritten and Path(done.recipe.build.base).name == "base" and len(done.recipe.delta) == 2
 
 
@@ -302,7 +311,7 @@ def test_new_base_in_doubt_is_asked_for(models: Models, tmp_path: Path) -> None:
     done = models.imported(config, tmp_path / "doubt")
     assert not done.report.rewritten and "--new-base" in done.report.hints[0]
     ours, theirs, done = models.both(config, tmp_path / "said", new_base=str(models.path / "b"))
-    same(ours, theirs)
+    same(models, ours, theirs)
     assert done.report.rewritten and Path(done.recipe.build.base).name == "b"
 
 
@@ -312,7 +321,7 @@ def test_sum_that_is_scaled_keeps_its_base(models: Models, parameters: Any, tmp_
     ours, theirs, done = models.both(
         models.config("task_arithmetic", listed, parameters=parameters, **out_of(models)), tmp_path
     )
-    same(ours, theirs)
+    same(models, ours, theirs)
     assert not done.report.rewritten and not done.report.hints
 
 

@@ -171,7 +171,7 @@ class _Planner:
             raise refuse(
                 self.config.path,
                 method.line,
-                f"{method.text} takes {wanted} model{'' if wanted == '1' else 's'} beside the base, not {count}",
+                f"{method.text} takes {wanted} model{'' if least == 1 else 's'} beside the base, not {count}",
             )
         if known.note:
             self.notes.append(f"line {method.line}: {known.note}")

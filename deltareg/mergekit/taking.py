@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
 from pydantic import Field
@@ -79,7 +80,7 @@ class Taker:
     def _of_adapter(self, before: Checkpoint, model: Model, name: str) -> ImportedDelta:
         """Factors are stored as they are: whether a version has them is known once they are encoded."""
         assert model.lora is not None
-        for reference in (*self._published(name), *self._free(name)):
+        for reference in chain(self._published(name), self._free(name)):
             there = self._entries().get(str(reference))
             try:
                 report = import_lora(

@@ -15,6 +15,7 @@ from deltareg.errors import BadMergeConfig, BadName, InvalidArgument, NotHomolog
 from deltareg.mergekit import import_mergekit
 from deltareg.mergekit.config import Said
 from deltareg.mergekit.models import Model, repository_names
+from deltareg.names import parse_reference
 from deltareg.recipe import Recipe
 from tests.lora.models import adapted
 from tests.mergekit.models import Models, load, make_models, save_file, torch
@@ -46,7 +47,7 @@ def write(models: Models, text: str, name: str = "merge.yml") -> Path:
     return file
 
 
-# --- what is written ----------------------------------------------------------------------------------------------------
+# --- what is written --------------------------------------------------------------------------------------------------
 
 
 def test_recipe_says_where_each_value_came_from(models: Models, registry: Registry, out: Path) -> None:
@@ -135,7 +136,7 @@ def test_nothing_is_written_where_a_delta_cannot_be_taken(models: Models, regist
     assert [row.reference for row in registry.list()] == ["imported/a:1.0.0"]  # it stays for the next attempt
 
 
-# --- deltas -------------------------------------------------------------------------------------------------------------
+# --- deltas -----------------------------------------------------------------------------------------------------------
 
 
 def test_delta_that_is_there_is_not_taken_again(models: Models, registry: Registry, out: Path) -> None:
@@ -158,7 +159,7 @@ def test_version_that_other_bytes_have_or_had_is_passed_over(models: Models, reg
     for version in ("1.0.0", "2.3.0"):
         deltareg.diff(models.path / "a", models.path / "c", registry, f"imported/a:{version}")
     deltareg.diff(models.path / "b", models.path / "c", registry, "imported/b:1.0.0")
-    registry.store.remove(deltareg.names.parse_reference("imported/b:1.0.0"))  # type: ignore[attr-defined]
+    registry.store.remove(parse_reference("imported/b:1.0.0"))
     report = import_mergekit(write(models, TWO), registry, out)
     assert [one.reference for one in report.deltas] == ["imported/a:2.3.1", "imported/b:1.0.1"]
 
@@ -178,7 +179,7 @@ def test_models_of_one_name_get_names_of_their_own() -> None:
         ]
     )
     assert found == ["run-1-checkpoint", "run-2-checkpoint", "my-model-7b", "chat-lora", "model", "run-1-checkpoint-2"]
-    assert all(deltareg.names.parse_reference(f"acme/{name}") for name in found)  # type: ignore[attr-defined]
+    assert all(parse_reference(f"acme/{name}") for name in found)
 
 
 def test_adapter_on_the_base_becomes_its_delta(tmp_path: Path, registry: Registry, out: Path) -> None:
@@ -206,7 +207,7 @@ def test_adapter_on_another_model_is_refused(tmp_path: Path, models: Models, reg
         import_mergekit(write(models, text), registry, out)
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -218,7 +219,7 @@ def test_adapter_on_another_model_is_refused(tmp_path: Path, models: Models, reg
         (TWO.replace("model: b", "model: a/"), 6, "a/ is the model of line 4 again"),
         (TWO.replace("weight: 0.5", "density: 0.5"), 4, "weight of ./a is missing"),
         (TWO.replace("weight: 0.5", "weight: true"), 5, "weight takes a number, not yes"),
-        (TWO.replace("weight: 0.5", "weight: [{filter: mlp, value: 1}]"), 5, "is missing for model.embed_tokens"),
+        (TWO.replace("weight: 0.5", "weight: [{filter: mlp, value: 1}]"), 5, "is missing for lm_head.weight"),
         (TWO + "parameters: {normalize: 2}\n", 7, "normalize takes yes or no, not 2"),
         (TWO + "tokenizer_source: b\n", 7, "the tokenizer of b is neither"),
         (LINEAR + "  - {model: ./base, parameters: {weight: 1}}\n", 1, "takes at least 1 model beside the base, not 0"),
@@ -275,7 +276,7 @@ def test_options_that_do_not_fit_are_refused(models: Models, registry: Registry,
     assert not out.exists() and registry.list() == []
 
 
-# --- side files ---------------------------------------------------------------------------------------------------------
+# --- side files -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Settings: `deltareg.toml` of the project, then of the user; `DELTAREG_…` variables win over both.
 
-A file is read as a whole or refused as a whole: a key that is not known is more likely a slip than a wish.
+A file is read as a whole or refused as a whole: a key that is not known is more likely a slip than a wish. The tables of
+a recipe, which the file may hold as well, are left to `deltareg.recipe`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, TypeVar, cast
 
 from deltareg.errors import BadConfig, InvalidArgument, translate_os_errors
 from deltareg.paths import expand_home
+from deltareg.recipe import RECIPE_TABLES, SETTINGS_KEYS
 
 __all__ = [
     "CONFIG_NAME",
@@ -210,7 +212,9 @@ class _Reader:
         self._path = path
         self._values = values
         self._faults: list[str] = []
-        self._refuse_strangers("", values, ["home", "threads", "remote", "remotes"])
+        self._refuse_strangers(
+            "", {key: value for key, value in values.items() if key not in RECIPE_TABLES}, list(SETTINGS_KEYS)
+        )
 
     def take(self, key: str, convert: Callable[[Any], Value]) -> Value | None:
         return self._convert(key, self._values[key], convert) if key in self._values else None

@@ -32,6 +32,7 @@ from deltareg.versions import ANY, VersionRange, parse_range
 __all__ = [
     "RECIPE_NAME",
     "RECIPE_TABLES",
+    "SETTINGS_KEYS",
     "Build",
     "Number",
     "Recipe",

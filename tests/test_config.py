@@ -167,3 +167,10 @@ def test_home_of_nobody_is_told_wherever_it_stands(project: Path) -> None:
     with pytest.raises(BadConfig) as raised:
         load_settings(project.parent, {})
     assert [str(fault).partition(":")[0] for fault in raised.value.data["faults"]] == ["home", "remotes.team.url"]  # type: ignore[attr-defined]
+
+
+def test_recipe_in_the_same_file_is_no_setting(project: Path) -> None:
+    settings = parse_settings(b'threads = 3\n[build]\nbase = "x"\n[[delta]]\nref = "acme/a"\n', project)
+    assert (settings.threads, settings.remotes) == (3, {})
+    with pytest.raises(BadConfig, match="unknown key biuld"):
+        parse_settings(b'[biuld]\nbase = "x"\n', project)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, count
 from typing import Literal
 
 from pydantic import Field
@@ -18,13 +18,15 @@ from deltareg.errors import DeltaregError, VersionExists
 from deltareg.lora import import_lora
 from deltareg.manifest import Document, Parent, Preset
 from deltareg.mergekit.models import Model
-from deltareg.names import Reference, is_version, latest_of, version_key
+from deltareg.names import Reference, is_version, latest_of, parse_reference, version_key
 from deltareg.progress import SILENT, Progress
 from deltareg.store import Entry
 
 __all__ = ["ImportedDelta", "Taker"]
 
 _FIRST = "1.0.0"
+_ROOM = 60
+"""Letters of a name that a number is put behind."""
 
 
 class ImportedDelta(Document):
@@ -50,10 +52,22 @@ class Taker:
     dry_run: bool = False
     progress: Progress = SILENT
     _digests: dict[str, str] = field(default_factory=dict[str, str])
-    _new: set[str] = field(default_factory=set[str])
+    _used: set[str] = field(default_factory=set[str])
 
     def delta(self, before: Checkpoint, model: Model, name: str) -> ImportedDelta:
-        """The delta from `before` to a model, under `name` unless there is an equal one already."""
+        """The delta from `before` to a model, under `name` unless there is an equal one already.
+
+        No two have one repository: a recipe takes one version of each.
+        """
+        told = self._delta(before, model, self._unused(name))
+        self._used.add(parse_reference(told.reference).repository)
+        return told
+
+    def _unused(self, name: str) -> str:
+        names = chain([name], (f"{name[:_ROOM]}-{number}" for number in count(2)))
+        return next(one for one in names if f"{self.namespace}/{one}" not in self._used)
+
+    def _delta(self, before: Checkpoint, model: Model, name: str) -> ImportedDelta:
         if model.lora is not None:
             return self._of_adapter(before, model, name)
         with ExitStack() as stack:
@@ -105,6 +119,8 @@ class Taker:
     def _equal(self, before: Checkpoint, after: Checkpoint) -> Entry | None:
         """A published version with an exact delta of the same two checkpoints."""
         for entry in self._entries().values():
+            if entry.reference.repository in self._used:
+                continue
             try:
                 config = self.registry.artifact(entry.reference).config
             except DeltaregError:
@@ -141,9 +157,7 @@ class Taker:
         snapshot = self.registry.store.snapshot()
         repository = f"{self.namespace}/{name}"
         used = [
-            one.partition(":")[2]
-            for one in (*snapshot.entries, *snapshot.removed, *self._new)
-            if one.startswith(f"{repository}:")
+            one.partition(":")[2] for one in (*snapshot.entries, *snapshot.removed) if one.startswith(f"{repository}:")
         ]
         used = [tag for tag in used if is_version(tag)]
         version = _FIRST
@@ -152,9 +166,7 @@ class Taker:
             version = str(version_key(highest).bump_patch())
         while True:
             if version not in used:
-                reference = Reference(self.namespace, name, version)
-                self._new.add(str(reference))
-                yield reference
+                yield Reference(self.namespace, name, version)
             version = str(version_key(version).bump_patch())
 
 

@@ -170,11 +170,11 @@ def test_models_of_one_name_get_names_of_their_own() -> None:
 
     found = repository_names(
         [
-            model("/work/run-1/checkpoint"),
-            model("/work/run-2/checkpoint"),
+            model("/models/run-1/checkpoint"),
+            model("/models/run-2/checkpoint"),
             model("hf://Org/My__Model-7B@main"),
             model("/base", "/adapters/Chat LoRA"),
-            model("/work/---"),
+            model("/models/---"),
             model("/x/run-1/checkpoint"),
         ]
     )
@@ -302,3 +302,15 @@ def test_condition_for_no_tensor_is_left_out_and_told(models: Models, registry: 
     report = import_mergekit(write(models, text), registry, out)
     assert "no tensor has 'nowhere' in its name" in " ".join(report.notes)
     assert (Recipe.read(out).delta[0].weight, Recipe.read(out).delta[0].where) == (1.0, {"*mlp*": 2.0})
+
+
+def test_two_versions_of_one_repository_get_names_of_their_own(models: Models, registry: Registry, out: Path) -> None:
+    """A recipe takes one version of each name."""
+    for number, post in enumerate("ab"):
+        deltareg.diff(models.path / "base", models.path / post, registry, f"imported/b:1.0.{number}")
+    report = import_mergekit(write(models, TWO), registry, out)
+    assert [(one.reference, one.status) for one in report.deltas] == [
+        ("imported/b:1.0.0", "found"),
+        ("imported/b-2:1.0.0", "taken"),
+    ]
+    assert len({one.digest for one in report.deltas}) == 2 and len(Recipe.read(out).delta) == 2

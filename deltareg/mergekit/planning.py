@@ -16,7 +16,7 @@ from deltareg.merge import Gradient, Schedule, method_of
 from deltareg.mergekit.config import MergeConfig, Said, lines_of
 from deltareg.mergekit.document import refuse
 from deltareg.mergekit.methods import Flag, Number
-from deltareg.mergekit.models import Model
+from deltareg.mergekit.models import Model, find_model
 from deltareg.mergekit.values import Places, Rule, Scalar, Table, Theirs, matching, recipe_setting, shares, value_at
 
 __all__ = ["Choices", "Plan", "Wanted", "base_of", "plan"]
@@ -160,6 +160,9 @@ class _Planner:
                     f"the adapter of {model.said.text} is on another model than the base, {self.before.said.text}",
                     "merge it with peft, and name the result",
                 )
+        for given, model in zip(self.config.models, self.models, strict=True):
+            if known.base != "none" and model.key == self.before.key and given.parameters:
+                self.notes.append(f"line {model.said.line}: parameters of the base itself change nothing")
         if self.before.lora is not None:
             raise refuse(self.config.path, self.before.said.line, "the base has an adapter", "merge it with peft first")
         count = len(self._beside())
@@ -410,9 +413,12 @@ class _Planner:
             self.sources["side-files"] = "mergekit copies the base's tokenizer"
             return "target"
         self.sources["side-files"] = f"line {said.line}: {said.text}"
-        if said.text in ("base", self.before.said.text):
+        if said.text == "base":
             return "target"
-        if deltas and said.text == deltas[0].model.said.text:
+        model = find_model(said, self.config.path)
+        if model.key == self.before.key:
+            return "target"
+        if deltas and model.key == deltas[0].model.key:
             return "post"
         raise refuse(
             self.config.path,
@@ -479,7 +485,7 @@ class _Planner:
         note += "base + (new − base) + Σ wᵢΔᵢ = new + Σ wᵢΔᵢ"
         hint = "--keep-base leaves the base as it is"
         tokens = self.config.tokenizer
-        if tokens is not None and tokens.text == new.said.text:
+        if tokens is not None and tokens.text != "base" and find_model(tokens, self.config.path).key == new.key:
             found = replace(found, side_files="target")
         elif found.side_files == "target":
             note += "; the side files are the new base's"

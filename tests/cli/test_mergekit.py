@@ -10,6 +10,7 @@ import pytest
 
 from deltareg.errors import BadMergeConfig, OutputExists
 from deltareg.recipe import Recipe
+from tests.checkpoint.hub_server import serve_hub
 from tests.cli.program import Pair, Workplace
 
 CONFIG = """\
@@ -97,3 +98,24 @@ def test_hint_names_the_flag_that_keeps_the_base(workplace: Workplace, project: 
     assert Recipe.read(project / "deltareg.toml").build.base == "./base"
     workplace.ok("import-mergekit", "merge.yml", "--new-base", "newer", "--overwrite")
     assert Recipe.read(project / "deltareg.toml").build.base == "./newer"
+
+
+def test_model_on_the_hub_becomes_a_delta_that_is_known_by_its_commit(
+    workplace: Workplace, project: Path, tmp_path: Path
+) -> None:
+    files = {file.name: file.read_bytes() for file in (project / "post").iterdir()}
+    (project / "merge.yml").write_text(CONFIG.replace("model: post", "model: acme/Tuned-7B@main"))
+    with serve_hub("acme/Tuned-7B", files) as server:
+        workplace.environment |= {"HF_ENDPOINT": server.url, "HF_HUB_CACHE": str(tmp_path / "cache")}
+        would = workplace.execute("import-mergekit", "merge.yml", "--dry-run", "--json")
+        assert would.status == 0, would.err
+        assert would.document("import-mergekit")["deltas"][0]["reference"] == "imported/tuned-7b:1.0.0"
+        assert not list((tmp_path / "cache").rglob("*.safetensors"))  # headers were read where they lie
+        done = workplace.execute("import-mergekit", "merge.yml", "--json")
+        assert done.status == 0, done.err
+        (delta,) = done.document("import-mergekit")["deltas"]
+        assert (delta["model"], delta["status"]) == ("acme/Tuned-7B@main", "taken")
+        again = workplace.execute("import-mergekit", "merge.yml", "--json", "--overwrite")
+        assert again.document("import-mergekit")["deltas"][0]["status"] == "found"
+    config = workplace.ok("show", "imported/tuned-7b", "--json").document("show")["config"]
+    assert config["post"]["id"] == "hf://acme/Tuned-7B" and len(config["post"]["revision"]) == 40

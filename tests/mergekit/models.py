@@ -49,10 +49,20 @@ def _llama(layers: int) -> Any:
     return transformers.LlamaForCausalLM(config)
 
 
-def make_models(path: Path, dtype: str, *, layers: int = 4, size: float = 0.5) -> Models:
-    """A Llama `base` and fine-tunes of it in `path`: `size` is that of their changes against the weights."""
+def _gpt2(layers: int) -> Any:
+    config = transformers.GPT2Config(
+        vocab_size=50, n_embd=16, n_layer=layers, n_head=2, n_positions=32, bos_token_id=0, eos_token_id=0
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+_MAKERS: Mapping[str, Callable[[int], Any]] = {"llama": _llama, "gpt2": _gpt2}
+
+
+def make_models(path: Path, dtype: str, *, kind: str = "llama", layers: int = 4, size: float = 0.5) -> Models:
+    """A `base` and fine-tunes of it in `path`: `size` is that of their changes against the weights."""
     torch.manual_seed(11)
-    model = _llama(layers).to(getattr(torch, dtype))
+    model = _MAKERS[kind](layers).to(getattr(torch, dtype))
     model.save_pretrained(path / "base")
     before = load(path / "base")
     for name in POSTS:

@@ -11,7 +11,7 @@ import pytest
 
 import deltareg
 from deltareg import Registry
-from deltareg.errors import BadMergeConfig, BadName, InvalidArgument, NotHomologous, OutputExists
+from deltareg.errors import BadMergeConfig, BadName, BadRecipe, InvalidArgument, NotHomologous, OutputExists
 from deltareg.mergekit import import_mergekit
 from deltareg.mergekit.config import Said
 from deltareg.mergekit.models import Model, repository_names
@@ -92,6 +92,36 @@ def test_settings_and_comments_of_the_file_stay(models: Models, registry: Regist
     values = tomllib.loads(after)
     assert (values["threads"], values["remotes"]) == (3, {"team": {"url": "/mnt/share"}})
     Recipe.read(out)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "threads = 3",
+        "threads = 3  # no line ends here",
+        "\n\n# nothing but a remark",
+        '[remotes.team]\nurl = "/mnt/share"',
+        'remotes = {team = {url = "/mnt/share"}}',
+        'home = "x"\r\nthreads = 2\r\n',
+        'remotes.team.url = "/mnt/share"\n',
+    ],
+)
+def test_file_may_be_written_in_any_way(models: Models, registry: Registry, out: Path, before: str) -> None:
+    out.write_bytes(before.encode())
+    import_mergekit(write(models, TWO), registry, out)
+    after = tomllib.loads(out.read_bytes().decode())
+    assert {key: value for key, value in after.items() if key not in ("build", "delta")} == tomllib.loads(before)
+    assert len(Recipe.read(out).delta) == 2
+    import_mergekit(write(models, TWO), registry, out, overwrite=True)
+    assert tomllib.loads(out.read_bytes().decode()) == after
+
+
+def test_file_that_is_no_toml_is_left_alone(models: Models, registry: Registry, out: Path) -> None:
+    for data in (b"threads = = 3", b"\xff\xfe"):
+        out.write_bytes(data)
+        with pytest.raises(BadRecipe):
+            import_mergekit(write(models, TWO), registry, out, overwrite=True)
+        assert out.read_bytes() == data and registry.list() == []
 
 
 def test_recipe_is_replaced_only_when_asked(models: Models, registry: Registry, out: Path) -> None:
@@ -285,7 +315,7 @@ def test_options_that_do_not_fit_are_refused(models: Models, registry: Registry,
         ("", "target"),
         ("tokenizer_source: base\n", "target"),
         ("tokenizer_source: ./base\n", "target"),
-        ("tokenizer_source: ./a\n", "post"),
+        ("tokenizer_source: a\n", "post"),
         ("tokenizer: {source: ./a}\n", "post"),
     ],
 )

@@ -133,6 +133,7 @@ def test_base_among_the_models_counts_for_nothing(models: Models, tmp_path: Path
     ours, theirs, done = models.both(config, tmp_path)
     same(models, ours, theirs, choosing=True)
     assert len(done.recipe.delta) == 2
+    assert "line 3: parameters of the base itself change nothing" in done.report.notes
 
 
 def test_computing_in_bfloat16_gives_the_same_as_far_as_it_goes(tmp_path: Path) -> None:
@@ -147,6 +148,18 @@ def test_computing_in_bfloat16_gives_the_same_as_far_as_it_goes(tmp_path: Path) 
             for weight, post in zip(GROUP, posts, strict=True)
         )
         assert ((mine.double() - theirs[name].double()).abs() <= 2**-7 * parts).all(), name
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("llama", 1), ("llama", 2), ("gpt2", 3)])
+def test_gradients_are_mergekits_in_every_part_of_a_model(kind: str, layers: int, tmp_path: Path) -> None:
+    models = make_models(tmp_path / "models", "float32", kind=kind, layers=layers, size=0.2)
+    listed = {"a": {"weight": BY_LAYER}, "b": {"weight": [{"filter": "attention", "value": [1, 0]}, {"value": [0, 2]}]}}
+    config = models.config("ties", listed, parameters={"density": [0.3, 0.9], "lambda": [1, 0.5, 2]})
+    ours, theirs, _ = models.both(config, tmp_path / "work")
+    # Tied weights may be left out by either.
+    shared = ours.keys() & theirs.keys()
+    assert len(shared) >= len(ours) - 2
+    same(models, {name: ours[name] for name in shared}, {name: theirs[name] for name in shared})
 
 
 # --- averages of whole models -----------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Configurations of mergekit become recipes.
 
 `document.py` reads YAML with lines, `config.py` what mergekit means by it, `methods.py` has a line for each method.
-`values.py` turns settings that differ by tensor, `models.py` finds the models, `planning.py` puts the recipe together,
-`taking.py` takes the deltas, `writing.py` writes the file. Of mergekit itself nothing is imported.
+`values.py` turns settings that differ by tensor, `settings.py` tells which of them hold. `models.py` finds the models,
+`planning.py` makes the plan (`plan.py`), which `new_base.py` may rewrite, `taking.py` takes the deltas, `writing.py`
+writes the file. Of mergekit itself nothing is imported.
 """
 
 from __future__ import annotations

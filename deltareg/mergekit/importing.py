@@ -17,7 +17,8 @@ from deltareg.mergekit.angles import THRESHOLD, furthest
 from deltareg.mergekit.config import MergeConfig, Said, read_config
 from deltareg.mergekit.document import refuse
 from deltareg.mergekit.models import Model, find_model, repository_names
-from deltareg.mergekit.planning import Choices, Plan, base_of, plan
+from deltareg.mergekit.plan import Choices, Plan
+from deltareg.mergekit.planning import base_of, plan
 from deltareg.mergekit.taking import ImportedDelta, Taker
 from deltareg.mergekit.values import Places
 from deltareg.mergekit.writing import RecipeFile

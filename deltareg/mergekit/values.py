@@ -15,7 +15,18 @@ from dataclasses import dataclass
 from deltareg.fingerprint import MODULE_CLASSES
 from deltareg.merge import Gradient, Schedule, Subject
 
-__all__ = ["Places", "Rule", "Scalar", "Table", "Theirs", "matching", "recipe_setting", "shares", "value_at"]
+__all__ = [
+    "Places",
+    "Rule",
+    "Scalar",
+    "Table",
+    "Theirs",
+    "matching",
+    "recipe_setting",
+    "schedule_of",
+    "shares",
+    "value_at",
+]
 
 Scalar = bool | float | str
 Theirs = Scalar | tuple[float, ...]
@@ -91,7 +102,7 @@ def recipe_setting(rules: Sequence[Rule], places: Places) -> Table:
     for rule in reversed(rules):
         selector = EVERY if rule.filter is None else f"*{_literal(rule.filter)}*"
         table[selector] = list(rule.value) if isinstance(rule.value, tuple) else rule.value
-    schedule = _schedule(table)
+    schedule = schedule_of(table)
     for name, subject in places.subjects.items():
         theirs, ours = value_at(rules, name, places.along(name)), schedule.at(subject)
         if theirs is not None and not _same(theirs, ours):
@@ -134,7 +145,8 @@ def _divided(values: Sequence[Theirs]) -> list[Theirs] | None:
     ]
 
 
-def _schedule(table: Table) -> Schedule:
+def schedule_of(table: Table) -> Schedule:
+    """A setting of a recipe as merges take it."""
     return Schedule(
         tuple(
             (None if selector == EVERY else selector, Gradient(tuple(value)) if isinstance(value, list) else value)

@@ -15,7 +15,7 @@ import tomlkit
 from deltareg.errors import BadRecipe, OutputExists, translate_os_errors
 from deltareg.mergekit.config import MergeConfig
 from deltareg.mergekit.models import spelled_for
-from deltareg.mergekit.planning import Plan
+from deltareg.mergekit.plan import Plan
 from deltareg.mergekit.taking import ImportedDelta
 from deltareg.mergekit.values import Table
 from deltareg.names import parse_reference

@@ -231,6 +231,22 @@ def test_adapter_on_the_base_becomes_its_delta(tmp_path: Path, registry: Registr
     assert Recipe.read(out).delta[0].ref == f"imported/{adapter}"
 
 
+def test_adapter_goes_under_the_next_version_where_its_name_is_taken(
+    tmp_path: Path, models: Models, registry: Registry, out: Path
+) -> None:
+    made = adapted(tmp_path / "lora", "llama", r=4, target_modules=["q_proj"])
+    deltareg.diff(models.path / "base", models.path / "a", registry, f"imported/{made.adapter.name}:1.0.0")
+    file = made.base.parent / "merge.yml"
+    model = f"{made.base.name}+{made.adapter.name}"
+    file.write_text(
+        f"merge_method: ties\nbase_model: {made.base.name}\nmodels: [{{model: {model}, parameters: {{weight: 1}}}}]\n"
+    )
+    for status in ("would take", "taken", "found"):
+        report = import_mergekit(file, registry, out, overwrite=True, dry_run=status == "would take")
+        (delta,) = report.deltas
+        assert (delta.reference, delta.status) == (f"imported/{made.adapter.name}:1.0.1", status)
+
+
 def test_adapter_on_another_model_is_refused(tmp_path: Path, models: Models, registry: Registry, out: Path) -> None:
     text = LINEAR + "  - {model: a+c, parameters: {weight: 1}}\n"
     with pytest.raises(BadMergeConfig, match=r"line 4: the adapter of a\+c is on another model than the base"):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from deltareg.errors import DeltaregError as DeltaregError
     from deltareg.lora import export_lora as export_lora
     from deltareg.lora import import_lora as import_lora
+    from deltareg.mergekit import import_mergekit as import_mergekit
     from deltareg.transfer import pull as pull
     from deltareg.transfer import push as push
 
@@ -41,6 +42,7 @@ __all__ = [
     "export_lora",
     "import_lora",
     "inspect",
+    "import_mergekit",
     "live",
     "pull",
     "push",
@@ -59,6 +61,7 @@ _HOMES = {
     "export_lora": "deltareg.lora",
     "import_lora": "deltareg.lora",
     "inspect": "deltareg.build.inspecting",
+    "import_mergekit": "deltareg.mergekit",
     "live": "deltareg.apply",
     "pull": "deltareg.transfer",
     "push": "deltareg.transfer",

@@ -31,6 +31,7 @@ from deltareg.lora import ExportReport, ImportReport
 from deltareg.manifest import DeltaConfig, Descriptor, Index, Inventory, Manifest
 from deltareg.merge import METHODS
 from deltareg.recipe import Build, Recipe, RecipeDelta
+from deltareg.mergekit import MergekitReport
 from deltareg.store import FsckReport, GcReport
 from deltareg.transfer import TransferReport
 
@@ -50,6 +51,7 @@ SCHEMAS: Mapping[str, type[BaseModel]] = {
     "init": reports.InitReport,
     "diff": DiffReport,
     "import-lora": ImportReport,
+    "import-mergekit": MergekitReport,
     "export-lora": ExportReport,
     "list": reports.DeltaList,
     "show": reports.DeltaDetails,

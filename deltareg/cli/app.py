@@ -22,6 +22,7 @@ from deltareg.cli.checkpoints import apply, diff
 from deltareg.cli.compare import compare
 from deltareg.cli.doctor import doctor
 from deltareg.cli.inspect import inspect
+from deltareg.cli.mergekit import import_mergekit
 from deltareg.cli.methods import methods
 from deltareg.cli.recipes import add, new, remove
 from deltareg.cli.registry import list_deltas, show, verify
@@ -89,6 +90,7 @@ def root(
 app.command("init")(init)
 app.command("diff")(diff)
 app.command("import-lora")(import_lora)
+app.command("import-mergekit")(import_mergekit)
 app.command("list")(list_deltas)
 app.command("show")(show)
 app.command("search")(search)

@@ -1,7 +1,7 @@
 """Settings: `deltareg.toml` of the project, then of the user; `DELTAREG_…` variables win over both.
 
-A file is read as a whole or refused as a whole: a key that is not known is more likely a slip than a wish. The tables of
-a recipe, which the file may hold as well, are left to `deltareg.recipe`.
+A file is read as a whole or refused as a whole: a key that is not known is more likely a slip than a wish. The tables
+of a recipe, which the file may hold as well, are left to `deltareg.recipe`.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ from deltareg.lock import Lock
 from deltareg.lora import ExportReport, ImportReport
 from deltareg.manifest import DeltaConfig, Descriptor, Index, Inventory, Manifest
 from deltareg.merge import METHODS
-from deltareg.recipe import Build, Recipe, RecipeDelta
 from deltareg.mergekit import MergekitReport
+from deltareg.recipe import Build, Recipe, RecipeDelta
 from deltareg.store import FsckReport, GcReport
 from deltareg.transfer import TransferReport
 

@@ -138,6 +138,10 @@ def build(
     ] = False,
     offline: Offline = False,
     force: Annotated[bool, typer.Option("--force", help="Build with what the check refuses too.")] = False,
+    accept_licence: Annotated[
+        bool,
+        typer.Option("--accept-licence", help="Build although the licences do not go together; the card says so."),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT, if it is a checkpoint, with all that is in it.")
     ] = False,
@@ -184,6 +188,7 @@ def build(
                 overwrite=overwrite,
                 resume=resume,
                 force=force,
+                accept_licence=accept_licence,
                 memory=bound,
                 threads=threads or settings.threads,
                 device=device,

@@ -283,6 +283,7 @@ def apply(
                 overwrite=overwrite,
                 resume=resume,
                 force=force,
+                accept_licence=accept_licence,
                 memory=bound,
                 threads=threads or settings.threads,
                 device=device,

@@ -243,13 +243,14 @@ def _unclear(unknown: Sequence[str], unnamed: Sequence[str]) -> list[str]:
 
 def _conflicts(licences: Sequence[str], holders: Mapping[str, Sequence[str]]) -> list[LicenceConflict]:
     found: list[LicenceConflict] = []
-    forbidding = {one for one in licences if all(_forbids_derivatives(choice) for choice in _choices(one))}
+    ways = {one: _choices(one) for one in licences}
+    forbidding = {one for one in licences if all(_forbids_derivatives(choice) for choice in ways[one])}
     for one in sorted(forbidding):
         found.append(
             LicenceConflict((one,), (tuple(holders[one]),), "it forbids derivatives (section 2(a)(1)(B) of 4.0)")
         )
     for first, second in combinations([one for one in licences if one not in forbidding], 2):
-        reasons = [_clash(a, b) for a in _choices(first) for b in _choices(second)]
+        reasons = [_clash(a, b) for a in ways[first] for b in ways[second]]
         # What may be had in several ways conflicts where every way does.
         if all(reasons):
             whose = (tuple(holders[first]), tuple(holders[second]))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deltareg.cli.session import current_settings, sources
+from deltareg.cli.session import sources
 from deltareg.config import load_settings
 from deltareg.recipe import read_recipe
 from deltareg.recipe_file import template

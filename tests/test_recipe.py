@@ -78,6 +78,8 @@ ref = "acme/other"
 where = { mlp = true, attention = [1], norm = -inf }
 [[delta]]
 weight = [1, "a"]
+[[delta]]
+ref = "acme/chat"
 """
     assert sorted(faults_of(text)) == sorted(
         [
@@ -105,6 +107,7 @@ weight = [1, "a"]
             "delta 3 (acme/other).where.attention: a gradient has at least two numbers: write a number, or "
             "[first, …, last]",
             "delta 3 (acme/other).where.norm: takes finite numbers of at most 3.4e+38, not -inf",
+            "acme/chat is named more than once: give it one weight",
             "delta 4.ref: it is missing",
             "delta 4.weight: takes a number, or several as [first, …, last], not 'a'",
         ]

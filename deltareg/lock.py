@@ -7,13 +7,13 @@ checksum of itself: what was changed by hand is refused, because a digest in it 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, ValidationError
 
 from deltareg.digest import canonical_json, parse_json, sha256
+from deltareg.editing import replace_text
 from deltareg.errors import BadLock, DeltaregError, LockStale, UnsupportedFormat, translate_os_errors
 from deltareg.manifest import Count, DigestText, Document, Exactness
 from deltareg.names import Reference, parse_reference
@@ -168,17 +168,7 @@ def lock_bytes(lock: Lock) -> bytes:
 
 def write_lock(lock: Lock, path: Path) -> None:
     """Replace a lock's file as a whole. Raises DiskFull, NotAllowed."""
-    data = lock_bytes(lock)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with translate_os_errors("write the lock", path):
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    replace_text(path, lock_bytes(lock).decode())
 
 
 def _bad(path: Path | str, why: str) -> BadLock:

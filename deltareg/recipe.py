@@ -15,6 +15,7 @@ a wish.
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from pathlib import Path
@@ -278,10 +279,9 @@ class Recipe(_Table):
 
     @model_validator(mode="after")
     def _names_each_once(self) -> Self:
-        refs = [one.ref for one in self.delta]
-        twice = sorted({ref for ref in refs if refs.count(ref) > 1})
-        if twice:
-            raise ValueError(f"{', '.join(twice)} is named more than once: give it one weight")
+        fault = _named_twice([one.ref for one in self.delta])
+        if fault:
+            raise ValueError(fault)
         return self
 
     @classmethod
@@ -321,6 +321,9 @@ def parse_recipe(data: bytes, path: Path | str = RECIPE_NAME) -> Recipe:
         return Recipe.model_validate(tables, by_alias=True, by_name=False)
     except ValidationError as error:
         faults = [_fault(tables, dict(fault)) for fault in error.errors()]
+        # Compared by pydantic only once everything else is in order.
+        twice = _named_twice(_refs(tables.get("delta")))
+        faults += [twice] if twice and twice not in faults else []
         raise BadRecipe(
             f"{path}: " + "; ".join(faults), hint="docs/recipes.md lists every key", path=path, faults=faults
         ) from error
@@ -336,6 +339,17 @@ def _fault(tables: Mapping[str, Any], fault: Mapping[str, Any]) -> str:
     shown = _place(tables, list(place)).removesuffix(".")
     message = _message(fault)
     return f"{shown}: {message}" if shown else message
+
+
+def _refs(deltas: Any) -> list[str]:
+    tables = cast("list[Any]", deltas) if isinstance(deltas, list) else []
+    found = [cast("dict[str, Any]", table).get("ref") for table in tables if isinstance(table, dict)]
+    return [ref for ref in found if isinstance(ref, str)]
+
+
+def _named_twice(refs: Sequence[str]) -> str | None:
+    twice = sorted(ref for ref, times in Counter(refs).items() if times > 1)
+    return f"{', '.join(twice)} is named more than once: give it one weight" if twice else None
 
 
 def _message(fault: Mapping[str, Any]) -> str:

@@ -277,7 +277,8 @@ def _item(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     table = tomlkit.inline_table()
-    table.update(cast("dict[str, Any]", value))
+    for key, one in cast("dict[str, Any]", value).items():
+        table[key] = one
     return table
 
 

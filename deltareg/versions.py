@@ -100,16 +100,16 @@ def _condition(text: str, whole: str) -> Condition:
         raise BadName(f"{whole!r} is no range of versions", cause=f"{named} is no version", hint=_HINT)
     sign = found["sign"] or "="
     if sign in "^~":
-        return Condition(((">=", named), ("<", _breaking(numbers) if sign == "^" else _next(numbers[:2]))), named)
+        return Condition(((">=", named), ("<", _below(_breaking(numbers) if sign == "^" else numbers[:2]))), named)
     if len(numbers) == 3:
         return Condition((("=" if sign == "!=" else sign, named),), named, inverted=sign == "!=")
     bounds = {
         ">=": ((">=", named),),
         "<": (("<", named),),
         ">": ((">=", _next(numbers)),),
-        "<=": (("<", _next(numbers)),),
+        "<=": (("<", _below(numbers)),),
     }
-    return Condition(bounds.get(sign, ((">=", named), ("<", _next(numbers)))), named, inverted=sign == "!=")
+    return Condition(bounds.get(sign, ((">=", named), ("<", _below(numbers)))), named, inverted=sign == "!=")
 
 
 def _is_sound(numbers: int, sign: str | None, star: str | None, rest: str | None) -> bool:
@@ -126,11 +126,16 @@ def _version(numbers: list[int], rest: str = "") -> Version:
 
 
 def _next(numbers: list[int]) -> Version:
-    """The first version that does not begin with these numbers."""
+    """The first version that does not begin with these numbers, and is no pre-release."""
     return _version([*numbers[:-1], numbers[-1] + 1])
 
 
-def _breaking(numbers: list[int]) -> Version:
-    """The first version that may break what relies on this one: the leftmost number that is not zero is another."""
+def _below(numbers: list[int]) -> Version:
+    """The bound below which versions begin with these numbers: 2.0.0-rc.1 is below 2, and does not begin with 1."""
+    return _next(numbers).replace(prerelease="0")
+
+
+def _breaking(numbers: list[int]) -> list[int]:
+    """The numbers that what does not break has in common: up to the leftmost that is not zero."""
     place = next((place for place, number in enumerate(numbers) if number), len(numbers) - 1)
-    return _next(numbers[: place + 1])
+    return numbers[: place + 1]

@@ -140,8 +140,8 @@ _RECIPES_HEAD = """\
 
 This page is made from the program by `make docs`.
 
-A recipe says what is to be built of which deltas. It stands in `deltareg.toml`, beside the project's settings or without
-any:
+A recipe says what is to be built of which deltas. It stands in `deltareg.toml`, beside the project's settings, or
+alone:
 
 ```toml
 [build]
@@ -160,13 +160,13 @@ weight = 0.4
 where = { mlp = 0.5 }
 ```
 
-`deltareg new` writes one from a template, or asks; `deltareg add acme/instruct --weight 0.6` and `deltareg remove
-acme/instruct` change it and leave comments and order as they are. A recipe is read as a whole or refused as a whole, with
-every fault: a key that is not known is an error.
+`deltareg new` writes one from a template, or asks; `deltareg add acme/instruct --weight 0.6` and
+`deltareg remove acme/instruct` change it and leave comments and order as they are. A recipe is read as a whole or
+refused as a whole, with every fault: a key that is not known is an error.
 
-The templates are the four scenarios of [ParamΔ](https://arxiv.org/abs/2504.21023): (1) a general-purpose delta on a newly
-released base; (2) a task delta on one; (3) a general-purpose delta on a base that was pre-trained further; (4) several
-deltas, weighted. `deltareg new --scenario 4` writes the last one.
+The templates are the four scenarios of [ParamΔ](https://arxiv.org/abs/2504.21023): (1) a general-purpose delta on a
+newly released base; (2) a task delta on one; (3) a general-purpose delta on a base that was pre-trained further;
+(4) several deltas, weighted. `deltareg new --scenario 4` writes the last one.
 """
 _RECIPES_TAIL = """\
 Weights may differ by tensor and along the layers, as [methods](methods.md) tells: `weight = [0.2, 0.8]` is a gradient,
@@ -209,8 +209,8 @@ version = "~1.2.3"
 **Pre-releases** are taken only where a condition names one of the same three numbers: `^1.2` is never 1.3.0-rc.1;
 `^1.3.0-rc.1` is 1.3.0-rc.2, 1.3.0 and 1.4.0, and not 1.4.0-rc.1. Of versions that fit, the highest is chosen.
 
-A **channel**, `channel = "prod"`, takes the version that the channel points to when the recipe is resolved; a **digest**
-takes these bytes and no others. Of `version`, `channel` and `digest` at most one is given.
+A **channel**, `channel = "prod"`, takes the version that the channel points to when the recipe is resolved; a
+**digest** takes these bytes and no others. Of `version`, `channel` and `digest` at most one is given.
 
 ## Where a name is looked up
 
@@ -227,8 +227,8 @@ url = "/mnt/share/deltas"
 namespaces = ["acme", "ann/search"]
 ```
 
-`deltareg remote add team /mnt/share/deltas --namespace acme` writes that. A namespace that is bound to two remotes is an
-error.
+`deltareg remote add team /mnt/share/deltas --namespace acme` writes that. A namespace that is bound to two remotes is
+an error.
 """
 
 _FINDINGS_HEAD = """\

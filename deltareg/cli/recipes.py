@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from deltareg.cli.builds import RecipeOption
 from deltareg.cli.options import DryRun, Json, check_text, complete_delta, complete_remote
 
 if TYPE_CHECKING:
@@ -17,15 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add", "new", "remove"]
 
-RecipeOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--recipe",
-        metavar="FILE",
-        help="The recipe; by default the nearest deltareg.toml, here or above.",
-        show_default=False,
-    ),
-]
 _EXAMPLE = "example-of-a-template"
 _NUMBER_HINT = "write a number, or several along the layers: 0.2..0.8"
 
@@ -188,12 +180,13 @@ def remove(
     _print_change("removed", path, [delta], dry_run=dry_run, json=json)
 
 
-def _recipe_path(given: Path | None) -> Path:
+def _recipe_path(given: str | None) -> Path:
     from deltareg.cli.session import working_directory
     from deltareg.config import CONFIG_NAME, project_file
+    from deltareg.paths import expand_home
 
     directory = working_directory()
-    return given or project_file(directory) or directory / CONFIG_NAME
+    return expand_home(given) if given else project_file(directory) or directory / CONFIG_NAME
 
 
 def _ask() -> tuple[int, str, list[RecipeDelta]]:

@@ -19,35 +19,51 @@ if TYPE_CHECKING:
     from deltareg.apply import apply as apply
     from deltareg.apply import live as live
     from deltareg.apply import verify as verify
+    from deltareg.build import build as build
+    from deltareg.build.inspecting import inspect as inspect
     from deltareg.catalog import Registry as Registry
     from deltareg.check import check as check
     from deltareg.checkpoint import Checkpoint as Checkpoint
     from deltareg.diff import diff as diff
     from deltareg.errors import DeltaregError as DeltaregError
+    from deltareg.lock import Lock as Lock
     from deltareg.lora import export_lora as export_lora
     from deltareg.lora import import_lora as import_lora
+    from deltareg.mergekit import import_mergekit as import_mergekit
+    from deltareg.recipe import Recipe as Recipe
+    from deltareg.resolve import resolve as resolve
     from deltareg.transfer import pull as pull
     from deltareg.transfer import push as push
 
 __all__ = [
     "Checkpoint",
     "DeltaregError",
+    "Lock",
+    "Recipe",
     "Registry",
     "__version__",
     "apply",
+    "build",
     "check",
     "diff",
     "export_lora",
     "import_lora",
+    "import_mergekit",
+    "inspect",
     "live",
     "pull",
     "push",
+    "resolve",
     "verify",
 ]
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Lock": "deltareg.lock",
+    "Recipe": "deltareg.recipe",
+    "build": "deltareg.build",
+    "resolve": "deltareg.resolve",
     "Checkpoint": "deltareg.checkpoint",
     "DeltaregError": "deltareg.errors",
     "Registry": "deltareg.catalog",
@@ -56,6 +72,8 @@ _HOMES = {
     "diff": "deltareg.diff",
     "export_lora": "deltareg.lora",
     "import_lora": "deltareg.lora",
+    "inspect": "deltareg.build.inspecting",
+    "import_mergekit": "deltareg.mergekit",
     "live": "deltareg.apply",
     "pull": "deltareg.transfer",
     "push": "deltareg.transfer",

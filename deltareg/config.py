@@ -1,22 +1,25 @@
 """Settings: `deltareg.toml` of the project, then of the user; `DELTAREG_…` variables win over both.
 
-A file is read as a whole or refused as a whole: a key that is not known is more likely a slip than a wish.
+A file is read as a whole or refused as a whole: a key that is not known is more likely a slip than a wish. The tables
+of a recipe, which the file may hold as well, are left to `deltareg.recipe`.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
-from deltareg.errors import BadConfig, InvalidArgument, translate_os_errors
+from deltareg.errors import BadConfig, BadName, InvalidArgument, translate_os_errors
+from deltareg.names import LOCAL, parse_reference
 from deltareg.paths import expand_home
+from deltareg.recipe import RECIPE_NAME, RECIPE_TABLES, SETTINGS_KEYS
+from deltareg.spelling import did_you_mean, nearest
 
 __all__ = [
     "CONFIG_NAME",
@@ -25,10 +28,10 @@ __all__ = [
     "FileSettings",
     "Remote",
     "Settings",
+    "check_namespace",
     "check_remote_name",
     "is_location",
     "load_settings",
-    "nearest",
     "parse_settings",
     "project_file",
     "read_settings",
@@ -36,7 +39,8 @@ __all__ = [
     "user_file",
 ]
 
-CONFIG_NAME = "deltareg.toml"
+CONFIG_NAME = RECIPE_NAME
+"""The file of a project's settings: that of its recipe too."""
 
 KEYS: Mapping[str, str] = MappingProxyType(
     {
@@ -44,6 +48,9 @@ KEYS: Mapping[str, str] = MappingProxyType(
         "threads": "number of threads that a command may use; by default the number of processors",
         "remote": "name of the default remote, which `push` and `pull` use without `--remote`",
         "remotes.NAME.url": "URL or path of the remote NAME; a relative path counts from the file's directory",
+        "remotes.NAME.namespaces": "namespaces, or single names (acme/search), that recipes look up in NAME alone",
+        "build": "what is built, where the file is a recipe too: see docs/recipes.md",
+        "delta": "the deltas of the recipe",
     }
 )
 """What a settings file may hold."""
@@ -66,11 +73,12 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Remote:
-    """A remote as a settings file names it."""
+    """A remote as a settings file names it; `namespaces` are the namespaces and names that are looked up in it."""
 
     name: str
     url: str
     file: Path
+    namespaces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,19 @@ class Settings:
     remotes: Mapping[str, Remote] = field(default_factory=dict[str, Remote])
     files: tuple[Path, ...] = ()
     """The files that were read, the strongest first."""
+
+    @property
+    def bound(self) -> dict[str, str]:
+        """The name of the remote that a namespace, or a namespace/name, is looked up in."""
+        return {name: remote.name for remote in self.remotes.values() for name in remote.namespaces}
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """The URLs of the remotes by name; a default remote that is given by its URL or path is called by that."""
+        found = {name: remote.url for name, remote in self.remotes.items()}
+        if self.default_remote is not None and self.default_remote not in found:
+            found[self.default_remote] = self.remote_url()
+        return found
 
     def remote_url(self, name: str | None = None) -> str:
         """The URL of a remote by its name; a URL or a path is taken as it is; without `name` the default remote.
@@ -124,7 +145,7 @@ def load_settings(directory: Path, environment: Mapping[str, str]) -> Settings:
     """The settings for a command that runs in `directory`. Raises BadConfig, InvalidArgument, NotAllowed."""
     found = [path for path in (project_file(directory), user_file()) if path is not None and os.path.isfile(path)]
     files = [read_settings(path) for path in dict.fromkeys(found)]
-    remotes = {name: remote for settings in reversed(files) for name, remote in settings.remotes.items()}
+    remotes = _merged(files)
     home = environment.get("DELTAREG_HOME")
     return Settings(
         home=(directory / expand_home(home)) if home else _first(settings.home for settings in files),
@@ -164,7 +185,7 @@ def parse_settings(data: bytes, path: Path) -> FileSettings:
     """Settings from the text of the file at `path`. Raises BadConfig, which names every fault."""
     try:
         values = tomllib.loads(data.decode("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadConfig(f"{path} is not valid TOML: {error}", cause=str(error), path=path) from error
     reader = _Reader(path, values)
     settings = FileSettings(
@@ -184,11 +205,6 @@ def unknown_variables(environment: Iterable[str]) -> dict[str, str | None]:
     return {name: nearest(name, VARIABLES) for name in strangers}
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that `word` is most likely a slip of."""
-    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
-
-
 def is_location(text: str) -> bool:
     """Whether a remote is named by its URL or path: whatever no name of a remote can be."""
     return "/" in text or text in (".", "..") or text.startswith(("~", "file:"))
@@ -200,7 +216,46 @@ def check_remote_name(name: str) -> str:
         raise InvalidArgument(
             f"a remote cannot be called {name!r}", cause="names have letters, digits, '.', '_' and '-', at most 64"
         )
+    if name == LOCAL:
+        raise InvalidArgument(
+            f"a remote cannot be called {LOCAL}",
+            cause="recipes call the registry of this machine so",
+            hint="choose another name",
+        )
     return name
+
+
+def check_namespace(text: str) -> str:
+    """Return `text` if it is a namespace or a namespace/name. Raises BadName."""
+    try:
+        found = parse_reference(text if "/" in text else f"{text}/x")
+    except BadName as error:
+        raise BadName(f"{text!r} is no namespace", cause=error.cause, hint="write acme, or acme/search") from error
+    if found.tag is not None or found.digest is not None:
+        raise BadName(f"{text!r} is no namespace", hint="write acme, or acme/search: a binding is for every version")
+    return text
+
+
+def _merged(files: Sequence[FileSettings]) -> dict[str, Remote]:
+    """The remotes of all files, of which the first one wins: for a remote, and for a namespace that is bound.
+
+    Raises BadConfig where one namespace is bound to two remotes.
+    """
+    found: dict[str, Remote] = {}
+    bound: dict[str, Remote] = {}
+    faults: list[str] = []
+    for settings in files:
+        for name, remote in settings.remotes.items():
+            if name in found:
+                continue
+            found[name] = remote
+            for one in remote.namespaces:
+                other = bound.setdefault(one, remote)
+                if other is not remote:
+                    faults.append(f"{one} is bound to {other.name} ({other.file}) and to {remote.name} ({remote.file})")
+    if faults:
+        raise BadConfig("; ".join(faults), hint="bind it to one of them: remotes.NAME.namespaces", faults=faults)
+    return {name: found[name] for settings in reversed(files) for name in settings.remotes}
 
 
 class _Reader:
@@ -210,7 +265,7 @@ class _Reader:
         self._path = path
         self._values = values
         self._faults: list[str] = []
-        self._refuse_strangers("", values, ["home", "threads", "remote", "remotes"])
+        self._refuse_strangers("", values, [*SETTINGS_KEYS, *RECIPE_TABLES])
 
     def take(self, key: str, convert: Callable[[Any], Value]) -> Value | None:
         return self._convert(key, self._values[key], convert) if key in self._values else None
@@ -219,15 +274,28 @@ class _Reader:
         found: dict[str, Remote] = {}
         for name, table in self._table("remotes", self._values.get("remotes", {})).items():
             entry = self._table(f"remotes.{name}", table)
-            self._refuse_strangers(f"remotes.{name}.", entry, ["url"])
+            self._refuse_strangers(f"remotes.{name}.", entry, ["url", "namespaces"])
             if _REMOTE_NAME.fullmatch(name) is None:
                 self._faults.append(f"remotes.{name}: no name for a remote")
+            elif name == LOCAL:
+                self._faults.append(
+                    f"remotes.{name}: recipes call the registry of this machine so; choose another name"
+                )
             elif "url" in entry:
                 url = self._convert(f"remotes.{name}.url", entry["url"], _url_from(self._path.parent))
-                found[name] = Remote(name, url or "", self._path)
+                found[name] = Remote(name, url or "", self._path, self._namespaces(name, entry.get("namespaces", [])))
             elif isinstance(table, dict):
                 self._faults.append(f"remotes.{name}: url is missing")
         return found
+
+    def _namespaces(self, name: str, value: Any) -> tuple[str, ...]:
+        key = f"remotes.{name}.namespaces"
+        if not isinstance(value, list):
+            self._faults.append(f'{key} takes a list of texts, such as ["acme"], not {value!r}')
+            return ()
+        values = cast("list[Any]", value)
+        found = [self._convert(key, one, lambda one: check_namespace(_text(one))) for one in values]
+        return tuple(dict.fromkeys(one for one in found if one is not None))
 
     def finish(self) -> None:
         if self._faults:
@@ -241,8 +309,7 @@ class _Reader:
     def _refuse_strangers(self, prefix: str, values: Mapping[str, Any], known: list[str]) -> None:
         for key in values:
             if key not in known:
-                near = nearest(key, known)
-                self._faults.append(f"unknown key {prefix}{key}" + (f" (did you mean {prefix}{near}?)" if near else ""))
+                self._faults.append(f"unknown key {prefix}{key}" + did_you_mean(key, known, prefix))
 
     def _table(self, key: str, value: Any) -> dict[str, Any]:
         if isinstance(value, dict):
@@ -255,7 +322,7 @@ class _Reader:
             return convert(value)
         except ValueError as error:
             self._faults.append(f"{key} {error}")
-        except InvalidArgument as error:
+        except (BadName, InvalidArgument) as error:
             self._faults.append(f"{key}: {error.message}")
         return None
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import sys
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from blake3 import blake3
 
 import deltareg
 from deltareg.artifact import pack
-from deltareg.checkpoint import Checkpoint
+from deltareg.checkpoint import Checkpoint, Tensor
+from deltareg.codec import FRAME_LANES, lane_of
 from deltareg.digest import canonical_json
 from deltareg.errors import BadCheckpoint
 from deltareg.fingerprint import fingerprint_of, module_class
@@ -38,10 +41,12 @@ from deltareg.manifest import (
 from deltareg.sketch import SAMPLES_TYPE
 from deltareg.sketch.projection import PROJECTION_TYPE, Sketch, pack_sketches
 from deltareg.store import Store
+from deltareg.threads import in_order
 
 __all__ = [
     "Taken",
     "chunk_digest",
+    "digest_of",
     "joined_digest",
     "norm",
     "relative_error",
@@ -214,3 +219,23 @@ def _norms(entries: list[TensorEntry]) -> dict[str, Norms]:
         found: Norms(base=norm(base[found]), delta=norm(delta[found]), parameters=parameters[found])
         for found in sorted(parameters)
     }
+
+
+def digest_of(checkpoint: Checkpoint, threads: int) -> str:
+    """The digest of a checkpoint's tensors, as the description of a delta has it: all of it is read."""
+
+    def steps() -> Generator[Callable[[], tuple[str, bytes]]]:
+        for tensor in checkpoint.tensors.values():
+            step = FRAME_LANES * lane_of(tensor.dtype).width
+            for start in range(0, max(tensor.nbytes, 1), step):
+                yield partial(_read_chunk_digest, tensor, start, min(step, tensor.nbytes - start))
+
+    chunks: dict[str, list[bytes]] = defaultdict(list)
+    with closing(in_order(steps(), threads)) as results:
+        for name, digest in results:
+            chunks[name].append(digest)
+    return tensors_digest(checkpoint, {name: joined_digest(parts) for name, parts in chunks.items()})
+
+
+def _read_chunk_digest(tensor: Tensor, start: int, length: int) -> tuple[str, bytes]:
+    return tensor.name, chunk_digest(tensor.read(start, length))

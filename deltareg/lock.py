@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
-import stat
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
 from deltareg.digest import parse_json, sha256
+from deltareg.editing import replace_text
 from deltareg.errors import (
     BadLock,
     BadManifest,
@@ -29,7 +28,6 @@ from deltareg.errors import (
 from deltareg.manifest import Count, DigestText, Document, Exactness
 from deltareg.names import Reference, parse_reference
 from deltareg.recipe import Dtype, Number, Setting
-from deltareg.store.files import write_atomically
 
 __all__ = [
     "LOCK_NAME",
@@ -214,15 +212,8 @@ def lock_bytes(lock: Lock) -> bytes:
 
 
 def write_lock(lock: Lock, path: Path) -> None:
-    """Replace a lock's file as a whole; its permissions stay. Raises DiskFull, NotAllowed."""
-    data = lock_bytes(lock)
-    with translate_os_errors("write the lock", path):
-        # A link stays a link.
-        place = path.resolve()
-        mode = stat.S_IMODE(place.stat().st_mode) if place.exists() else None
-        write_atomically(
-            place, data, temporary=place.with_name(f".{place.name[:200]}.{secrets.token_hex(8)}"), mode=mode
-        )
+    """Replace a lock's file as a whole; links and permissions stay. Raises DiskFull, NotAllowed."""
+    replace_text(path, lock_bytes(lock).decode())
 
 
 def _compact(fields: dict[str, Any]) -> bytes:

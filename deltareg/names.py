@@ -17,6 +17,7 @@ from deltareg.errors import BadName, InvalidArgument
 
 __all__ = [
     "LATEST",
+    "LOCAL",
     "Reference",
     "as_reason",
     "is_channel",
@@ -28,6 +29,9 @@ __all__ = [
     "parse_reference",
     "version_key",
 ]
+
+LOCAL = "local"
+"""What recipes and locks call the registry of this machine, where others have the name of a remote."""
 
 LATEST = "latest"
 """The channel that a reference without a version means: the highest version that is no pre-release and not yanked."""

@@ -46,6 +46,7 @@ from deltareg.versions import ANY, VersionRange, parse_range
 __all__ = [
     "RECIPE_NAME",
     "RECIPE_TABLES",
+    "SETTINGS_KEYS",
     "Build",
     "Number",
     "Recipe",
@@ -275,7 +276,7 @@ class Build(_Table):
     method: str = Field(default="linear", description="how deltas are merged: see deltareg methods")
     parameters: dict[str, Setting] = Field(
         default={},
-        description="parameters of the method: numbers, gradients, true or false, words, or tables of these by selector",
+        description="parameters of the method: numbers, gradients, true or false, words, or tables by selector",
     )
     dtype: Dtype | None = Field(default=None, description="dtype of the output; by default that of the base")
     seed: Annotated[int, Field(ge=0, le=_SEED_LIMIT)] = Field(default=0, description="where random masks start")

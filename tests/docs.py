@@ -17,6 +17,7 @@ from typer.main import get_command
 from deltareg.analysis.compare import ComparisonReport
 from deltareg.apply import ApplyReport
 from deltareg.apply.verify import VerifyReport
+from deltareg.build.inspecting import InspectReport
 from deltareg.catalog import SearchReport
 from deltareg.check import CheckReport, FingerprintReport
 from deltareg.cli import reports
@@ -29,6 +30,7 @@ from deltareg.lock import Lock
 from deltareg.lora import ExportReport, ImportReport
 from deltareg.manifest import DeltaConfig, Descriptor, Index, Inventory, Manifest
 from deltareg.merge import METHODS
+from deltareg.mergekit import MergekitReport
 from deltareg.recipe import Build, Recipe, RecipeDelta
 from deltareg.store import FsckReport, GcReport
 from deltareg.transfer import TransferReport
@@ -49,6 +51,7 @@ SCHEMAS: Mapping[str, type[BaseModel]] = {
     "init": reports.InitReport,
     "diff": DiffReport,
     "import-lora": ImportReport,
+    "import-mergekit": MergekitReport,
     "export-lora": ExportReport,
     "list": reports.DeltaList,
     "show": reports.DeltaDetails,
@@ -61,10 +64,12 @@ SCHEMAS: Mapping[str, type[BaseModel]] = {
     "check": CheckReport,
     "compare": ComparisonReport,
     "apply": ApplyReport,
+    "inspect": InspectReport,
     "methods": reports.MethodList,
     "fingerprint": FingerprintReport,
     "remote-list": reports.RemoteList,
     "remote-change": reports.RemoteChange,
+    "recipe-change": reports.RecipeChange,
     "gc": GcReport,
     "fsck": FsckReport,
     "reindex": reports.ReindexReport,

@@ -167,3 +167,54 @@ def test_home_of_nobody_is_told_wherever_it_stands(project: Path) -> None:
     with pytest.raises(BadConfig) as raised:
         load_settings(project.parent, {})
     assert [str(fault).partition(":")[0] for fault in raised.value.data["faults"]] == ["home", "remotes.team.url"]  # type: ignore[attr-defined]
+
+
+def test_the_tables_of_a_recipe_are_not_read(project: Path) -> None:
+    write(project, 'threads = 4\n[build]\nzebra = 1\n[[delta]]\nref = "a/b"\n')
+    assert load_settings(project.parent, {}).threads == 4
+    write(project, "[buidl]\nbase = 1\n")
+    with pytest.raises(BadConfig, match=r"unknown key buidl \(did you mean build\?\)"):
+        load_settings(project.parent, {})
+
+
+def test_names_are_bound_to_remotes(project: Path, user_place: Path) -> None:
+    write(user_place, '[remotes.a]\nurl = "/a"\nnamespaces = ["acme"]\n[remotes.b]\nurl = "/b"\nnamespaces = ["bob"]\n')
+    write(project, '[remotes.a]\nurl = "/c"\nnamespaces = ["ann/search", "ann"]\n')
+    settings = load_settings(project.parent, {"DELTAREG_REMOTE": "/srv/x"})
+    # The project's remote replaces the user's of that name, with what is bound to it.
+    assert settings.bound == {"ann/search": "a", "ann": "a", "bob": "b"}
+    assert settings.urls == {"a": "/c", "b": "/b", "/srv/x": "/srv/x"}
+    assert load_settings(project.parent, {}).urls == {"a": "/c", "b": "/b"}
+
+
+def test_a_name_that_is_bound_twice_is_told_with_both_files(project: Path, user_place: Path) -> None:
+    write(user_place, '[remotes.a]\nurl = "/a"\nnamespaces = ["acme"]\n')
+    write(project, '[remotes.b]\nurl = "/b"\nnamespaces = ["acme", "bob"]\n')
+    with pytest.raises(BadConfig) as caught:
+        load_settings(project.parent, {})
+    assert caught.value.message == f"acme is bound to b ({project}) and to a ({user_place})"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('namespaces = "acme"', "remotes.a.namespaces takes a list of texts"),
+        ("namespaces = [1]", "remotes.a.namespaces takes a text, not 1"),
+        ('namespaces = ["Acme"]', "remotes.a.namespaces: 'Acme' is no namespace"),
+        ('namespaces = ["acme/x:1.0.0"]', "remotes.a.namespaces: 'acme/x:1.0.0' is no namespace"),
+        ('namespaces = ["acme/"]', "remotes.a.namespaces: 'acme/' is no namespace"),
+        ('namespace = ["acme"]', "unknown key remotes.a.namespace (did you mean remotes.a.namespaces?)"),
+        ('[remotes.local]\nurl = "/x"', "remotes.local: recipes call the registry of this machine so"),
+    ],
+)
+def test_what_cannot_be_bound_is_refused(project: Path, text: str, told: str) -> None:
+    write(project, f'[remotes.a]\nurl = "/a"\n{text}\n')
+    with pytest.raises(BadConfig) as caught:
+        load_settings(project.parent, {})
+    assert told in caught.value.message
+
+
+def test_a_file_that_is_nested_deep_is_refused(project: Path) -> None:
+    write(project, "home = " + "[" * 5000 + "]" * 5000)
+    with pytest.raises(BadConfig, match="not valid TOML"):
+        load_settings(project.parent, {})

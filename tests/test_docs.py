@@ -27,6 +27,7 @@ import pytest
 from deltareg.cli.settings_file import add_remote, create_settings
 from deltareg.config import CONFIG_NAME, parse_settings
 from deltareg.errors import all_errors
+from deltareg.recipe import parse_recipe
 from tests import demo, docs, program, raw, weights
 from tests.checkpoint.object_store import ObjectStore, object_store_exists
 from tests.synthetic import synthetic
@@ -338,6 +339,8 @@ def test_settings_and_documents_on_a_page_are_valid(page: Path) -> None:
     for block in blocks(page):
         if block.language == "toml":
             parse_settings(block.text.encode(), page)
+            if "[build]" in block.text:
+                parse_recipe(block.text.encode(), page)
         elif block.language == "json":
             json.loads(block.text)
 

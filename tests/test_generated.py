@@ -75,7 +75,7 @@ def test_invalid_examples_are_not(example: Path) -> None:
     faults = list(validator(schema_of(example)).iter_errors(json.loads(example.read_text())))
     assert len(faults) == 1, "an example shows one fault"
     model = docs.SCHEMAS[schema_of(example)]
-    if model in STORED:
+    if issubclass(model, Document) and model in STORED:
         with pytest.raises((BadManifest, UnsupportedFormat)):
             parse(model, example.read_bytes(), what=example.name)
 

@@ -22,6 +22,7 @@ from deltareg.catalog import Registry
 from deltareg.checkpoint import Checkpoint, Job, Seal
 from deltareg.checkpoint.output import check_output, refuse_input
 from deltareg.errors import InvalidArgument
+from deltareg.licences import refuse_conflicts
 from deltareg.merge import Gradient, Schedule, Value
 from deltareg.merge.processor import CPU
 from deltareg.names import Reference
@@ -51,6 +52,7 @@ def apply(
     with_added: bool | None = None,
     dtype: Dtype | None = None,
     force: bool = False,
+    accept_licence: bool = False,
     overwrite: bool = False,
     resume: bool = False,
     memory: int | None = None,
@@ -85,8 +87,11 @@ def apply(
     processor, to test it. The result depends on none of these. `labels` are what the model card calls things; `seal`
     gives files to put beside it once all else is written.
 
-    Raises NotHomologous, NotFound, OutputExists, InvalidArgument, DigestMismatch, BadRecord, DiskFull, RankLost,
-    DeviceFull.
+    Licences that do not go together, or forbid derivatives, are refused unless `accept_licence` is given: as far as
+    their names tell, see `deltareg.licences`.
+
+    Raises NotHomologous, LicenceRefused, NotFound, OutputExists, InvalidArgument, DigestMismatch, BadRecord, DiskFull,
+    RankLost, DeviceFull.
     """
     started = time.monotonic()
     pairs = weighted(deltas)
@@ -115,6 +120,8 @@ def apply(
             dtype=None if dtype is None else DTYPES[dtype],
             labels=labels,
         )
+        if job.active:
+            refuse_conflicts(job.licence, accept=accept_licence)
         # Hashing takes no turn of the interpreter's, which loading loops keeps busy.
         tasks = () if dry_run else verifying(job.active, registry.store, ranks)
         verified = stack.enter_context(in_background(tasks, count))

@@ -14,7 +14,7 @@ from deltareg.apply.placement import WeightedDelta
 from deltareg.checkpoint import Checkpoint, Tensor
 from deltareg.codec import FRAME_LANES, RecordReader, is_additive, kernels, lane_of
 from deltareg.codec.memory import empty, frame_memory, read_typed
-from deltareg.describe import chunk_digest, joined_digest, relative_error, tensors_digest
+from deltareg.describe import digest_of, relative_error
 from deltareg.errors import NotReproduced
 from deltareg.manifest import TensorEntry
 from deltareg.merge import Addend
@@ -75,7 +75,7 @@ def _refuse_other(delta: WeightedDelta, error: float, base: Checkpoint, post: Ch
     faults = [
         f"{checkpoint.id} is not the {role} that it was taken from"
         for role, checkpoint, parent in (("base", base, config.base), ("post", post, config.post))
-        if _digest_of(checkpoint, threads) != parent.digest
+        if digest_of(checkpoint, threads) != parent.digest
     ]
     if _differ(error, config.exactness.relative_error):
         faults.append(f"its error is {error:g}, and it says {config.exactness.relative_error or 0:g}")
@@ -85,26 +85,6 @@ def _refuse_other(delta: WeightedDelta, error: float, base: Checkpoint, post: Ch
             hint="are these the checkpoints that the delta was taken from?",
             faults=faults,
         )
-
-
-def _digest_of(checkpoint: Checkpoint, threads: int) -> str:
-    """The digest of a checkpoint's tensors, as the description of a delta has it."""
-
-    def steps() -> Generator[Callable[[], tuple[str, bytes]]]:
-        for tensor in checkpoint.tensors.values():
-            step = FRAME_LANES * lane_of(tensor.dtype).width
-            for start in range(0, max(tensor.nbytes, 1), step):
-                yield partial(_chunk_digest, tensor, start, min(step, tensor.nbytes - start))
-
-    chunks: dict[str, list[bytes]] = defaultdict(list)
-    with closing(in_order(steps(), threads)) as results:
-        for name, digest in results:
-            chunks[name].append(digest)
-    return tensors_digest(checkpoint, {name: joined_digest(parts) for name, parts in chunks.items()})
-
-
-def _chunk_digest(tensor: Tensor, start: int, length: int) -> tuple[str, bytes]:
-    return tensor.name, chunk_digest(tensor.read(start, length))
 
 
 def _differ(measured: float, recorded: float | None) -> bool:

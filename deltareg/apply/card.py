@@ -11,10 +11,11 @@ import deltareg
 from deltareg.apply.placement import WeightedDelta
 from deltareg.apply.plan import Merge, Plan
 from deltareg.checkpoint import Checkpoint
+from deltareg.licences import DerivedLicence
 from deltareg.markdown import plain
 from deltareg.merge import Schedule
 
-__all__ = ["Labels", "card", "config_json", "merged_licence"]
+__all__ = ["Labels", "card", "config_json"]
 
 _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 _DTYPE_KEYS = ("dtype", "torch_dtype")
@@ -60,22 +61,15 @@ def _separate(value: Any) -> Any:
     return part | {_TIED: False} if _TIED in part else part
 
 
-def merged_licence(target: Checkpoint, deltas: Sequence[WeightedDelta]) -> str | None:
-    """The licence that target and deltas share; `other` where they differ; None where one is unknown."""
-    licences = {target.licence, *(delta.artifact.config.licence for delta in deltas)}
-    if None in licences:
-        return None
-    return licences.pop() if len(licences) == 1 else "other"
-
-
 def card(
     target: Checkpoint,
     deltas: Sequence[WeightedDelta],
     merge: Merge,
     told: Mapping[str, Sequence[str]],
+    licence: DerivedLicence,
     labels: Labels | None = None,
 ) -> bytes:
-    """The model card; `told` are its last sections, lists by their titles.
+    """The model card of an output under `licence`; `told` are its last sections, lists by their titles.
 
     It names every parameter of the method, also those that nobody gave: tools disagree about defaults. The same build
     gives the same bytes: no date, no machine.
@@ -87,9 +81,8 @@ def card(
         "base_model_relation": "merge",
         "tags": ["deltareg", "merge"],
     }
-    licence = merged_licence(target, deltas)
-    if licence is not None:
-        front["license"] = licence
+    hub = {"license": licence.hub, "license_name": licence.hub_name}
+    front |= {key: value for key, value in hub.items() if value is not None}
     lines = ["---", *(_yaml(front)), "---", "", f"# {plain(named.title or f'{base} with deltas')}", ""]
     lines += [
         f"Made by {named.maker or f'deltareg {deltareg.__version__}'}: {_sum_of(merge)}.",
@@ -98,8 +91,8 @@ def card(
         "|---|---|---|---|",
     ]
     for delta in deltas:
-        licence = plain(delta.artifact.config.licence or "unknown")
-        lines.append(f"| `{delta.reference}` | {plain(str(delta.weights))} | `{delta.artifact.digest}` | {licence} |")
+        own = plain(delta.artifact.config.licence or "unknown")
+        lines.append(f"| `{delta.reference}` | {plain(str(delta.weights))} | `{delta.artifact.digest}` | {own} |")
     revision = f" at `{target.revision}`" if target.revision else ""
     lines += [
         "",

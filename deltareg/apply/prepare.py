@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import deltareg
 from deltareg.apply.card import Labels, config_json
@@ -20,6 +21,7 @@ from deltareg.checkpoint import Checkpoint
 from deltareg.digest import canonical_json, sha256
 from deltareg.errors import InvalidArgument, NotHomologous
 from deltareg.homology import first_of
+from deltareg.licences import DerivedLicence, derive
 from deltareg.merge import Gradient, Schedule, refuse_unmatched
 from deltareg.names import Reference
 
@@ -50,6 +52,12 @@ class Prepared:
     force: bool
     company: list[str]
     labels: Labels
+
+    @cached_property
+    def licence(self) -> DerivedLicence:
+        """What the licences of the target, and of the deltas that are in the output, make of the output's."""
+        of_deltas = {str(one.reference): one.artifact.config.licence for one in self.active}
+        return derive({self.target.id: self.target.licence, **of_deltas})
 
     def digest(self) -> str:
         """What decides the bytes of the output: where it is the same, a run can go on where another was killed."""

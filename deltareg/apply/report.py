@@ -30,6 +30,8 @@ class ApplyReport(Document):
     `settings` are all parameters of the method, given or by default, those that differ by tensor as the rules that say
     so; `seed` is that of its random masks, null for a method that draws none. `remedies` are the differences between a
     delta and the target that were dealt with, `overridden` the findings that would have stopped it but for `force`.
+    `licence` is that of the output, as far as names can tell, null where a parent's is unknown; `obligations` are what
+    it asks for, `licence_warnings` what is unknown, and which licences do not go together, where that was accepted.
     `device` is what computed: `cpu`, or the GPUs.
     `target_bytes` and `delta_bytes` are read, `output_bytes` written, or would be. `expected_memory` is about what is
     held at most, `peak_memory` what the process has held at most, in bytes of this machine's memory, not of GPUs, the
@@ -60,6 +62,9 @@ class ApplyReport(Document):
     overwritten: int
     skipped_overwrites: int
     side_files: list[str]
+    licence: str | None
+    obligations: list[str]
+    licence_warnings: list[str]
     remedies: list[str]
     overridden: list[str]
     warnings: list[str]
@@ -111,6 +116,9 @@ def report_of(
         overwritten=written.outcome.overwritten,
         skipped_overwrites=written.outcome.skipped,
         side_files=sorted(job.files),
+        licence=job.licence.expression,
+        obligations=list(job.licence.obligations),
+        licence_warnings=job.licence.doubts,
         remedies=list(job.placement.remedies),
         overridden=job.overridden,
         warnings=[

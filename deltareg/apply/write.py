@@ -168,5 +168,6 @@ def _finish(job: Prepared, writer: Writer, outcome: Outcome, seal: Seal | None) 
         writer.add_file(name, data)
     notes = job.notes(outcome)
     told = {"Remedies": job.placement.remedies, "Overridden findings": job.overridden, "Notes": notes}
-    writer.add_file("README.md", card(job.target, job.wanted, job.merge, told, job.labels))
+    told["Licences"] = job.licence.told
+    writer.add_file("README.md", card(job.target, job.wanted, job.merge, told, job.licence, job.labels))
     writer.commit(seal)

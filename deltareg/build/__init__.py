@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from deltareg.lazy import lazily
 
 if TYPE_CHECKING:
-    from deltareg.build.build import BuildReport, build, rebuild
+    from deltareg.build.building import BuildReport, build, rebuild
     from deltareg.build.locking import LockReport, lock
     from deltareg.build.project import Project
     from deltareg.build.telling import OutdatedReport, TreeReport, WhyReport, outdated, tree, why
@@ -28,16 +28,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BuildReport": "deltareg.build.build",
+    "BuildReport": "deltareg.build.building",
     "LockReport": "deltareg.build.locking",
     "OutdatedReport": "deltareg.build.telling",
     "Project": "deltareg.build.project",
     "TreeReport": "deltareg.build.telling",
     "WhyReport": "deltareg.build.telling",
-    "build": "deltareg.build.build",
+    "build": "deltareg.build.building",
     "lock": "deltareg.build.locking",
     "outdated": "deltareg.build.telling",
-    "rebuild": "deltareg.build.build",
+    "rebuild": "deltareg.build.building",
     "tree": "deltareg.build.telling",
     "why": "deltareg.build.telling",
 }

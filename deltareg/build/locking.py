@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterable
 from contextlib import closing
+from datetime import datetime
 from functools import partial
 from typing import Literal
 
@@ -55,6 +56,8 @@ def lock(
     sources: Sources,
     *,
     update: Iterable[str] | None = (),
+    allow_licence: Iterable[str] = (),
+    exclude_newer: datetime | None = None,
     check: bool = False,
     dry_run: bool = False,
     threads: int | None = None,
@@ -62,12 +65,12 @@ def lock(
 ) -> LockReport:
     """Resolve the recipe, and write what was found beside it.
 
-    What the lock held before stays where it still fits, but for the names in `update`; None frees all. With `check`
-    nothing is written, and LockStale is raised where the lock is not what the recipe means. Raises NothingFits and what
-    else `resolve` raises.
+    What the lock held before stays where it still fits, but for the names in `update`; None frees all. `allow_licence`
+    and `exclude_newer` are for `resolve`. With `check` nothing is written, and LockStale is raised where the lock is
+    not what the recipe means. Raises NothingFits and what else `resolve` raises.
     """
     started = time.monotonic()
-    warnings: list[str] = Field(description="what the user should know")
+    warnings: list[str] = []
     try:
         before = project.current_lock() if check else project.lock_if_any()
     except (BadLock, UnsupportedFormat) as error:
@@ -83,6 +86,8 @@ def lock(
             base=base,
             lock=before,
             update=update,
+            allow_licence=allow_licence,
+            exclude_newer=exclude_newer,
             called=project.name,
             threads=threads,
         )

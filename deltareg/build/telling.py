@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 
 from deltareg.build.project import Project
 from deltareg.errors import NotFound
@@ -70,24 +70,22 @@ def why(project: Project, sources: Sources, repository: str, *, threads: int | N
     Raises NotFound where the recipe does not lead to the delta, and what `resolve` raises.
     """
     name = parse_reference(repository).repository
-    found = _resolved(project, sources, project.lock_if_any(), threads)
-    choice = found.choice(name)
-    if choice is None:
-        there = ", ".join(one.candidate.repository for one in found.choices)
-        raise NotFound(f"{project.name} does not lead to {name}", cause=f"it leads to {there}", hint="deltareg tree")
-    wishes = list(_wishes(found, name))
-    chosen = choice.candidate
-    lines = [
-        f"{line}" if not line.startswith(f"{chosen.version}: ") else f"{chosen.version}: chosen"
-        for line in looked_at(name, wishes, found.pool)
-    ]
-    return WhyReport(
-        reference=str(chosen.reference),
-        digest=chosen.digest,
-        remote=chosen.remote,
-        requirements=[told_of(wish, project.name) for wish in wishes],
-        versions=lines,
-    )
+    with _resolved(project, sources, project.lock_if_any(), threads) as found:
+        choice = found.choice(name)
+        if choice is None:
+            there = ", ".join(one.candidate.repository for one in found.choices)
+            raise NotFound(
+                f"{project.name} does not lead to {name}", cause=f"it leads to {there}", hint="deltareg tree"
+            )
+        wishes = list(_wishes(found, name))
+        chosen = choice.candidate
+        return WhyReport(
+            reference=str(chosen.reference),
+            digest=chosen.digest,
+            remote=chosen.remote,
+            requirements=[told_of(wish, project.name) for wish in wishes],
+            versions=looked_at(name, wishes, found.pool, chosen),
+        )
 
 
 def tree(project: Project) -> TreeReport:
@@ -122,7 +120,11 @@ def tree(project: Project) -> TreeReport:
 def outdated(project: Project, sources: Sources, *, threads: int | None = None) -> OutdatedReport:
     """Which deltas of the lock have newer versions: those that the recipe allows, and the highest of all."""
     lock = project.lock()
-    found = _resolved(project, sources, None, threads)
+    with _resolved(project, sources, None, threads) as found:
+        return _outdated(lock, found)
+
+
+def _outdated(lock: Lock, found: Resolution) -> OutdatedReport:
     rows: list[OutdatedRow] = []
     for one in lock.deltas:
         name = one.name.repository
@@ -158,9 +160,11 @@ def _rules(lock: Lock, name: str) -> str:
     return str(weight_schedule(delta.weight, delta.where))
 
 
-def _resolved(project: Project, sources: Sources, lock: Lock | None, threads: int | None) -> Resolution:
+@contextmanager
+def _resolved(project: Project, sources: Sources, lock: Lock | None, threads: int | None) -> Generator[Resolution]:
+    """The recipe resolved; candidates can be looked at as long as the base is open."""
     with closing(Base.of(project.recipe, project.directory)) as base:
-        return resolve(
+        yield resolve(
             project.recipe,
             sources,
             directory=project.directory,

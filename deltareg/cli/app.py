@@ -21,7 +21,10 @@ from deltareg.cli.check import check, fingerprint
 from deltareg.cli.checkpoints import apply, diff
 from deltareg.cli.compare import compare
 from deltareg.cli.doctor import doctor
+from deltareg.cli.inspect import inspect
+from deltareg.cli.mergekit import import_mergekit
 from deltareg.cli.methods import methods
+from deltareg.cli.recipes import add, new, remove
 from deltareg.cli.registry import list_deltas, show, verify
 from deltareg.cli.remotes import remote_app
 from deltareg.cli.search import search
@@ -87,6 +90,7 @@ def root(
 app.command("init")(init)
 app.command("diff")(diff)
 app.command("import-lora")(import_lora)
+app.command("import-mergekit")(import_mergekit)
 app.command("list")(list_deltas)
 app.command("show")(show)
 app.command("search")(search)
@@ -99,6 +103,7 @@ app.command("verify")(verify)
 app.command("check")(check)
 app.command("compare")(compare)
 app.command("apply")(apply)
+app.command("inspect")(inspect)
 app.command("export-lora")(export_lora)
 app.command("lock")(lock)
 app.command("build")(build)
@@ -106,6 +111,9 @@ app.command("update")(update)
 app.command("outdated")(outdated)
 app.command("why")(why)
 app.command("tree")(tree)
+app.command("new")(new)
+app.command("add")(add)
+app.command("remove")(remove)
 app.command("methods")(methods)
 app.command("fingerprint")(fingerprint)
 app.add_typer(remote_app, name="remote")

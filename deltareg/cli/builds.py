@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,6 +23,24 @@ RecipeOption = Annotated[
         show_default=False,
     ),
 ]
+AllowLicence = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-licence",
+        metavar="SPDX",
+        help="A licence that deltas may have, beside those of the recipe. May be given several times.",
+    ),
+]
+ExcludeNewer = Annotated[
+    datetime | None,
+    typer.Option(
+        "--exclude-newer",
+        metavar="TIME",
+        formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"],
+        help="Take no version that was published after this time (UTC): 2026-01-31.",
+        show_default=False,
+    ),
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Ask no remote: take what is on this machine.")]
 Out = Annotated[
     str,
@@ -34,6 +53,8 @@ def lock(
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; fail where the lock is not what the recipe means.")
     ] = False,
+    allow_licence: AllowLicence = None,
+    exclude_newer: ExcludeNewer = None,
     offline: Offline = False,
     threads: Threads = None,
     dry_run: DryRun = False,
@@ -59,8 +80,10 @@ def lock(
     with writable_registry(settings, dry_run=dry_run or check) as registry, watched() as progress:
         report = lock(
             project,
-            sources(settings, registry, offline=offline),
+            sources(settings, registry, offline=offline, keeps=not (dry_run or check)),
             check=check,
+            allow_licence=_licences(allow_licence),
+            exclude_newer=_in_utc(exclude_newer),
             dry_run=dry_run,
             threads=threads or settings.threads,
             progress=progress,
@@ -74,6 +97,8 @@ def update(
         typer.Argument(metavar="[NAMESPACE/NAME]...", help="The deltas to update; all, where none is named."),
     ] = None,
     recipe: RecipeOption = None,
+    allow_licence: AllowLicence = None,
+    exclude_newer: ExcludeNewer = None,
     threads: Threads = None,
     dry_run: DryRun = False,
     json: Json = False,
@@ -94,8 +119,10 @@ def update(
     with writable_registry(settings, dry_run=dry_run) as registry, watched() as progress:
         report = lock(
             project,
-            sources(settings, registry),
+            sources(settings, registry, keeps=not dry_run),
             update=names,
+            allow_licence=_licences(allow_licence),
+            exclude_newer=_in_utc(exclude_newer),
             dry_run=dry_run,
             threads=threads or settings.threads,
             progress=progress,
@@ -111,6 +138,10 @@ def build(
     ] = False,
     offline: Offline = False,
     force: Annotated[bool, typer.Option("--force", help="Build with what the check refuses too.")] = False,
+    accept_licence: Annotated[
+        bool,
+        typer.Option("--accept-licence", help="Build although the licences do not go together; the card says so."),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT, if it is a checkpoint, with all that is in it.")
     ] = False,
@@ -138,7 +169,7 @@ def build(
       deltareg build --dry-run -o med-chat/
     """
     from deltareg.build import build
-    from deltareg.build.build import Options
+    from deltareg.build.building import Options
     from deltareg.cli.checkpoints import output_of
     from deltareg.cli.progress import watched
     from deltareg.cli.session import current_settings, sources, writable_registry
@@ -150,13 +181,14 @@ def build(
     with writable_registry(settings, dry_run=dry_run) as registry, watched() as progress:
         report = build(
             project,
-            sources(settings, registry, offline=offline),
+            sources(settings, registry, offline=offline, keeps=not dry_run),
             output_of(out),
             locked=locked,
             options=Options(
                 overwrite=overwrite,
                 resume=resume,
                 force=force,
+                accept_licence=accept_licence,
                 memory=bound,
                 threads=threads or settings.threads,
                 device=device,
@@ -232,6 +264,16 @@ def tree(recipe: RecipeOption = None, json: Json = False) -> None:
         wanted = f" ({row.wanted})" if row.wanted else ""
         more = " …" if row.repeated else ""
         print_line(f"{'   ' * row.depth}└─ {weight} × {row.reference}{wanted}{more}")
+
+
+def _licences(named: list[str] | None) -> list[str]:
+    from deltareg.names import parse_licence
+
+    return [parse_licence(one) for one in named or []]
+
+
+def _in_utc(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.replace(tzinfo=UTC)
 
 
 def project_of(recipe: str | None) -> Project:

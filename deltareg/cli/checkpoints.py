@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deltareg.cli.builds import RecipeOption
 from deltareg.cli.options import (
     Conflicts,
     Description,
@@ -22,8 +23,12 @@ from deltareg.cli.options import (
     Threads,
     complete_delta,
 )
-from deltareg.errors import InvalidArgument
+from deltareg.errors import InvalidArgument, UsageError
 from deltareg.paths import expand_home
+
+if TYPE_CHECKING:
+    from deltareg.build.building import Options
+    from deltareg.config import Settings
 
 __all__ = ["CHECKPOINT", "SideFiles", "apply", "diff", "output_directory", "output_of"]
 
@@ -33,6 +38,15 @@ class SideFiles(StrEnum):
 
     post = "post"
     target = "target"
+
+
+class Dtype(StrEnum):
+    """What the floats of an output can be."""
+
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+    float64 = "float64"
 
 
 CHECKPOINT = "a directory, a .safetensors file, hf://org/name[@revision] or s3://bucket/prefix (gs://, az://)"
@@ -106,21 +120,29 @@ def diff(
 
 
 def apply(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help=f"The checkpoint to start from: {CHECKPOINT}.")],
-    deltas: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="REFERENCE[=WEIGHT]",
-            help="The deltas, each with its weight: acme/search:1.0.0=0.5. Without a weight it is 1.",
-            autocompletion=complete_delta,
-        ),
-    ],
     out: Annotated[
         str,
         typer.Option(
             "--out", "-o", metavar="OUT", help="What to make: a directory, or s3://bucket/prefix (gs://, az://)."
         ),
     ],
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TARGET",
+            help=f"The checkpoint to start from: {CHECKPOINT}. With --locked it is where the lock says, unless given.",
+            show_default=False,
+        ),
+    ] = None,
+    deltas: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="REFERENCE[=WEIGHT]",
+            help="The deltas, each with its weight: acme/search:1.0.0=0.5. Without a weight it is 1.",
+            autocompletion=complete_delta,
+            show_default=False,
+        ),
+    ] = None,
     method: Annotated[
         str,
         typer.Option(
@@ -166,6 +188,12 @@ def apply(
     force: Annotated[
         bool, typer.Option("--force", help="Apply what the check refuses too. The model card names what it said.")
     ] = False,
+    accept_licence: Annotated[
+        bool,
+        typer.Option(
+            "--accept-licence", help="Apply although the licences do not go together. The model card says so."
+        ),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT, if it is a checkpoint, with all that is in it.")
     ] = False,
@@ -197,6 +225,18 @@ def apply(
             "the same.",
         ),
     ] = "cpu",
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option("--dtype", help="Dtype of the output's floats; by default the target's.", show_default=False),
+    ] = None,
+    locked: Annotated[
+        bool,
+        typer.Option(
+            "--locked", help="Build what deltareg.lock says, bit for bit, from the lock alone. It has all but TARGET."
+        ),
+    ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="With --locked: ask no remote.")] = False,
+    recipe: RecipeOption = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -205,18 +245,24 @@ def apply(
     Writes target + Σ weight · delta, rounded once, as a new checkpoint with its config, side files and a model card.
     It appears whole or not at all. With weight 1 on its own base a delta gives post, bit for bit. Each delta is
     checked first, as deltareg check does: what is incompatible is refused; what is adaptable is adapted, and the model
-    card says how. Another method than the sum is chosen with --method. Started by torchrun, several processes share the
-    work: torchrun --nproc-per-node 4 -m deltareg apply …
+    card says how. Licences that do not go together are refused too, as far as their names tell. Another method than the
+    sum is chosen with --method. Started by torchrun, several processes share the work: torchrun --nproc-per-node 4 -m
+    deltareg apply …
+
+    With --locked everything comes from deltareg.lock, and an output of another digest than the lock's is an error, with
+    exit status 5.
 
     \b
       deltareg apply target/ acme/search:1.0.0=0.5 acme/chat:2.1.0=0.5 -o merged/
       deltareg apply target/ acme/search:1.0.0 acme/chat:2.1.0 --method ties --param density=0.5 -o merged/
+      deltareg apply --locked --offline -o merged/
     """
     import os
     from contextlib import closing
 
     from deltareg.apply import apply
     from deltareg.apply.ranks import ranks_of
+    from deltareg.build.building import Options
     from deltareg.cli.output import print_report, warn
     from deltareg.cli.progress import watched
     from deltareg.cli.schedules import parse_parameters, parse_weights
@@ -224,9 +270,37 @@ def apply(
     from deltareg.cli.units import duration, parse_size, size, speed
     from deltareg.merge import value_text
 
-    weighted = parse_weights(deltas, weights or [])
     bound = None if memory is None else parse_size(memory)
     settings = current_settings()
+    if locked:
+        _refuse_beside_a_lock(deltas, weights, parameters, method, seed, dtype, with_added, side_files)
+        _apply_locked(
+            target,
+            out,
+            recipe,
+            settings,
+            Options(
+                overwrite=overwrite,
+                resume=resume,
+                force=force,
+                accept_licence=accept_licence,
+                memory=bound,
+                threads=threads or settings.threads,
+                device=device,
+                dry_run=dry_run,
+            ),
+            offline=offline,
+            json=json,
+        )
+        return
+    if offline or recipe is not None:
+        raise UsageError("--offline and --recipe go with --locked", hint="deltareg apply --locked --offline -o OUT")
+    if target is None or not deltas:
+        raise UsageError(
+            "name a target and a delta at least, or build from a lock",
+            hint="deltareg apply TARGET namespace/name:1.2.3=0.5 -o OUT; deltareg apply --locked -o OUT",
+        )
+    weighted = parse_weights(deltas, weights or [])
     registry = open_registry(settings)
     with closing(ranks_of(os.environ)) as ranks, watched(shown=ranks.number == 0) as progress:
         report = apply(
@@ -239,7 +313,9 @@ def apply(
             seed=seed,
             side_files=side_files.value,
             with_added=with_added,
+            dtype=None if dtype is None else dtype.value,
             force=force,
+            accept_licence=accept_licence,
             overwrite=overwrite,
             resume=resume,
             memory=bound,
@@ -253,21 +329,94 @@ def apply(
         return  # the first one tells
     for finding in report.overridden:
         warn(f"forced: {finding}")
-    for line in [*report.remedies, *report.warnings]:
+    for line in [*report.remedies, *report.warnings, *report.licence_warnings]:
         warn(line)
     more = {
         f"delta {number}": f"{_weight(one.weight)} × {one.reference}" for number, one in enumerate(report.deltas, 1)
     }
     more |= {name: value_text(value) for name, value in report.settings.items()}
+    more |= {f"obligation {number}": text for number, text in enumerate(report.obligations, 1)}
     more["memory"] = f"{size(report.peak_memory or report.expected_memory)}{' expected' if dry_run else ' at most'}"
     if report.expected_seconds is not None:
         more["time"] = f"about {duration(report.expected_seconds)}, and what the disk takes"
     if report.bytes_written:
         more["speed"] = speed(report.bytes_written, report.seconds - report.load_seconds)
     unshown = ["deltas", "settings", "remedies", "overridden", "warnings", "bytes_per_second", "peak_memory"]
-    unshown += ["expected_memory", "expected_seconds", *([] if ranks.count > 1 else ["ranks"])]
+    unshown += [
+        "obligations",
+        "licence_warnings",
+        "expected_memory",
+        "expected_seconds",
+        *([] if ranks.count > 1 else ["ranks"]),
+    ]
     unshown += [] if report.resumed_tensors else ["resumed_tensors"]
     print_report(report, json=json, leave_out=unshown, more=more)
+
+
+def _refuse_beside_a_lock(
+    deltas: list[str] | None,
+    weights: list[str] | None,
+    parameters: list[str] | None,
+    method: str,
+    seed: int,
+    dtype: Dtype | None,
+    with_added: bool | None,
+    side_files: SideFiles,
+) -> None:
+    """Raise UsageError for what a lock says already: it would be another output."""
+    given = {
+        "deltas": bool(deltas),
+        "--weight": bool(weights),
+        "--param": bool(parameters),
+        "--method": method != "linear",
+        "--seed": seed != 0,
+        "--dtype": dtype is not None,
+        "--with-added": with_added is not None,
+        "--side-files": side_files != SideFiles.post,
+    }
+    beside = [name for name, there in given.items() if there]
+    if beside:
+        raise UsageError(
+            f"the lock says what --locked builds: {', '.join(beside)} cannot be given",
+            hint="change the recipe and lock it anew: deltareg lock",
+        )
+
+
+def _apply_locked(
+    target: str | None,
+    out: str,
+    recipe: str | None,
+    settings: Settings,
+    options: Options,
+    *,
+    offline: bool,
+    json: bool,
+) -> None:
+    import os
+    from contextlib import closing
+    from dataclasses import replace
+
+    from deltareg.apply.ranks import ranks_of
+    from deltareg.build import rebuild
+    from deltareg.cli.builds import print_build, project_of
+    from deltareg.cli.progress import watched
+    from deltareg.cli.session import sources, writable_registry
+
+    project = project_of(recipe)
+    with (
+        closing(ranks_of(os.environ)) as ranks,
+        writable_registry(settings, dry_run=options.dry_run) as registry,
+        watched(shown=ranks.number == 0) as progress,
+    ):
+        report = rebuild(
+            project,
+            sources(settings, registry, offline=offline, keeps=not options.dry_run),
+            output_of(out),
+            base=target,
+            options=replace(options, ranks=ranks, progress=progress),
+        )
+    if ranks.number == 0:
+        print_build(report, json=json)
 
 
 def _weight(weight: float | str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from io import StringIO
 from json import dumps
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic_core import to_jsonable_python
 from rich.console import Console
@@ -106,10 +106,14 @@ def print_error(error: DeltaregError, *, as_json: bool) -> None:
         ("cause", "cause", error.cause),
         ("hint", "hint", error.hint),
     ]
+    explanation = error.data.get("explanation")
     for label, kind, text in lines:
         # A cause that the message has told already would only be read twice.
         if text and not (kind == "cause" and text in error.message):
             _note(label, kind, text)
+        if kind == "error" and isinstance(explanation, list):
+            for line in cast("list[str]", explanation):
+                _say(Text(f"  {printable(line)}"))
     if as_json:
         # What an error carries may be anything: a path, a reference, a weight that is no number.
         _print_value({"error": to_jsonable_python(error.as_dict(), fallback=str, inf_nan_mode="strings")})
@@ -177,7 +181,11 @@ def _render(table: Table) -> None:
 
 
 def _note(label: str, kind: str, text: str) -> None:
-    line = Text.assemble((f"{label}: ", _STYLES[kind]), printable(text))
+    _say(Text.assemble((f"{label}: ", _STYLES[kind]), printable(text)))
+
+
+def _say(line: Text) -> None:
+    """One line on stderr."""
     # Rendered apart and written by hand: where nobody reads stderr any more, rich would end the program with a status
     # of its own.
     rendered = StringIO()

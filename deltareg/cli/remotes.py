@@ -27,6 +27,14 @@ def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What to call the remote.")],
     url: Annotated[str, typer.Argument(metavar="URL", help="Its URL (file:///…) or path.", callback=check_text)],
     default: Annotated[bool, typer.Option("--default", help="Make it the default remote.")] = False,
+    namespaces: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--namespace",
+            metavar="NAMESPACE",
+            help="What recipes look up in it and nowhere else: acme, or acme/search. Can be given again.",
+        ),
+    ] = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -37,6 +45,7 @@ def add(
 
     \b
       deltareg remote add team /mnt/share/deltas --default
+      deltareg remote add acme /mnt/acme --namespace acme
     """
     from deltareg.cli.output import hint, warn
     from deltareg.cli.session import working_directory
@@ -48,7 +57,7 @@ def add(
     file = project_file(working_directory()) or user_file()
     location = absolute_url(url)
     remote = open_remote(location)
-    add_remote(file, name, location, default=default, dry_run=dry_run)
+    add_remote(file, name, location, namespaces=namespaces or [], default=default, dry_run=dry_run)
     _print_change("added", name, location, file, default=default, dry_run=dry_run, json=json)
     try:
         remote.capabilities()
@@ -71,14 +80,22 @@ def list_remotes(json: Json = False) -> None:
 
     settings = current_settings()
     rows = [
-        RemoteRow(name=one.name, url=one.url, default=one.name == settings.default_remote, file=str(one.file))
+        RemoteRow(
+            name=one.name,
+            url=one.url,
+            default=one.name == settings.default_remote,
+            file=str(one.file),
+            namespaces=list(one.namespaces),
+        )
         for one in settings.remotes.values()
     ]
     if json:
         print_json(RemoteList(remotes=rows, default=settings.default_remote))
     elif rows:
-        cells = [(row.name, "default" if row.default else "", row.url, row.file) for row in rows]
-        print_table(["remote", "", "url", "file"], cells)
+        cells = [
+            (row.name, "default" if row.default else "", ", ".join(row.namespaces), row.url, row.file) for row in rows
+        ]
+        print_table(["remote", "", "namespaces", "url", "file"], cells)
     else:
         hint("no remote is set up: deltareg remote add NAME URL")
 
@@ -97,8 +114,9 @@ def remove(
     """
     from deltareg.cli.session import current_settings
     from deltareg.cli.settings_file import remove_remote
-    from deltareg.config import nearest, read_settings
+    from deltareg.config import read_settings
     from deltareg.errors import InvalidArgument
+    from deltareg.spelling import nearest
 
     remotes = current_settings().remotes
     if name not in remotes:

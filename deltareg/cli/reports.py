@@ -8,6 +8,7 @@ from pydantic import Field, field_serializer
 
 from deltareg.catalog import CatalogRow
 from deltareg.manifest import DeltaConfig, Document, Manifest, TensorEntry
+from deltareg.recipe import Number
 
 __all__ = [
     "ChannelChange",
@@ -23,6 +24,8 @@ __all__ = [
     "MethodList",
     "MethodRow",
     "ParameterRow",
+    "RecipeChange",
+    "RecipeRow",
     "ReindexReport",
     "RemoteChange",
     "RemoteList",
@@ -100,6 +103,7 @@ class RemoteRow(Document):
     url: str
     default: bool
     file: str = Field(description="the settings file that names it")
+    namespaces: list[str] = Field(default=[], description="namespaces, or names, that recipes look up in it alone")
 
 
 class RemoteList(Document):
@@ -157,6 +161,30 @@ class ChannelList(Document):
     registry: str = Field(description="path of the local registry's home, or the remote's URL")
     repository: str = Field(description="namespace/name")
     channels: list[ChannelRow]
+
+
+class RecipeRow(Document):
+    """A delta of a recipe."""
+
+    ref: str
+    wanted: str = Field(description="a range of versions, a channel or a digest")
+    weight: Number
+    where: dict[str, Number] = Field(default={}, description="other weights by selector")
+    remote: str | None = Field(default=None, description="name of the remote, where the recipe says it")
+
+    @property
+    def told_weight(self) -> str:
+        """The weight for people."""
+        return "..".join(f"{one:g}" for one in self.weight) if isinstance(self.weight, list) else f"{self.weight:g}"
+
+
+class RecipeChange(Document):
+    """What `new`, `add` or `remove` did to a recipe."""
+
+    file: str
+    done: Literal["wrote", "added", "changed", "kept", "removed"]
+    deltas: list[RecipeRow]
+    dry_run: bool
 
 
 class ReindexReport(Document):

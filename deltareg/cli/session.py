@@ -7,13 +7,17 @@ import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deltareg.catalog import Registry, default_home
 from deltareg.config import Settings, load_settings
 from deltareg.errors import NotFound, translate_os_errors
 from deltareg.remote import Remote, open_remote
 
-__all__ = ["current_settings", "home_of", "open_registry", "reach", "working_directory", "writable_registry"]
+if TYPE_CHECKING:
+    from deltareg.resolve import Sources
+
+__all__ = ["current_settings", "home_of", "open_registry", "reach", "sources", "working_directory", "writable_registry"]
 
 
 def current_settings() -> Settings:
@@ -59,3 +63,18 @@ def home_of(settings: Settings) -> Path:
 def reach(settings: Settings, remote: str | None) -> Remote:
     """The remote of that name, URL or path; without any the default one. Raises InvalidArgument, UsageError."""
     return open_remote(settings.remote_url(remote))
+
+
+def sources(settings: Settings, registry: Registry, *, offline: bool = False, keeps: bool = True) -> Sources:
+    """Which registry each name of a recipe is looked up in, as the settings bind them."""
+    # Here: the checks, which judge candidates, load numpy.
+    from deltareg.resolve import Sources
+
+    return Sources(
+        registry=registry,
+        urls=settings.urls,
+        bound=settings.bound,
+        default=settings.default_remote,
+        offline=offline,
+        keeps=keeps,
+    )

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import secrets
-import stat
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import tomlkit
 
-from deltareg.config import FileSettings, check_remote_name, parse_settings, read_settings
+from deltareg.config import FileSettings, check_namespace, check_remote_name, parse_settings, read_settings
+from deltareg.editing import read_text, replace_text
 from deltareg.errors import BadConfig, InvalidArgument, OutputExists, translate_os_errors
 
 __all__ = ["FIRST_REMOTE", "add_remote", "create_settings", "remove_remote"]
@@ -34,6 +33,9 @@ _TEMPLATE = """\
 #
 # [remotes.team]
 # url = "/mnt/share/deltas"
+# namespaces = ["acme"]  # what recipes look up in it, and nowhere else
+
+# The recipe, [build] and [[delta]], stands in this file too: deltareg new writes one.
 """
 
 
@@ -58,12 +60,23 @@ def create_settings(path: Path, *, remote: str | None = None, dry_run: bool = Fa
                 raise OutputExists(f"{path} exists already") from error
 
 
-def add_remote(path: Path, name: str, url: str, *, default: bool = False, dry_run: bool = False) -> None:
+def add_remote(
+    path: Path,
+    name: str,
+    url: str,
+    *,
+    namespaces: Sequence[str] = (),
+    default: bool = False,
+    dry_run: bool = False,
+) -> None:
     """Put a remote into the file at `path`, which is made if need be; comments and order stay.
 
-    Adding what is there already is no error. Raises InvalidArgument for a name that is taken or not allowed.
+    Adding what is there already is no error; `namespaces` are bound to it besides those that are. Raises
+    InvalidArgument for a name that is taken or not allowed, BadName for what is no namespace.
     """
     check_remote_name(name)
+    for namespace in namespaces:
+        check_namespace(namespace)
     now = read_settings(path) if path.exists() else FileSettings(path)
     there = now.remotes.get(name)
     if there is not None and there.url != url:
@@ -75,6 +88,9 @@ def add_remote(path: Path, name: str, url: str, *, default: bool = False, dry_ru
     def change(document: dict[str, Any]) -> None:
         if there is None:
             document.setdefault("remotes", {})[name] = {"url": url}
+        bound = list(dict.fromkeys([*(() if there is None else there.namespaces), *namespaces]))
+        if bound and (there is None or tuple(bound) != there.namespaces):
+            document["remotes"][name]["namespaces"] = bound
         if default:
             document["remote"] = name
 
@@ -96,11 +112,11 @@ def remove_remote(path: Path, name: str, *, dry_run: bool = False) -> None:
 
 def _edit(path: Path, change: Callable[[dict[str, Any]], None], *, dry_run: bool) -> None:
     """Apply `change` to a file's document, and write it only if it reads back as meant."""
-    # A link, as many keep their settings under version control, stays a link.
-    place = path.resolve()
-    with translate_os_errors("read the settings", path):
-        before = place.read_text(encoding="utf-8") if place.exists() else ""
-    document: Any = tomlkit.parse(before)
+    before = read_text(path) if path.exists() else ""
+    try:
+        document: Any = tomlkit.parse(before)
+    except ValueError as error:
+        raise BadConfig(f"{path} is not valid TOML: {error}", cause=str(error), path=path) from error
     change(document)
     after = tomlkit.dumps(document)
     wanted = tomllib.loads(before)
@@ -109,24 +125,7 @@ def _edit(path: Path, change: Callable[[dict[str, Any]], None], *, dry_run: bool
         raise BadConfig(f"{path} is written in a way that cannot be changed safely", hint="edit it by hand", path=path)
     parse_settings(after.encode(), path)
     if not dry_run:
-        _replace(place, after)
-
-
-def _replace(path: Path, text: str) -> None:
-    with translate_os_errors("write the settings", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        try:
-            with temporary.open("x", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            if path.exists():
-                temporary.chmod(stat.S_IMODE(path.stat().st_mode))
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        replace_text(path, after)
 
 
 def _toml_string(text: str) -> str:

@@ -46,8 +46,8 @@ def told_of(wish: Wish, recipe: str) -> str:
     return f"{wish}{weight} is required by {wish.by}"
 
 
-def looked_at(name: str, wishes: Sequence[Wish], pool: Pool) -> list[str]:
-    """Every version of a name with why it was not chosen, a line each."""
+def looked_at(name: str, wishes: Sequence[Wish], pool: Pool, chosen: Candidate | None = None) -> list[str]:
+    """Every version of a name with why it was not `chosen`, a line each; what is lower than that is not looked at."""
     wanted = [wish for wish in wishes if not wish.excluded]
     weights = {wish.weight for wish in wanted if wish.weight is not None}
     remote = wanted[0].remote if wanted else wishes[0].remote
@@ -55,9 +55,10 @@ def looked_at(name: str, wishes: Sequence[Wish], pool: Pool) -> list[str]:
     everything = pool.candidates(name, remote)
     if not everything:
         return [f"{where} has no {name}"]
-    lines = [f"{one.version}: {_refused(one, wishes, pool)}" for one in everything[:_SHOWN]]
+    ordered = sorted(everything, key=lambda one: version_key(one.version), reverse=True)
+    lines = [f"{one.version}: {_told(one, chosen, wishes, pool)}" for one in ordered[:_SHOWN]]
     if len(everything) > _SHOWN:
-        lines.append(f"and {len(everything) - _SHOWN} more versions, down to {everything[-1].version}")
+        lines.append(f"and {len(everything) - _SHOWN} more versions, down to {ordered[-1].version}")
     if len({wish.remote for wish in wanted}) > 1:
         asked = ", ".join(sorted({wish.remote for wish in wanted}))
         lines.append(f"it is asked for from several remotes ({asked}): say remote = … of it in the recipe")
@@ -67,7 +68,23 @@ def looked_at(name: str, wishes: Sequence[Wish], pool: Pool) -> list[str]:
     return lines
 
 
-def _refused(candidate: Candidate, wishes: Sequence[Wish], pool: Pool) -> str:
+def _told(one: Candidate, chosen: Candidate | None, wishes: Sequence[Wish], pool: Pool) -> str:
+    if chosen is None:
+        return _refused(one, wishes, pool) or "fits by itself"
+    if one == chosen:
+        return "chosen"
+    if version_key(one.version) < version_key(chosen.version):
+        return f"lower than {chosen.version}"
+    return _refused(one, wishes, pool) or _passed_over(chosen, pool)
+
+
+def _passed_over(chosen: Candidate, pool: Pool) -> str:
+    if pool.preferred.get(chosen.repository) == chosen.digest:
+        return f"fits; the lock keeps {chosen.version} until deltareg update"
+    return "fits by itself, but not with what goes before it"
+
+
+def _refused(candidate: Candidate, wishes: Sequence[Wish], pool: Pool) -> str | None:
     missed = [wish for wish in wishes if wish.names(candidate) == wish.excluded]
     if missed:
         wish = missed[0]
@@ -79,7 +96,7 @@ def _refused(candidate: Candidate, wishes: Sequence[Wish], pool: Pool) -> str:
         return f"not {wish}" + (", which names no pre-release of it" if pre_release and wish.digest is None else "")
     refused = pool.refusal(candidate)
     if refused is None:
-        return "fits by itself"
+        return None
     return refused.told + (f" ({', '.join(refused.codes)})" if refused.codes else "")
 
 

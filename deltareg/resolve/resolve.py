@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from deltareg.check import CheckedDelta, fitter
@@ -23,7 +25,7 @@ from deltareg.resolve.source import Candidate, Details, Source, Sources
 
 __all__ = ["Base", "Choice", "Resolution", "resolve"]
 
-_FINDINGS_TOLD = 3
+_FINDINGS_TOLD = 2
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ def resolve(
     base: Base | None = None,
     lock: Lock | None = None,
     update: Iterable[str] | None = (),
+    allow_licence: Iterable[str] = (),
+    exclude_newer: datetime | None = None,
     called: str = "the recipe",
     threads: int | None = None,
 ) -> Resolution:
@@ -106,7 +110,10 @@ def resolve(
     of what these require. Each name is looked up in the one registry that it is bound to (`sources`). What `lock` holds
     is kept where it still fits, but for the names in `update`; None frees all of them.
 
-    `directory` is where the recipe lies; a `base` that is given is not opened anew. Nothing but documents is fetched.
+    Licences in `allow_licence` are allowed beside those of the recipe, and what was published after `exclude_newer` is
+    left out, whatever the recipe says. `directory` is where the recipe lies; a `base` that is given is not opened anew.
+    Nothing but documents is fetched.
+
     Raises NothingFits, which says why; RemoteUnavailable, NotAllowed, and what opening the base raises.
     """
     directory = Path(directory)
@@ -118,7 +125,7 @@ def resolve(
         manager = _closing(base)
     with manager:
         kept = _kept(lock, update)
-        pool = Pool(sources, _policy(recipe, kept), _judge(base, threads), kept)
+        pool = Pool(sources, _policy(recipe, kept, allow_licence, exclude_newer), _judge(base, threads), kept)
         wishes = [_wish(delta, sources) for delta in recipe.delta]
         try:
             chosen = search(wishes, pool)
@@ -157,11 +164,14 @@ def _kept(lock: Lock | None, update: Iterable[str] | None) -> dict[str, Digest]:
     return {delta.name.repository: Digest(delta.digest) for delta in lock.deltas if delta.name.repository not in freed}
 
 
-def _policy(recipe: Recipe, kept: dict[str, Digest]) -> Policy:
-    allowed = recipe.build.allow_licence
+def _policy(
+    recipe: Recipe, kept: dict[str, Digest], allow_licence: Iterable[str], exclude_newer: datetime | None
+) -> Policy:
+    named = recipe.build.allow_licence
+    allowed = frozenset(allow_licence) | frozenset(named or ())
     return Policy(
-        licences=None if allowed is None else frozenset(allowed),
-        exclude_newer=recipe.build.exclude_newer,
+        licences=allowed if allowed or named is not None else None,
+        exclude_newer=exclude_newer or recipe.build.exclude_newer,
         exact=recipe.build.exact,
         locked=frozenset(kept.values()),
     )
@@ -200,10 +210,13 @@ def _refused(checked: CheckedDelta) -> Refusal | None:
     if checked.verdict != "incompatible":
         return None
     errors = [found for found in checked.findings if found.severity == "error"]
-    shown = "; ".join(str(found) for found in errors[:_FINDINGS_TOLD])
-    more = f"; and {len(errors) - _FINDINGS_TOLD} more" if len(errors) > _FINDINGS_TOLD else ""
-    codes = tuple(dict.fromkeys(found.code for found in errors))
-    return Refusal("incompatible", f"it does not fit the base: {shown}{more}", codes)
+    counts = Counter(found.code for found in errors)
+    # What there is one of, such as another kind of model, says more than the first of a hundred tensors.
+    first = sorted({found.code: found for found in reversed(errors)}.values(), key=lambda found: counts[found.code])
+    shown = "; ".join(str(found) for found in first[:_FINDINGS_TOLD])
+    told = len(first[:_FINDINGS_TOLD])
+    more = f"; and {len(errors) - told} more" if len(errors) > told else ""
+    return Refusal("incompatible", f"it does not fit the base: {shown}{more}", tuple(counts))
 
 
 def _choices(recipe: Recipe, chosen: Choices, pool: Pool) -> tuple[Choice, ...]:

@@ -122,7 +122,7 @@ def _solve(wishes: Sequence[Wish], pool: Pool, among: Mapping[str, frozenset[Dig
     resolver: Resolver[Wish, Candidate | _Absent, str] = Resolver(_Provider(wishes, pool, among), BaseReporter())
     try:
         result = resolver.resolve(wishes, max_rounds=_MOST_ROUNDS)
-    except ResolutionImpossible as error:
+    except ResolutionImpossible as error:  # pyright: ignore[reportUnknownVariableType]
         causes = cast("ResolutionImpossible[Wish, Candidate | _Absent]", error).causes
         raise Unsatisfiable([cause.requirement for cause in causes]) from error
     except ResolutionTooDeep as error:

@@ -12,15 +12,12 @@ from deltareg.catalog import Registry
 from deltareg.digest import Digest, parse_digest, sha256
 from deltareg.errors import BadManifest, DigestMismatch, InvalidArgument, NotFound
 from deltareg.manifest import Conflict, Descriptor, Exactness, Requirement
-from deltareg.names import Reference, parse_reference
+from deltareg.names import LOCAL, Reference, parse_reference
 from deltareg.remote import Remote, open_remote
 from deltareg.spelling import did_you_mean
 from deltareg.store import Entry, Store
 
 __all__ = ["LOCAL", "Candidate", "Details", "RegistrySource", "RemoteSource", "Source", "Sources"]
-
-LOCAL = "local"
-"""What recipes call the registry of this machine."""
 
 # What is looked at before anything is chosen: documents, samples, tokenizers, and no packs.
 _METADATA_LIMIT = 512 * 2**20
@@ -116,12 +113,12 @@ class RegistrySource:
 
 
 class RemoteSource:
-    """A remote. Documents that are looked at are kept in the local store, where a pull finds them."""
+    """A remote. With `keeps` documents that are looked at stay in the local store, where a pull finds them."""
 
-    def __init__(self, name: str, remote: Remote, store: Store) -> None:
+    def __init__(self, name: str, remote: Remote, store: Store, *, keeps: bool = True) -> None:
         self.name = name
         self.remote = remote
-        self._blobs = _RemoteBlobs(remote, store)
+        self._blobs = _RemoteBlobs(remote, store, keeps)
         self._listed: dict[str, list[Candidate]] = {}
 
     def candidates(self, repository: str) -> list[Candidate]:
@@ -144,9 +141,11 @@ class RemoteSource:
 class _RemoteBlobs:
     """Small blobs of a remote, each verified. Packs are not among them."""
 
-    def __init__(self, remote: Remote, store: Store) -> None:
+    def __init__(self, remote: Remote, store: Store, keeps: bool) -> None:
         self._remote = remote
         self._store = store
+        self._keeps = keeps
+        self._read: dict[Digest, bytes] = {}
         self._known: dict[str, Descriptor] = {}
 
     def learn(self, blobs: list[Descriptor]) -> None:
@@ -159,11 +158,16 @@ class _RemoteBlobs:
 
     def read(self, digest: Digest, *, limit: int = _METADATA_LIMIT) -> bytes:
         """A blob of at most `limit` bytes, from the local store or else from the remote."""
+        if digest in self._read:
+            return self._read[digest]
         try:
             return self._store.read(digest, limit=limit)
         except (NotFound, DigestMismatch):
             data = self._fetch(digest, limit)
-        self._store.put(data)
+        if self._keeps:
+            self._store.put(data)
+        else:
+            self._read[digest] = data
         return data
 
     def _fetch(self, digest: Digest, limit: int) -> bytes:
@@ -197,7 +201,8 @@ class Sources:
 
     `urls` are the remotes by name; `bound` gives the remote of a namespace or of a namespace/name. A name that is bound
     nowhere belongs to `default`, and where there is none to this machine. `offline` asks no remote: what was pulled
-    before is what there is.
+    before is what there is. With `keeps` the documents that are looked at stay in the local store, where a pull finds
+    them.
     """
 
     registry: Registry
@@ -205,6 +210,7 @@ class Sources:
     bound: Mapping[str, str] = field(default_factory=dict[str, str])
     default: str | None = None
     offline: bool = False
+    keeps: bool = True
     _opened: dict[str, Source] = field(default_factory=dict[str, Source], init=False, repr=False)
 
     def remote_of(self, repository: str, wanted: str | None = None) -> str:
@@ -223,7 +229,7 @@ class Sources:
             if name == LOCAL or self.offline:
                 self._opened[name] = _named_source(self.registry, name)
             else:
-                self._opened[name] = RemoteSource(name, self.remote(name), self.registry.store)
+                self._opened[name] = RemoteSource(name, self.remote(name), self.registry.store, keeps=self.keeps)
         return self._opened[name]
 
     def remote(self, name: str) -> Remote:

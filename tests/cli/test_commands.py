@@ -410,3 +410,15 @@ def test_push_into_an_empty_directory_says_that_it_makes_a_registry(stocked: Wor
     assert "warning: made a new registry at file://" in done.err
     assert "warnings" not in done.out
     assert stocked.ok("push", DELTA, "--remote", stocked.root / "share").err == ""
+
+
+def test_apply_refuses_licences_that_do_not_go_together_unless_told_otherwise(stocked: Workplace, pair: Pair) -> None:
+    stocked.ok("diff", pair.base, pair.post, "--tag", "acme/free:1.0.0", "--licence", "gpl-2.0")
+    arguments = ("apply", pair.base, DELTA, "acme/free:1.0.0", "-o", "out")
+    done = stocked.run(*arguments)
+    assert (done.status, done.codes) == (4, ["DR0302"])
+    assert "acme/free:1.0.0" in done.err and "--accept-licence" in done.err
+    done = stocked.ok(*arguments, "--accept-licence")
+    assert "warning: licences that do not go together" in done.err
+    assert "is unknown" in done.err  # the base has no model card
+    assert "obligation 1" in done.out

@@ -62,9 +62,7 @@ class Registries:
 def candidate_of(one: Published, remote: str = "local") -> Candidate:
     """A version as the resolver sees it."""
     namespace, _, name = one.name.partition("/")
-    return Candidate(
-        Reference(namespace, name, one.version), one.digest, remote, one.created, one.yanked, one.channels
-    )
+    return Candidate(Reference(namespace, name, one.version), one.digest, remote, one.created, one.yanked, one.channels)
 
 
 def fits_all(chosen: Mapping[str, Published], wishes: Mapping[str, str]) -> bool:

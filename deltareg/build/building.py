@@ -29,6 +29,7 @@ from deltareg.checkpoint import Checkpoint
 from deltareg.checkpoint.output import check_output
 from deltareg.errors import InvalidArgument, NotHomologous, OutputDiffers
 from deltareg.fingerprint import fingerprint_of
+from deltareg.licences import refuse_conflicts
 from deltareg.lock import LOCK_NAME, Lock, LockedOutput, lock_bytes, write_lock
 from deltareg.manifest import Document
 from deltareg.progress import SILENT, Progress
@@ -86,6 +87,7 @@ class Options:
     overwrite: bool = False
     resume: bool = False
     force: bool = False
+    accept_licence: bool = False
     memory: int | None = None
     threads: int | None = None
     device: str = "cpu"
@@ -149,7 +151,7 @@ def rebuild(
     how = options or Options()
     started = time.monotonic()
     lock = project.lock()
-    warnings: list[str] = Field(description="what the user should know")
+    warnings: list[str] = []
     if project.recipe_path.exists() and project.recipe.digest != lock.recipe:
         warnings.append(f"{project.name} has changed since the lock was written; this builds the lock")
     return _build(lock, project, sources, out, how, started, wrote=None, warnings=warnings, base=base)
@@ -177,6 +179,7 @@ def _build(
         wanted = fetches(lock, sources)
         warnings += [warning for one in wanted for warning in one.warnings]
         job = _prepared(lock, checkpoint, wanted, how)
+        refuse_conflicts(job.licence, accept=_accepts(lock, how))
         if wrote and not how.dry_run:
             write_lock(lock, project.lock_path)
         if not how.dry_run:
@@ -210,6 +213,10 @@ def _prepared(lock: Lock, checkpoint: Checkpoint, wanted: Sequence[Fetch], how: 
     )
 
 
+def _accepts(lock: Lock, how: Options) -> bool:
+    return lock.accept_licence or how.accept_licence
+
+
 def _labels(lock: Lock) -> Labels:
     """The same on every machine, wherever the base lies, and for every version of deltareg: the lock tells that."""
     return Labels(title=lock.name, base=lock.base.id, maker="deltareg, from the lock beside this file")
@@ -235,6 +242,7 @@ def _applied(
         with_added=lock.with_added,
         dtype=lock.dtype,
         force=how.force,
+        accept_licence=_accepts(lock, how),
         overwrite=how.overwrite,
         resume=how.resume,
         memory=how.memory,

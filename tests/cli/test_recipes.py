@@ -1,0 +1,138 @@
+"""Recipes from the command line: new, add, remove."""
+
+from __future__ import annotations
+
+import os
+import pty
+from pathlib import Path
+
+import pytest
+
+from deltareg.cli.session import sources
+from deltareg.config import load_settings
+from deltareg.recipe import read_recipe
+from deltareg.recipe_file import template
+from tests.cli.program import Pair, Workplace
+
+
+def recipe_of(workplace: Workplace) -> Path:
+    return workplace.directory / "deltareg.toml"
+
+
+def test_new_writes_a_template_and_fills_it(workplace: Workplace) -> None:
+    workplace.ok("new", "--scenario", "3")
+    assert recipe_of(workplace).read_text() == template(3)
+    done = workplace.run("new")
+    assert done.codes == ["DR0104"]
+    # The examples' own names in another order, and one more.
+    deltas = [
+        part
+        for one in ("acme/medical@^1.2=0.4", "acme/instruct=-0.5", "b/c:prod=0.1..0.2")
+        for part in ("--delta", one)
+    ]
+    done = workplace.ok("new", "--base", "./b", *deltas, "--method", "ties", "--name", "a/b", "-o", "x.toml", "--json")
+    assert done.document("recipe-change")["done"] == "wrote"
+    recipe = read_recipe(workplace.directory / "x.toml")
+    assert [(one.ref, one.wanted, one.weight) for one in recipe.delta] == [
+        ("acme/medical", "^1.2", 0.4),
+        ("acme/instruct", "*", -0.5),
+        ("b/c", "channel prod", [0.1, 0.2]),
+    ]
+    assert (recipe.build.base, recipe.build.method, recipe.build.name) == ("./b", "ties", "a/b")
+    assert "# α" in (workplace.directory / "x.toml").read_text()
+
+
+def test_new_asks_at_a_terminal_and_only_there(workplace: Workplace) -> None:
+    outer, inner = pty.openpty()
+    os.write(outer, b"4\n./llama\nacme/one=0.6\nacme/two=0.4\n\n")
+    done = workplace.execute("new", stdin=inner)
+    os.close(inner)
+    os.close(outer)
+    assert done.status == 0, done.err
+    recipe = read_recipe(recipe_of(workplace))
+    assert recipe.build.base == "./llama"
+    assert [(one.ref, one.weight) for one in recipe.delta] == [("acme/one", 0.6), ("acme/two", 0.4)]
+    assert "several deltas" in done.err
+    recipe_of(workplace).unlink()
+    assert "several deltas" not in workplace.ok("new").err
+    assert recipe_of(workplace).read_text() == template(1)
+
+
+def test_add_looks_the_highest_version_up(stocked: Workplace, pair: Pair) -> None:
+    for version in ("1.3.2", "2.0.0-rc.1"):
+        stocked.ok("diff", pair.base, pair.post, "--tag", f"acme/search:{version}")
+    stocked.ok("diff", pair.base, pair.post, "--tag", "acme/young:0.1.0-rc.1")
+    stocked.ok("new", "--base", "b", "--delta", "acme/other")
+    done = stocked.ok("add", "acme/search", "--weight", "0.5", "--where", "mlp=0.2..0.4", "--json")
+    assert done.document("recipe-change") == {
+        "file": str(recipe_of(stocked)),
+        "done": "added",
+        "deltas": [
+            {"ref": "acme/search", "wanted": "^1.3", "weight": 0.5, "where": {"mlp": [0.2, 0.4]}, "remote": None}
+        ],
+        "dryRun": False,
+    }
+    assert "acme/young 0.1.0-rc.1" in stocked.ok("add", "acme/young").out
+    assert stocked.run("add", "acme/none").codes == ["DR0002"]
+    done = stocked.run("add", "acme/search@^7")
+    assert done.codes == ["DR0002"] and "1.3.2" in done.err
+    assert stocked.ok("add", "acme/search", "--weight", "0.25").out.startswith("changed acme/search ^1.3 (weight 0.25)")
+    assert stocked.ok("add", "acme/search:1.0.0").out.startswith("changed acme/search 1.0.0 (weight 0.25)")
+    assert stocked.ok("add", "acme/search").out.startswith("kept acme/search 1.0.0")
+    before = recipe_of(stocked).read_bytes()
+    stocked.ok("add", "acme/search", "--version", ">=1, <2", "--dry-run")
+    assert recipe_of(stocked).read_bytes() == before
+    assert stocked.ok("remove", "acme/search").out.startswith("removed acme/search")
+    assert [one.ref for one in read_recipe(recipe_of(stocked)).delta] == ["acme/other", "acme/young"]
+
+
+def test_add_without_a_look_takes_what_is_said(workplace: Workplace) -> None:
+    workplace.ok("new")
+    workplace.ok("remote", "add", "gone", workplace.root / "gone", "--namespace", "far")
+    assert workplace.run("add", "far/delta").codes == ["DR0500"]
+    done = workplace.ok("add", "far/delta", "--no-check")
+    assert "far/delta *" in done.out and "--version" in done.err
+    workplace.ok("add", "far/delta@~1.2", "--no-check", "--remote", "gone")
+    delta = read_recipe(recipe_of(workplace)).delta[-1]
+    assert (delta.ref, delta.version, delta.remote) == ("far/delta", "~1.2", "gone")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("acme",), ("acme/x@",), ("acme/x@^",), ("acme/x:1.0.0", "--version", "^1"), ("acme/x", "--weight", "nan"),
+        ("acme/x", "--weight", "1_0"), ("acme/x", "--weight", "1.."), ("acme/x", "--where", "0.5"),
+        ("acme/x@sha256:12",), ("acme/x:NO",), ("acme/x", "--version", "1.2.3.4"), ("acme/x", "--weight", "1e300"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_add_refuses_what_a_recipe_cannot_say(workplace: Workplace, arguments: tuple[str, ...]) -> None:
+    workplace.ok("new")
+    before = recipe_of(workplace).read_bytes()
+    done = workplace.run("add", *arguments, "--no-check")
+    assert done.status == 2 and len(done.codes) == 1, done.err
+    assert recipe_of(workplace).read_bytes() == before
+
+
+def test_without_a_recipe_the_way_to_one_is_told(workplace: Workplace) -> None:
+    for command in ("add", "remove"):
+        done = workplace.run(command, "acme/x")
+        assert done.codes == ["DR0106"] and "deltareg new" in done.err
+
+
+def test_bindings_are_written_and_shown_and_lead_the_way(workplace: Workplace) -> None:
+    workplace.ok("new")
+    workplace.ok("remote", "add", "team", "/mnt/team", "--namespace", "acme", "--namespace", "ann/search")
+    workplace.ok("remote", "add", "team", "/mnt/team", "--namespace", "bob")
+    (row,) = workplace.ok("remote", "list", "--json").document("remote-list")["remotes"]
+    assert row["namespaces"] == ["acme", "ann/search", "bob"]
+    assert "acme, ann/search, bob" in workplace.ok("remote", "list").out
+    assert workplace.run("remote", "add", "local", "/x").codes == ["DR0101"]
+    assert workplace.run("remote", "add", "x", "/x", "--namespace", "acme:1").codes == ["DR0102"]
+    settings = load_settings(workplace.directory, {"DELTAREG_REMOTE": "./elsewhere", "DELTAREG_HOME": "h"})
+    from deltareg.catalog import Registry
+
+    found = sources(settings, Registry(workplace.root / "h"))
+    assert [found.remote_of(name) for name in ("acme/x", "ann/search", "ann/x")] == ["team", "team", "./elsewhere"]
+    assert found.remote_of("acme/x", "local") == "local"
+    assert found.urls == {"team": "/mnt/team", "./elsewhere": "./elsewhere"}

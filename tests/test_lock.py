@@ -196,7 +196,7 @@ def test_a_delta_is_found_by_its_name() -> None:
     ],
 )
 def test_what_was_changed_by_hand_is_refused(change: Callable[[dict[str, Any]], object]) -> None:
-    with pytest.raises(BadLock, match="it was changed since") as caught:
+    with pytest.raises(BadLock, match="it is not what its checksum says") as caught:
         parse_lock(edited(change, sealed=False), "there/deltareg.lock")
     assert caught.value.message.startswith("there/deltareg.lock is not what deltareg wrote")
     assert "deltareg lock" in str(caught.value.hint)
@@ -212,7 +212,7 @@ def test_a_checksum_that_is_missing_or_another_one_is_refused(checksum: bytes) -
     lines[-2:-1] = [checksum] if checksum else []
     if not checksum:
         lines[-2] = lines[-2].rstrip(b",")
-    with pytest.raises(BadLock, match=r"checksum is missing|checksum is another one"):
+    with pytest.raises(BadLock, match=r"its checksum is missing|it is not what its checksum says"):
         parse_lock(b"\n".join(lines))
 
 
@@ -296,8 +296,6 @@ def test_what_is_no_lock_is_refused(data: bytes) -> None:
         (lambda fields: fields["deltas"][0].update(reference="chat:1.0.0"), "deltas.0.reference: "),
         (lambda fields: fields["deltas"][0].update(digest="sha256:12"), "deltas.0.digest: "),
         (lambda fields: fields["output"]["files"].update({"a": SHA}), "output.files.a: "),
-        (lambda fields: fields["output"]["files"].update({"../a": BLAKE}), "'../a' is no path of a file in the output"),
-        (lambda fields: fields["output"]["files"].update({"/etc/passwd": BLAKE}), "'/etc/passwd' is no path"),
     ],
 )
 def test_a_checksum_does_not_make_nonsense_a_lock(change: Callable[[dict[str, Any]], object], told: str) -> None:

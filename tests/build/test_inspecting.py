@@ -15,7 +15,7 @@ from blake3 import blake3
 
 import deltareg
 from deltareg import Registry
-from deltareg.digest import canonical_json, sha256
+from deltareg.digest import sha256
 from deltareg.errors import (
     BadLock,
     CheckpointNotFound,
@@ -95,9 +95,14 @@ def out(tmp_path: Path, built: Path) -> Path:
 def rewrite(out: Path, **changes: Any) -> None:
     """Write the lock anew with other fields and a checksum that is right, as somebody hostile would."""
     fields = json.loads((out / LOCK_NAME).read_text())
-    del fields["checksum"]
-    fields |= changes
-    (out / LOCK_NAME).write_text(json.dumps({**fields, "checksum": sha256(canonical_json(fields))}))
+    seal(out, fields | changes)
+
+
+def seal(out: Path, fields: dict[str, Any]) -> None:
+    """Write a lock of these fields."""
+    fields = {name: value for name, value in fields.items() if name != "checksum"}
+    checksum = sha256(json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode())
+    (out / LOCK_NAME).write_text(json.dumps({**fields, "checksum": checksum}))
 
 
 def differs(out: Path, **options: Any) -> dict[str, list[str]]:
@@ -261,8 +266,8 @@ def test_lock_with_a_huge_list_is_told_in_few_words(out: Path) -> None:
 
 def test_lock_from_before_a_build_says_nothing_of_files(out: Path) -> None:
     fields = json.loads((out / LOCK_NAME).read_text())
-    del fields["output"], fields["checksum"]
-    (out / LOCK_NAME).write_text(json.dumps({**fields, "checksum": sha256(canonical_json(fields))}))
+    del fields["output"]
+    seal(out, fields)
     with pytest.raises(LockStale, match="before anything was built"):
         deltareg.inspect(out)
 

@@ -47,7 +47,7 @@ def example(**changed: Any) -> Lock:
         "name": "acme/med-chat",
         "base": LockedBase(location="./base", id="base", digest=BLAKE, licence="apache-2.0", fingerprint=SHA),
         "method": "ties",
-        "parameters": {"density": {"*": 0.5, "mlp": [0.2, 0.8]}, "normalise": True, "elect": "mass"},
+        "parameters": {"density": {"*": 0.5, "mlp": [0.2, 0.8]}, "normalize": True, "elect": "mass"},
         "seed": 7,
         "side_files": "post",
         "deltas": [
@@ -162,9 +162,9 @@ def test_who_wrote_a_lock_and_what_came_out_is_no_part_of_its_meaning() -> None:
         {"accept_licence": True},
         {"base": LockedBase(location="./base", fingerprint=SHA)},
         {"deltas": [delta()]},
-        {"parameters": {"density": {"*": 0.5, "mlp": [0.8, 0.2]}, "normalise": True, "elect": "mass"}},
+        {"parameters": {"density": {"*": 0.5, "mlp": [0.8, 0.2]}, "normalize": True, "elect": "mass"}},
         # Of the selectors that match a tensor the last counts: another order is another build.
-        {"parameters": {"density": {"mlp": [0.2, 0.8], "*": 0.5}, "normalise": True, "elect": "mass"}},
+        {"parameters": {"density": {"mlp": [0.2, 0.8], "*": 0.5}, "normalize": True, "elect": "mass"}},
     ],
     ids=lambda changed: next(iter(changed)),
 )

@@ -15,6 +15,7 @@ import tomlkit
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deltareg.build.settings import parameter_schedules
 from deltareg.errors import BadRecipe, DeltaregError, NotAllowed
 from deltareg.recipe import Build, Recipe, RecipeDelta, parse_recipe, read_recipe
 from deltareg.versions import ANY, parse_range
@@ -37,7 +38,7 @@ exclude-newer = 2026-05-01T12:00:00Z
 
 [build.parameters]
 density = {{ "*" = 0.5, mlp = [0.2, 0.8], "model.layers.1?.*" = 0.9 }}
-normalise = true
+normalize = true
 elect = "mass"
 lambda = 1
 
@@ -91,7 +92,7 @@ def test_every_key_is_read() -> None:
     assert build.exclude_newer == datetime(2026, 5, 1, 12, tzinfo=UTC)
     assert build.parameters == {
         "density": {"*": 0.5, "mlp": [0.2, 0.8], "model.layers.1?.*": 0.9},
-        "normalise": True,
+        "normalize": True,
         "elect": "mass",
         "lambda": 1.0,
     }
@@ -492,8 +493,6 @@ def test_the_page_has_examples() -> None:
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_of_the_page_is_sound(example: str) -> None:
     tables = tomllib.loads(example)
-    if "build" in tables:
-        parse_recipe(example.encode())
-    else:
-        # A part of a recipe, or settings: whole with a base.
-        parse_recipe(example.encode() + b'\n[build]\nbase = "base"\n')
+    # Where it is a part of a recipe, it is whole with a base.
+    recipe = parse_recipe((example if "build" in tables else f"{example}\n{MINIMAL}").encode())
+    parameter_schedules(recipe.build.method, recipe.build.parameters)

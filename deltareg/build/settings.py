@@ -40,10 +40,11 @@ def parameter_settings(schedules: Mapping[str, Schedule]) -> dict[str, Setting]:
     """The other way: parameters as a lock writes them."""
     found: dict[str, Setting] = {}
     for name, schedule in schedules.items():
-        values: dict[str, Plain] = {
-            selector or EVERY: list(value.points) if isinstance(value, Gradient) else value
-            for selector, value in schedule.rules
-        }
+        values: dict[str, Plain] = {}
+        for selector, value in schedule.rules:
+            # Anew and last: of the rules that match, the last one counts.
+            values.pop(selector or EVERY, None)
+            values[selector or EVERY] = list(value.points) if isinstance(value, Gradient) else value
         found[name] = values[EVERY] if list(values) == [EVERY] else values
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from deltareg.errors import translate_os_errors
 
-__all__ = ["read_text", "replace_text"]
+__all__ = ["read_text", "replace_text", "sync_directory"]
 
 
 def read_text(path: Path) -> str:
@@ -35,3 +36,17 @@ def replace_text(path: Path, text: str) -> None:
             temporary.replace(place)
         finally:
             temporary.unlink(missing_ok=True)
+        sync_directory(place.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory outlive a power cut."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems know no sync of directories.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)

@@ -1,20 +1,30 @@
 """Locks: what a recipe was found to mean, by digests, so that anybody can build the same bytes again.
 
 `deltareg.lock` is JSON, a field on each line, always in the same order: two locks can be compared by `diff`. It holds a
-checksum of itself: what was changed by hand is refused, because a digest in it would no longer vouch for anything.
+checksum of itself: what was changed by hand is refused, because a digest in it would no longer vouch for anything. The
+checksum heeds the order of keys, as the meaning of weights by selector does; it is not taken of spaces between them.
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import re
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
-from deltareg.digest import canonical_json, parse_json, sha256
+from deltareg.digest import parse_json, sha256
 from deltareg.editing import replace_text
-from deltareg.errors import BadLock, DeltaregError, LockStale, UnsupportedFormat, translate_os_errors
+from deltareg.errors import (
+    BadLock,
+    BadManifest,
+    BadName,
+    InvalidArgument,
+    LockStale,
+    UnsupportedFormat,
+    translate_os_errors,
+)
 from deltareg.manifest import Count, DigestText, Document, Exactness
 from deltareg.names import Reference, parse_reference
 from deltareg.recipe import Dtype, Number, Setting
@@ -38,7 +48,27 @@ LOCK_VERSION = 1
 
 _LIMIT = 64 * 2**20
 
+_FAULTS_SHOWN = 8
+_CONFLICT = re.compile(rb"^(<<<<<<<|>>>>>>>)", re.MULTILINE)
+
+
+def _versioned(text: str) -> str:
+    try:
+        parse_reference(text, version_required=True)
+    except BadName as error:
+        raise ValueError(error.message) from error
+    return text
+
+
+def _inside(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or parts[0] == "/" or ".." in parts or "\0" in path:
+        raise ValueError(f"{path!r} is no path of a file in the output")
+    return path
+
+
 FileDigest = Annotated[str, Field(pattern=r"^blake3:[0-9a-f]{64}$")]
+VersionReference = Annotated[str, Field(pattern="^[^@]+/[^@]+:[^@]+$"), AfterValidator(_versioned)]
 
 
 class LockedBase(Document):
@@ -60,7 +90,7 @@ class LockedBase(Document):
 class LockedDelta(Document):
     """One delta that is applied."""
 
-    reference: str = Field(description="namespace/name:version")
+    reference: VersionReference = Field(description="namespace/name:version")
     digest: DigestText = Field(description="digest of the manifest")
     remote: str = Field(description="name of the remote that it comes from; local is the registry of a machine")
     wanted: str | None = Field(default=None, description="what the recipe asks for; absent where another delta does")
@@ -81,11 +111,24 @@ class LockedOutput(Document):
     """What was built: every file but the lock itself."""
 
     digest: FileDigest = Field(description="digest of the files: names, sizes, bytes")
-    files: dict[str, FileDigest] = Field(description="digest of each file, by path")
+    files: dict[Annotated[str, AfterValidator(_inside)], FileDigest] = Field(description="digest of each file, by path")
+
+
+def _with_checksum(schema: dict[str, Any]) -> None:
+    schema["properties"]["checksum"] = {
+        "description": "digest of the other fields as they stand, as JSON without spaces",
+        "pattern": "^sha256:[0-9a-f]{64}$",
+        "title": "Checksum",
+        "type": "string",
+    }
+    schema["required"] = [*schema["required"], "checksum"]
 
 
 class Lock(Document):
     """What a recipe was found to mean."""
+
+    # The checksum is of the file, and no field of what it says.
+    model_config = ConfigDict(json_schema_extra=_with_checksum)
 
     format_version: Literal[1] = LOCK_VERSION
     producer: str = Field(description="program and version that wrote the lock")
@@ -109,10 +152,8 @@ class Lock(Document):
 
     @property
     def meaning(self) -> bytes:
-        """What decides the output, as canonical JSON: all but who wrote it and what came out."""
-        return canonical_json(
-            self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"producer", "output"})
-        )
+        """What decides the output, as bytes that can be compared: all but who wrote it and what came out."""
+        return _compact(self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"producer", "output"}))
 
     def delta(self, repository: str) -> LockedDelta | None:
         """The delta of that namespace/name."""
@@ -138,37 +179,53 @@ def parse_lock(data: bytes, path: Path | str = LOCK_NAME) -> Lock:
         raise _bad(path, f"it is larger than {_LIMIT} bytes")
     try:
         value = parse_json(data, what=str(path))
-    except DeltaregError as error:
-        conflict = b"<<<<<<<" in data
-        raise _bad(path, "it holds two versions that are to be merged" if conflict else error.message) from error
+    except BadManifest as error:
+        conflict = _CONFLICT.search(data) is not None
+        why = "it holds two versions that are to be merged" if conflict else f"it is not valid JSON: {error.cause}"
+        raise _bad(path, why) from error
     fields = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
     version = fields.get("formatVersion")
-    if version is not None and version != LOCK_VERSION:
+    if version is not None and (type(version) is not int or version != LOCK_VERSION):
         raise UnsupportedFormat(
             f"{path} has format version {version!r}; this deltareg reads version {LOCK_VERSION}",
             hint="install a newer deltareg, or write the lock anew: deltareg lock",
             version=version,
         )
     checksum = fields.pop("checksum", None)
-    if checksum != sha256(canonical_json(fields)):
-        raise _bad(path, "its checksum is missing" if checksum is None else "it is not what its checksum says")
+    if checksum is None:
+        raise _bad(path, "its checksum is missing")
+    if checksum != sha256(_compact(fields)):
+        raise _bad(path, "it was changed since: its checksum is another one")
     try:
         return Lock.model_validate(fields, by_name=False, by_alias=True)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-        raise _bad(path, "; ".join(faults[:8])) from error
+        more = f"; and {len(faults) - _FAULTS_SHOWN} more" if len(faults) > _FAULTS_SHOWN else ""
+        raise _bad(path, "; ".join(faults[:_FAULTS_SHOWN]) + more) from error
 
 
 def lock_bytes(lock: Lock) -> bytes:
-    """The text of a lock's file."""
-    fields = lock.model_dump(mode="json", by_alias=True, exclude_none=True)
-    checksum = sha256(canonical_json(fields))
+    """The text of a lock's file. Raises InvalidArgument for what JSON cannot say."""
+    fields = lock.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"checksum"})
+    checksum = sha256(_compact(fields))
     return (json.dumps({**fields, "checksum": checksum}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def write_lock(lock: Lock, path: Path) -> None:
-    """Replace a lock's file as a whole. Raises DiskFull, NotAllowed."""
+    """Replace a lock's file as a whole; links and permissions stay. Raises DiskFull, NotAllowed."""
     replace_text(path, lock_bytes(lock).decode())
+
+
+def _compact(fields: dict[str, Any]) -> bytes:
+    """Fields as JSON without spaces, their order kept. Raises InvalidArgument for what JSON cannot say."""
+    try:
+        return json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except ValueError as error:
+        raise InvalidArgument(
+            f"this cannot be written into a lock: {error}",
+            cause=str(error),
+            hint="mend names and texts that are no UTF-8, and numbers that are not finite",
+        ) from error
 
 
 def _bad(path: Path | str, why: str) -> BadLock:

@@ -16,9 +16,9 @@ from deltareg.names import is_version, version_key
 __all__ = ["ANY", "VersionRange", "parse_range"]
 
 _LIMIT = 256
-_NUMBER = r"(?:0|[1-9][0-9]{0,17})"
+_NUMBER = r"(?:0|[1-9][0-9]{0,63})"
 _CONDITION = re.compile(
-    rf"(?P<sign>\^|~|>=|<=|!=|>|<|=)?\s*"
+    rf"(?P<sign>\^|~|>=|<=|!=|>|<|=)? *"
     rf"(?P<numbers>{_NUMBER}(?:\.{_NUMBER}){{0,2}})(?P<star>(?:\.\*){{1,2}})?(?P<rest>-[0-9A-Za-z.-]+)?",
     re.ASCII,
 )
@@ -33,7 +33,7 @@ class VersionRange:
     """Which versions are wanted: those that all of `conditions` hold for; `text` is how it was written.
 
     A pre-release is taken only where a condition names one of the same three numbers: whoever asks for ^1.2 does not
-    mean 1.9.0-rc.1.
+    mean 1.9.0-rc.1. `!=` names none: it takes away only.
     """
 
     text: str
@@ -76,40 +76,37 @@ def parse_range(text: str) -> VersionRange:
     """Parse a range: conditions joined by commas, all of which hold. Raises BadName.
 
     `1.2.3` is that version alone; `1.2` and `1.2.*` are any patch of it; `*` is everything. `^` keeps the leftmost
-    number that is not zero, `~1.2.3` and `~1.2` keep the first two.
+    number that is not zero, `~1.2.3` and `~1.2` keep the first two. Numbers that are left out are zeros where a range
+    begins; it ends before the pre-releases of the version that it does not reach.
     """
-    shown = text if len(text) <= _LIMIT else f"{text[:_LIMIT]}…"
-    if text.strip() == "*":
-        return ANY
     if len(text) > _LIMIT:
-        raise BadName(f"{shown!r} is no range of versions", cause=f"it has more than {_LIMIT} characters", hint=_HINT)
-    return VersionRange(text.strip(), tuple(_condition(part.strip(), shown) for part in text.split(",")))
+        raise _refusal(f"{text[:_LIMIT]}…", f"it has more than {_LIMIT} characters")
+    if text.strip(" ") == "*":
+        return ANY
+    return VersionRange(text.strip(" "), tuple(_condition(part.strip(" "), text) for part in text.split(",")))
 
 
 def _condition(text: str, whole: str) -> Condition:
     found = _CONDITION.fullmatch(text)
     numbers = [] if found is None else [int(number) for number in found["numbers"].split(".")]
     if found is None or not _is_sound(len(numbers), found["sign"], found["star"], found["rest"]):
-        raise BadName(
-            f"{whole!r} is no range of versions",
-            cause=f"{text!r} is no condition" if text else "a condition is missing",
-            hint=_HINT,
-        )
-    named = _version(numbers, found["rest"] or "")
-    if not is_version(str(named)):
-        raise BadName(f"{whole!r} is no range of versions", cause=f"{named} is no version", hint=_HINT)
+        raise _refusal(whole, f"{text!r} is no condition" if text else "a condition is missing")
+    named_text = ".".join(map(str, [*numbers, 0, 0][:3])) + (found["rest"] or "")
+    if not is_version(named_text):
+        raise _refusal(whole, f"{named_text} is no version")
+    named = version_key(named_text)
     sign = found["sign"] or "="
     if sign in "^~":
-        return Condition(((">=", named), ("<", _below(_breaking(numbers) if sign == "^" else numbers[:2]))), named)
+        return Condition(((">=", named), ("<", _end(_kept(numbers) if sign == "^" else numbers[:2]))), named)
     if len(numbers) == 3:
         return Condition((("=" if sign == "!=" else sign, named),), named, inverted=sign == "!=")
     bounds = {
         ">=": ((">=", named),),
-        "<": (("<", named),),
-        ">": ((">=", _next(numbers)),),
-        "<=": (("<", _below(numbers)),),
+        ">": ((">=", Version(*_next(numbers))),),
+        "<": (("<", named.replace(prerelease="0")),),
+        "<=": (("<", _end(numbers)),),
     }
-    return Condition(bounds.get(sign, ((">=", named), ("<", _below(numbers)))), named, inverted=sign == "!=")
+    return Condition(bounds.get(sign, ((">=", named), ("<", _end(numbers)))), named, inverted=sign == "!=")
 
 
 def _is_sound(numbers: int, sign: str | None, star: str | None, rest: str | None) -> bool:
@@ -118,24 +115,21 @@ def _is_sound(numbers: int, sign: str | None, star: str | None, rest: str | None
     return rest is None or numbers == 3
 
 
-def _version(numbers: list[int], rest: str = "") -> Version:
-    try:
-        return Version.parse(".".join(map(str, [*numbers, 0, 0][:3])) + rest)
-    except ValueError as error:
-        raise BadName(f"{rest!r} is no pre-release", cause=str(error), hint=_HINT) from error
+def _refusal(text: str, cause: str) -> BadName:
+    return BadName(f"{text!r} is no range of versions", cause=cause, hint=_HINT)
 
 
-def _next(numbers: list[int]) -> Version:
-    """The first version that does not begin with these numbers, and is no pre-release."""
-    return _version([*numbers[:-1], numbers[-1] + 1])
-
-
-def _below(numbers: list[int]) -> Version:
-    """The bound below which versions begin with these numbers: 2.0.0-rc.1 is below 2, and does not begin with 1."""
-    return _next(numbers).replace(prerelease="0")
-
-
-def _breaking(numbers: list[int]) -> list[int]:
-    """The numbers that what does not break has in common: up to the leftmost that is not zero."""
+def _kept(numbers: list[int]) -> list[int]:
+    """The numbers that stay where nothing breaks: up to the leftmost that is not zero."""
     place = next((place for place, number in enumerate(numbers) if number), len(numbers) - 1)
     return numbers[: place + 1]
+
+
+def _next(numbers: list[int]) -> list[int]:
+    """The three numbers of the first release behind those that begin with these."""
+    return [*numbers[:-1], numbers[-1] + 1, 0, 0][:3]
+
+
+def _end(numbers: list[int]) -> Version:
+    """What is behind every version that begins with these numbers, and before the pre-releases of the next."""
+    return Version(*_next(numbers), prerelease="0")

@@ -81,7 +81,10 @@ SCHEMAS: Mapping[str, type[BaseModel]] = {
     "reindex": reports.ReindexReport,
     "doctor": reports.DoctorReport,
 }
-"""The documents that leave the program: those of an artifact, and those that `--json` prints."""
+"""The documents that leave the program: those of an artifact, recipe and lock, and those that `--json` prints.
+
+The schema of a recipe is that of its TOML file's data, as JSON writes them.
+"""
 
 _WIDTH = 100
 _CLI_HEAD = """\
@@ -141,108 +144,16 @@ the middle. Tensors in front of the layers have the first value, those behind th
 and the place in it, and on nothing else. The same command gives the same bytes on every machine.
 """
 
-_RECIPES_HEAD = """\
-# Recipes
-
-This page is made from the program by `make docs`.
-
-A recipe says what is to be built of which deltas. It stands in `deltareg.toml`, beside the project's settings, or
-alone:
-
-```toml
-[build]
-base = "./new-base"
-method = "linear"
-
-[[delta]]
-ref = "acme/instruct"
-version = "^1.2"
-weight = 0.6
-
-[[delta]]
-ref = "acme/medical"
-channel = "prod"
-weight = 0.4
-where = { mlp = 0.5 }
-```
-
-`deltareg new` writes one from a template, or asks; `deltareg add acme/instruct --weight 0.6` and
-`deltareg remove acme/instruct` change it and leave comments and order as they are. A recipe is read as a whole or
-refused as a whole, with every fault: a key that is not known is an error.
-
-The templates are the four scenarios of [ParamΔ](https://arxiv.org/abs/2504.21023): (1) a general-purpose delta on a
-newly released base; (2) a task delta on one; (3) a general-purpose delta on a base that was pre-trained further;
-(4) several deltas, weighted. `deltareg new --scenario 4` writes the last one.
-"""
-_RECIPES_TAIL = """\
-Weights may differ by tensor and along the layers, as [methods](methods.md) tells: `weight = [0.2, 0.8]` is a gradient,
-`where = { mlp = 0.5 }` another weight for a class of modules. Parameters are written so too:
-
-```toml
-[build]
-base = "hf://acme/base@1f0c2a"
-method = "ties"
-exclude-newer = 2026-01-31
-allow-licence = ["apache-2.0", "mit"]
-
-[build.parameters]
-density = { "*" = 0.5, mlp = [0.2, 0.8] }
-
-[[delta]]
-ref = "acme/instruct"
-version = "~1.2.3"
-```
-
-## Ranges
-
-| range | means |
-|---|---|
-| `1.2.3`, `=1.2.3` | this version alone |
-| `1.2`, `1.2.*`, `=1.2` | `>=1.2.0, <1.3.0` |
-| `1`, `1.*`, `1.*.*` | `>=1.0.0, <2.0.0` |
-| `^1.2.3` | `>=1.2.3, <2.0.0`: nothing that breaks |
-| `^0.2.3` | `>=0.2.3, <0.3.0`: below 1 the second number is the one that breaks |
-| `^0.0.3` | `>=0.0.3, <0.0.4` |
-| `^0.0`, `^0` | `>=0.0.0, <0.1.0` and `>=0.0.0, <1.0.0` |
-| `~1.2.3`, `~1.2` | `>=1.2.3, <1.3.0` and `>=1.2.0, <1.3.0` |
-| `~1` | `>=1.0.0, <2.0.0` |
-| `>=1.2`, `>1.2` | from 1.2.0 on; from 1.3.0 on |
-| `<1.2`, `<=1.2` | before 1.2.0; before 1.3.0 |
-| `!=1.2.3`, `!=1.2` | all but it; all but its patches |
-| `>=1.2, <3, !=2.0.1` | all of these hold |
-| `*` | every version |
-
-**Pre-releases** are taken only where a condition names one of the same three numbers: `^1.2` is never 1.3.0-rc.1;
-`^1.3.0-rc.1` is 1.3.0-rc.2, 1.3.0 and 1.4.0, and not 1.4.0-rc.1. Of versions that fit, the highest is chosen.
-
-A **channel**, `channel = "prod"`, takes the version that the channel points to when the recipe is resolved; a
-**digest** takes these bytes and no others. Of `version`, `channel` and `digest` at most one is given.
-
-## Where a name is looked up
-
-In one registry and no other, so that nobody can put a delta of that name where it would be found first:
-
-1. the delta's own `remote`, where the recipe gives it;
-2. the remote that the name, or else its namespace, is bound to in the settings;
-3. the default remote;
-4. without any of them this machine's registry, which recipes call `local`.
-
-```toml
-[remotes.team]
-url = "/mnt/share/deltas"
-namespaces = ["acme", "ann/search"]
-```
-
-`deltareg remote add team /mnt/share/deltas --namespace acme` writes that. A namespace that is bound to two remotes is
-an error.
-"""
-
 _FINDINGS_HEAD = """\
 ## Findings
 
 What `deltareg check` finds. An error makes the verdict `incompatible`, a warning `adaptable`; a note only tells. Under
 each code stands what a finding reads like: the delta, or its base, comes first, the target second.
 """
+
+
+_KEYS_BEGIN = "<!-- The keys are made from the program by `make docs`. -->\n"
+_KEYS_END = "<!-- End of the keys. -->\n"
 
 
 def generated() -> dict[Path, str]:
@@ -313,22 +224,23 @@ def _methods_page() -> str:
 
 
 def _recipes_page() -> str:
-    parts = [_RECIPES_HEAD]
-    for title, model in (("`[build]`", Build), ("`[[delta]]`", RecipeDelta)):
-        rows = {
-            f"`{name.replace('_', '-')}`": f"{_default(one)} | {one.description}"
-            for name, one in model.model_fields.items()
-        }
-        parts += [f"## {title}\n", _table(["key", "default", "meaning"], rows)]
-    return "\n".join([*parts, _RECIPES_TAIL])
+    """The page as people wrote it, its tables of keys made anew."""
+    before, begin, rest = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8").partition(_KEYS_BEGIN)
+    _, end, after = rest.partition(_KEYS_END)
+    assert begin and end, "docs/recipes.md has lost the marks of its tables"
+    tables = [f"### {title}\n\n{_keys(model)}" for title, model in (("`[build]`", Build), ("`[[delta]]`", RecipeDelta))]
+    return "".join([before, begin, "\n", "\n".join(tables), "\n", end, after])
+
+
+def _keys(model: type[BaseModel]) -> str:
+    rows = {f"`{field.alias}`": f"{_default(field)} | {field.description}" for field in model.model_fields.values()}
+    return _table(["key", "default", "meaning"], rows)
 
 
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "has to be given"
-    if field.default in (None, {}):
-        return ""
-    return f"`{json.dumps(field.default)}`"
+    return "none" if field.default is None or field.default == {} else f"`{json.dumps(field.default)}`"
 
 
 def _error(error: type[DeltaregError]) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+from deltareg.editing import sync_directory
 from deltareg.errors import translate_os_errors
 from deltareg.store.lock import try_lock
 
@@ -27,19 +27,6 @@ def write_atomically(path: Path, data: bytes, *, temporary: Path) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory outlive a power cut."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        # Some network file systems know no sync of directories.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)
 
 
 def _make_younger(handle: int, old: Path) -> None:

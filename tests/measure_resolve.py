@@ -1,7 +1,7 @@
 """How long a recipe takes to resolve over a large registry: `python -m tests.measure_resolve` prints the seconds.
 
-The registry is real, a store and its catalog: 10,000 names with 20 versions each. All versions of one number are the same
-bytes, so that it is made in a minute; the resolver reads each by its name all the same.
+The registry is real, a store and its catalog: 10,000 names with 20 versions each. All versions of one number are
+the same bytes, so that it is made in a minute; the resolver reads each by its name all the same.
 """
 
 from __future__ import annotations

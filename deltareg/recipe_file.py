@@ -211,9 +211,11 @@ def _cut(text: str) -> list[_Piece]:
     # Not splitlines: it takes characters for line ends that TOML allows in comments and texts.
     lines = _LINE.findall(text)
     starts: list[tuple[int, tuple[str, ...], bool]] = []
+    header = 0
     for number, line in enumerate(lines):
-        # Inside a text or an array of several lines, what is in front does not parse by itself.
-        if line.lstrip().startswith("[") and _parses("".join(lines[:number])):
+        # Inside a text or an array of several lines, what is between it and the last header does not parse by itself.
+        if line.lstrip().startswith("[") and _parses("".join(lines[header:number])):
+            header = number
             path, is_array = _header(line)
             above = number
             while above and lines[above - 1].lstrip().startswith("#"):

@@ -205,6 +205,15 @@ def test_a_new_recipe_keeps_settings_and_overwrites_no_recipe(tmp_path: Path) ->
         RecipeFile.new(path, template(1))
 
 
+def test_what_would_be_too_large_to_read_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "deltareg.toml"
+    settings = "#" * (1 << 20)
+    path.write_text(settings)
+    with pytest.raises(BadRecipe, match="larger than"):
+        RecipeFile.new(path, template(1))
+    assert path.read_text() == settings
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_templates_are_recipes_that_explain_themselves(scenario: int) -> None:
     text = template(scenario)

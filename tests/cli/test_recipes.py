@@ -12,7 +12,7 @@ import pytest
 from deltareg.cli.session import sources
 from deltareg.config import load_settings
 from deltareg.recipe import read_recipe
-from deltareg.recipe_file import template
+from deltareg.recipe_file import SCENARIOS, template
 from tests.cli.program import Done, Pair, Workplace
 
 
@@ -41,6 +41,19 @@ def test_new_writes_a_template_and_fills_it(workplace: Workplace) -> None:
     ]
     assert (recipe.build.base, recipe.build.method, recipe.build.name) == ("./b", "ties", "a/b")
     assert "# α" in (workplace.directory / "x.toml").read_text()
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_every_template_is_filled_and_goes_on_explaining(workplace: Workplace, scenario: int) -> None:
+    deltas = ["--delta", "b/one@^2=0.5", *(("--delta", "b/two=0.25") if scenario == 4 else ())]
+    workplace.ok("new", "--scenario", str(scenario), "--base", "hf://b/base@1f0c2a", *deltas, "--name", "b/made")
+    recipe = read_recipe(recipe_of(workplace))
+    assert (recipe.build.base, recipe.build.name) == ("hf://b/base@1f0c2a", "b/made")
+    wanted = [("b/one", "^2", 0.5), ("b/two", "*", 0.25)]
+    assert [(one.ref, one.wanted, one.weight) for one in recipe.delta] == wanted[: 2 if scenario == 4 else 1]
+    written = recipe_of(workplace).read_text().splitlines()
+    comments = [line for line in template(scenario).splitlines() if line.startswith("#")]
+    assert [line for line in written if line.startswith("#")] == comments
 
 
 def at_terminal(workplace: Workplace, typed: str, *arguments: str) -> Done:

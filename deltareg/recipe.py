@@ -339,13 +339,13 @@ def read_recipe(path: Path) -> Recipe:
                 data = file.read(_LIMIT + 1)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise BadRecipe(f"there is no recipe {path}", hint="deltareg new writes one", path=path) from error
-    if len(data) > _LIMIT:
-        raise BadRecipe(f"{path} is larger than {_LIMIT} bytes", path=path)
     return parse_recipe(data, path)
 
 
 def parse_recipe(data: bytes, path: Path | str = RECIPE_NAME) -> Recipe:
     """The recipe in the text of the file at `path`. Raises BadRecipe, which names every fault."""
+    if len(data) > _LIMIT:
+        raise BadRecipe(f"{path} is larger than {_LIMIT} bytes", path=path)
     try:
         values = tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:

@@ -6,6 +6,7 @@ written only if it says what was meant and nothing else.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ SCENARIOS: Mapping[int, str] = {
     4: "several deltas, weighted, on one base",
 }
 """The four scenarios of the paper (ParamΔ, arXiv 2504.21023), each with a template."""
+
+
+_LINE = re.compile(r".*\n|.+")
+_GAP = re.compile(r"(\r?\n){1,2}\Z")
 
 
 @dataclass(frozen=True)
@@ -92,13 +97,13 @@ class RecipeFile:
             self.replace(delta.ref, delta)
         else:
             pieces = self._pieces()
-            wanted = [*self.recipe.delta, delta]
             place = _last(pieces, "delta") or _last(pieces, "build") or len(pieces)
-            above = "".join(piece.text for piece in pieces[:place])
-            gap = "" if above.endswith("\n\n") else "\n" if above.endswith("\n") else "\n\n"
-            below = "\n" if place < len(pieces) else ""
-            pieces[place:place] = [_Piece(("delta",), True, f"{gap}[[delta]]\n{_lines(delta)}{below}")]
-            self._take(pieces, wanted)
+            # It takes over the blank lines that end what is above: taking it out gives the same bytes again.
+            above, blank = _without_blank_end("".join(piece.text for piece in pieces[:place]))
+            gap = "\n\n" if above else ""
+            lines = f"{gap}[[delta]]\n{_lines(delta)}".rstrip("\n")
+            pieces[:place] = [_Piece(("delta",), True, above + _with_ends(lines, self._text) + blank)]
+            self._take(pieces, [*self.recipe.delta, delta])
         return before
 
     def replace(self, ref: str, delta: RecipeDelta) -> None:
@@ -115,7 +120,9 @@ class RecipeFile:
         before = self._named(ref)
         pieces = self._pieces()
         start, end = self._span(pieces, self.recipe.delta.index(before))
-        del pieces[start:end]
+        above = _GAP.sub("", "".join(piece.text for piece in pieces[:start]))
+        _, behind = _apart("".join(piece.text for piece in pieces[start:end]))
+        pieces[:end] = [_Piece(("delta",), True, above + behind if above else behind.lstrip("\r\n"))]
         self._take(pieces, [one for one in self.recipe.delta if one is not before])
         return before
 
@@ -125,9 +132,11 @@ class RecipeFile:
         place = next((place for place, piece in enumerate(pieces) if piece.path == ("build",)), None)
         if place is None:
             raise self._by_hand()
-        document = _parse(pieces[place].text)
+        body, behind = _apart(pieces[place].text)
+        document = _parse(_with_ends(body) + "\n")
         document["build"].update(values)
-        pieces[place] = _Piece(("build",), False, document.as_string())
+        changed = _with_ends(document.as_string().rstrip("\n"), body)
+        pieces[place] = _Piece(("build",), False, changed + behind)
         self._take(pieces, self.recipe.delta, build={**self._tables()["build"], **values})
 
     def write(self) -> None:
@@ -149,7 +158,7 @@ class RecipeFile:
         return tomllib.loads(self._text)
 
     def _pieces(self) -> list[_Piece]:
-        return _cut(self._text.replace("\r\n", "\n"))
+        return _cut(self._text)
 
     def _span(self, pieces: Sequence[_Piece], number: int) -> tuple[int, int]:
         """Where the pieces of a delta are: its table and the tables in it."""
@@ -166,7 +175,7 @@ class RecipeFile:
         self, pieces: Sequence[_Piece], deltas: Sequence[RecipeDelta], build: Mapping[str, Any] | None = None
     ) -> None:
         """Take the changed text, if it says what was meant."""
-        text = "".join(piece.text for piece in pieces).lstrip("\n")
+        text = "".join(piece.text for piece in pieces)
         try:
             after = tomllib.loads(text)
         except ValueError as error:
@@ -176,7 +185,7 @@ class RecipeFile:
         recipe = parse_recipe(text.encode(), self.path)
         if {key: value for key, value in after.items() if key != "delta"} != wanted or recipe.delta != list(deltas):
             raise self._by_hand()
-        self._text = text.replace("\n", "\r\n") if "\r\n" in self._text else text
+        self._text = text
         self.recipe = recipe
 
     def _by_hand(self) -> BadRecipe:
@@ -199,11 +208,14 @@ def template(scenario: int) -> str:
 
 def _cut(text: str) -> list[_Piece]:
     """The pieces of a text, one for each header."""
-    lines = text.splitlines(keepends=True)
+    # Not splitlines: it takes characters for line ends that TOML allows in comments and texts.
+    lines = _LINE.findall(text)
     starts: list[tuple[int, tuple[str, ...], bool]] = []
+    header = 0
     for number, line in enumerate(lines):
-        # Inside a text or an array of several lines, what is in front does not parse by itself.
-        if line.lstrip().startswith("[") and _parses("".join(lines[:number])):
+        # Inside a text or an array of several lines, what is between it and the last header does not parse by itself.
+        if line.lstrip().startswith("[") and _parses("".join(lines[header:number])):
+            header = number
             path, is_array = _header(line)
             above = number
             while above and lines[above - 1].lstrip().startswith("#"):
@@ -215,6 +227,28 @@ def _cut(text: str) -> list[_Piece]:
     for (start, path, is_array), end in zip(starts, ends, strict=True):
         pieces.append(_Piece(path, is_array, "".join(lines[start:end])))
     return pieces
+
+
+def _without_blank_end(text: str) -> tuple[str, str]:
+    """A text, and the line ends at its end."""
+    body = text.rstrip("\r\n")
+    return body, text[len(body) :]
+
+
+def _apart(text: str) -> tuple[str, str]:
+    """The tables of a text, and what stands behind them: blank lines, and comments below these."""
+    lines = _LINE.findall(text)
+    end = max(number for number, line in enumerate(lines, 1) if line.strip() and not line.lstrip().startswith("#"))
+    while end < len(lines) and lines[end].lstrip().startswith("#"):
+        end += 1
+    body, _ = _without_blank_end("".join(lines[:end]))
+    return body, text[len(body) :]
+
+
+def _with_ends(text: str, like: str = "") -> str:
+    """A text with line ends such as most of those in `like`."""
+    plain = text.replace("\r\n", "\n")
+    return plain.replace("\n", "\r\n") if like.count("\r\n") * 2 > like.count("\n") else plain
 
 
 def _parses(text: str) -> bool:
@@ -258,17 +292,17 @@ def _values(delta: RecipeDelta) -> dict[str, Any]:
 
 def _changed(text: str, delta: RecipeDelta) -> str:
     """The text of a delta's tables, with other values."""
-    # Blank lines and comments at its end stay there, behind keys that are new.
-    body = text.rstrip("\n")
-    document = _parse(body + "\n")
+    body, behind = _apart(text)
+    document = _parse(_with_ends(body) + "\n")
     table = document["delta"][0]
     values = _values(delta)
-    for key in [key for key in table if key not in values and not (key == "weight" and delta.weight == 1)]:
+    for key in [key for key in table if key not in values]:
         del table[key]
     for key, value in values.items():
-        if key not in table or table[key] != value:
+        left_out = key == "weight" and value == 1 and key not in table
+        if not left_out and (key not in table or table[key] != value):
             table[key] = _item(value)
-    return document.as_string().rstrip("\n") + text[len(body) :]
+    return _with_ends(document.as_string().rstrip("\n"), body) + behind
 
 
 def _item(value: Any) -> Any:

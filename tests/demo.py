@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests import raw, weights
+from tests.perturb import perturb
 
 __all__ = ["DIRECTORY", "PARTS", "Failed", "Part", "compare", "distance_from_midpoint", "main", "play"]
 
@@ -239,6 +240,11 @@ def _judge(shell: Shell, part: Part, seconds: dict[str, float]) -> None:
     shell.type(f"deltareg check {name} --base stranger", status=3)
 
 
+def make_second(base: Path, out: Path) -> None:
+    """Another fine-tune of `base`, for those who play on: noise on its weights, which nobody trained."""
+    perturb(base, out, width=3e-4, seed=7)
+
+
 def make_stranger(base: Path, out: Path) -> None:
     """A checkpoint of the same shapes, each tensor's numbers in an order of its own."""
     shutil.copytree(base, out)
@@ -316,6 +322,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("demo: interrupted", file=sys.stderr)
         return 130
+    for part in parts:
+        if part is PARTS["bf16"]:
+            make_second(DIRECTORY / part.base, DIRECTORY / f"{part.base}-perturbed")
     print(f"To play on: . .venv/bin/activate; cd {DIRECTORY.name}; export DELTAREG_HOME=bob")
     return 0
 

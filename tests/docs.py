@@ -17,6 +17,7 @@ from typer.main import get_command
 from deltareg.analysis.compare import ComparisonReport
 from deltareg.apply import ApplyReport
 from deltareg.apply.verify import VerifyReport
+from deltareg.build import BuildReport, LockReport, OutdatedReport, TreeReport, WhyReport
 from deltareg.build.inspecting import InspectReport
 from deltareg.catalog import SearchReport
 from deltareg.check import CheckReport, FingerprintReport
@@ -64,6 +65,11 @@ SCHEMAS: Mapping[str, type[BaseModel]] = {
     "check": CheckReport,
     "compare": ComparisonReport,
     "apply": ApplyReport,
+    "locking": LockReport,
+    "build": BuildReport,
+    "outdated": OutdatedReport,
+    "why": WhyReport,
+    "tree": TreeReport,
     "inspect": InspectReport,
     "methods": reports.MethodList,
     "fingerprint": FingerprintReport,

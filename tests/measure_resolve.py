@@ -1,7 +1,7 @@
 """How long a recipe takes to resolve over a large registry: `python -m tests.measure_resolve` prints the seconds.
 
-The registry is real, a store and its catalog: 10,000 names with 20 versions each. All versions of one number are the same
-bytes, so that it is made in a minute; the resolver reads each by its name all the same.
+The registry is real, a store and its catalog: 10,000 names with 20 versions each. All versions of one number are
+the same bytes, so that it is made in a minute; the resolver reads each by its name all the same.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 from deltareg.catalog import Registry
 from deltareg.manifest import DELTA_TYPE, MANIFEST_TYPE, Descriptor, Index
 from deltareg.names import parse_reference
+from deltareg.recipe import parse_recipe
 from deltareg.resolve import Sources, resolve
 from deltareg.store.index import CREATED, REF_NAME, write_index
-from deltareg.recipe import parse_recipe
 from tests.deltas import add_delta
 
 __all__ = ["large_registry", "measure", "recipe_text"]
@@ -32,7 +32,9 @@ def large_registry(home: Path, names: int = NAMES, versions: int = VERSIONS) -> 
     manifests: list[tuple[str, int]] = []
     for version in range(versions):
         manifest = add_delta(registry.store, description=f"version {version}")
-        manifests.append((registry.store.publish(parse_reference(f"acme/first:{version}.0.0"), manifest), len(manifest)))
+        manifests.append(
+            (registry.store.publish(parse_reference(f"acme/first:{version}.0.0"), manifest), len(manifest))
+        )
     entries = [
         Descriptor(
             media_type=MANIFEST_TYPE,

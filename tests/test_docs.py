@@ -19,17 +19,16 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from deltareg.cli.settings_file import add_remote, create_settings
 from deltareg.config import CONFIG_NAME, parse_settings
 from deltareg.errors import all_errors
 from deltareg.recipe import parse_recipe
-from tests import demo, docs, program, raw, weights
+from tests import demo, docs, program, weights
 from tests.checkpoint.object_store import ObjectStore, object_store_exists
+from tests.perturb import perturb
 from tests.synthetic import synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,6 +106,8 @@ def _scene_of_readme(directory: Path, minilm_bf16: weights.Pair) -> None:
     part = demo.PARTS["bf16"]
     shutil.copytree(minilm_bf16.base, directory / part.base)
     shutil.copytree(minilm_bf16.post, directory / part.post)
+    demo.make_stranger(directory / part.base, directory / "stranger")
+    demo.make_second(directory / part.base, directory / f"{part.base}-perturbed")
     (directory / "team").mkdir()
     create_settings(directory / CONFIG_NAME)
     add_remote(directory / CONFIG_NAME, "team", str(directory / "team"))
@@ -115,9 +116,9 @@ def _scene_of_readme(directory: Path, minilm_bf16: weights.Pair) -> None:
 def _scene_of_tutorial(directory: Path, _: weights.Pair) -> None:
     """A base, two fine-tunes of it, one of which was trained further, a newer base of the shape, and a larger model."""
     synthetic(directory, 0.001, seed=1, shards=2)
-    _changed(directory / "post", directory / "further", width=3e-4, seed=5)
-    _changed(directory / "base", directory / "chat", width=3e-4, seed=2)
-    _changed(directory / "base", directory / "new-base", width=1e-2, seed=3)
+    perturb(directory / "post", directory / "further", width=3e-4, seed=5)
+    perturb(directory / "base", directory / "chat", width=3e-4, seed=2)
+    perturb(directory / "base", directory / "new-base", width=1e-2, seed=3)
     larger = synthetic(directory / "scratch", 0.003, seed=4, shards=1)[0]
     larger.rename(directory / "larger-model")
     for name in ("base", "post", "further", "chat", "new-base"):
@@ -129,23 +130,6 @@ def _scene_of_tutorial(directory: Path, _: weights.Pair) -> None:
 
 
 _SCENES = {"README.md": _scene_of_readme, "tutorial.md": _scene_of_tutorial}
-
-
-def _changed(source: Path, goal: Path, *, width: float, seed: int) -> None:
-    """A checkpoint with normal noise, `width` wide, on every tensor of `source`."""
-    shutil.copytree(source, goal)
-    draw = np.random.default_rng(seed)
-    for file in goal.glob("*.safetensors"):
-        tensors = [
-            raw.RawTensor(tensor.spec, _noisy(tensor, draw, width)) for tensor in raw.read(source / file.name).values()
-        ]
-        raw.write(file, tensors)
-
-
-def _noisy(tensor: raw.RawTensor, draw: np.random.Generator, width: float) -> Any:
-    values = (tensor.data.copy().view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    noise = draw.standard_normal(values.size, np.float32) * np.float32(width)
-    return raw.to_bf16((values + noise).astype(np.float32)).view(np.uint8)
 
 
 # --- playing a page -----------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def test_headers_within_texts_and_arrays_are_none() -> None:
     text = '[build]\nbase = """\n[[delta]]\nref"""\nallow-licence = [\n"mit",\n]\n\n[[delta]]\nref = "a/b"\n'
     file = file_of(text)
     file.remove("a/b")
-    assert file.text == text[: text.index('[[delta]]\nref = "')]
+    assert file.text == text[: text.index('\n[[delta]]\nref = "')]
 
 
 @pytest.mark.parametrize("deltas", ['delta = [{ ref = "a/b" }]\n', 'delta = [ { ref = "a/b" } ] # [[delta]]\n'])
@@ -136,6 +136,45 @@ def test_any_order_of_changes_says_what_was_meant(changes: list[RecipeDelta | st
     assert file.text.endswith(WRITTEN[WRITTEN.index("# remotes") :])
 
 
+tails = st.sampled_from(["", "\n", "\n\n\n", "\n# end\n", "\n\n# end", '\n\n# r\n[remotes.a]\nurl = "/a"\n'])
+starts = st.sampled_from(
+    ["", "\n\n", "# top\n\n", 'home = "h" # \u2028[[delta]]\n', WRITTEN.partition("# the build")[0]]
+)
+middles = st.sampled_from(
+    ["", '\n[[delta]]\nref = "a/one"', '\n\n[[delta]]\nref = "a/one"\n[delta.where]\n# low\nmlp = 0.5']
+)
+
+
+@given(starts, middles, tails, st.sampled_from(["\n", "\r\n"]), wishes.filter(lambda one: one.ref != "a/one"))
+def test_taking_out_what_was_added_gives_the_same_bytes(
+    start: str, middle: str, tail: str, end: str, delta: RecipeDelta
+) -> None:
+    text = f'{start}[build]\nbase = "b"{middle}{tail}'.replace("\n", end)
+    file = file_of(text)
+    file.add(delta)
+    assert file.recipe.delta[-1] == delta
+    assert file.text.count("\n") == file.text.count(end)
+    file.remove(delta.ref)
+    assert file.text == text
+
+
+def test_a_line_end_of_another_kind_stays_where_it_is() -> None:
+    text = '[build]\r\nbase = "b"\n# odd\n[remotes.a]\nurl = "/a"\n'
+    file = file_of(text)
+    file.add(RecipeDelta(ref="a/one"))
+    assert file.text == text.replace("# odd", '\n[[delta]]\nref = "a/one"\nweight = 1.0\n# odd')
+
+
+def test_comments_that_stand_by_themselves_stay() -> None:
+    own = '# a part of its own\n\n[remotes.a]\nurl = "/a"\n'
+    text = f'[build]\nbase = "b"\n\n[[delta]]\nref = "a/one" # its\n# its too\n\n{own}'
+    file = file_of(text)
+    file.add(RecipeDelta(ref="a/one", version="^1"))
+    assert file.text == text.replace("# its too\n", '# its too\nversion = "^1"\n')
+    file.remove("a/one")
+    assert file.text == f'[build]\nbase = "b"\n\n{own}'
+
+
 def test_writing_keeps_the_mode_and_the_link(tmp_path: Path) -> None:
     real = tmp_path / "real.toml"
     real.write_bytes(WRITTEN.replace("\n", "\r\n").encode())
@@ -164,6 +203,15 @@ def test_a_new_recipe_keeps_settings_and_overwrites_no_recipe(tmp_path: Path) ->
     path.write_text("[build\n")
     with pytest.raises(BadRecipe, match="not valid TOML"):
         RecipeFile.new(path, template(1))
+
+
+def test_what_would_be_too_large_to_read_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "deltareg.toml"
+    settings = "#" * (1 << 20)
+    path.write_text(settings)
+    with pytest.raises(BadRecipe, match="larger than"):
+        RecipeFile.new(path, template(1))
+    assert path.read_text() == settings
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

@@ -33,19 +33,19 @@ __all__ = ["Change", "LockReport", "base_digest", "changes", "lock", "lock_of"]
 class Change(Document):
     """What became of one delta in a lock."""
 
-    reference: str
-    before: str | None = None
-    after: str | None = None
+    reference: str = Field(description="namespace/name")
+    before: str | None = Field(default=None, description="version that the lock had")
+    after: str | None = Field(default=None, description="version that it has")
     change: Literal["added", "removed", "updated", "downgraded", "kept"]
 
 
 class LockReport(Document):
     """What a lock holds now."""
 
-    lock: str
-    base: str
+    lock: str = Field(description="its file")
+    base: str = Field(description="where the base is, as the recipe says")
     deltas: list[Change]
-    changed: bool
+    changed: bool = Field(description="whether the lock is another one than before")
     warnings: list[str] = Field(description="what the user should know")
     seconds: float
     dry_run: bool

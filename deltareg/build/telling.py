@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 
+from pydantic import Field
+
 from deltareg.build.project import Project
 from deltareg.errors import NotFound
 from deltareg.lock import Lock
@@ -24,8 +26,8 @@ class WhyReport(Document):
     reference: str
     digest: str
     remote: str
-    requirements: list[str]
-    versions: list[str]
+    requirements: list[str] = Field(description="who asks for it, and for what")
+    versions: list[str] = Field(description="every version, the highest first, with what became of it")
 
 
 class TreeRow(Document):
@@ -33,9 +35,9 @@ class TreeRow(Document):
 
     reference: str
     depth: int
-    weight: float | str
-    wanted: str | None
-    repeated: bool
+    weight: float | str = Field(description="weight, or the rules of weights as text")
+    wanted: str | None = Field(description="what the recipe asks for; null where another delta does")
+    repeated: bool = Field(description="what hangs on it was drawn above")
 
 
 class TreeReport(Document):
@@ -50,18 +52,20 @@ class OutdatedRow(Document):
     """One delta, and what there is of it."""
 
     reference: str
-    locked: str
-    wanted: str | None
-    fitting: str | None
-    latest: str | None
-    note: str | None = None
+    locked: str = Field(description="version in the lock")
+    wanted: str | None = Field(description="what the recipe asks for; null where another delta does")
+    fitting: str | None = Field(
+        description="the highest version that fits; null where the delta is not needed any more"
+    )
+    latest: str | None = Field(description="the highest release that there is")
+    note: str | None = Field(default=None, description="that it was yanked, or is gone")
 
 
 class OutdatedReport(Document):
     """Which deltas of a lock have newer versions."""
 
     rows: list[OutdatedRow]
-    outdated: int
+    outdated: int = Field(description="deltas for which another version fits than the locked one")
 
 
 def why(project: Project, sources: Sources, repository: str, *, threads: int | None = None) -> WhyReport:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, TypeVar
 
 import typer
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from deltareg.recipe_file import RecipeFile
 
 __all__ = ["add", "new", "remove"]
+
+Answer = TypeVar("Answer")
 
 _EXAMPLE = "example-of-a-template"
 _NUMBER_HINT = "write a number, or several along the layers: 0.2..0.8"
@@ -55,7 +58,8 @@ def new(
 
     Four templates explain themselves: (1) a general-purpose delta on a newly released base; (2) a task delta on one;
     (3) a general-purpose delta on a base that was pre-trained further; (4) several deltas, weighted. On a terminal,
-    without options, the program asks. A recipe is never overwritten; a file that holds settings alone keeps them.
+    without --scenario, --base and --delta, the program asks. A recipe is never overwritten; a file that holds settings
+    alone keeps them.
 
     \b
       deltareg new --base ./llama --delta acme/instruct=0.6 --delta acme/medical=0.4
@@ -66,10 +70,16 @@ def new(
 
     path = output or working_directory() / CONFIG_NAME
     given = [_delta(text) for text in deltas or []]
-    asked = scenario is None and base is None and not given and sys.stdin.isatty()
+    if method is not None:
+        _method(method)
     RecipeFile.new(path, template(1))  # Refused before anything is asked.
-    if asked:
-        scenario, base, given = _ask()
+    if scenario is None and base is None and not given:
+        try:
+            scenario, base, given = _ask()
+            method = method or _ask_method()
+        except typer.Abort:
+            typer.echo(err=True)  # The error begins a line of its own.
+            raise
     file = RecipeFile.new(path, template(scenario or (4 if len(given) > 1 else 1)))
     values = {"base": base, "method": method, "name": name}
     chosen = {key: value for key, value in values.items() if value is not None}
@@ -94,6 +104,12 @@ def add(
     version: Annotated[
         str | None, typer.Option("--version", metavar="RANGE", help="Range of versions: ^1.2, ~1.2.3, '>=2, <3'.")
     ] = None,
+    channel: Annotated[
+        str | None, typer.Option("--channel", metavar="CHANNEL", help="The version that a channel points to.")
+    ] = None,
+    digest: Annotated[
+        str | None, typer.Option("--digest", metavar="DIGEST", help="The version with this digest: sha256:….")
+    ] = None,
     weight: Annotated[
         str | None, typer.Option("--weight", metavar="W", help="Weight, or a gradient along the layers: 0.2..0.8.")
     ] = None,
@@ -108,6 +124,7 @@ def add(
     remote: Annotated[
         str | None,
         typer.Option(
+            "--from",
             "--remote",
             metavar="REMOTE",
             help="Name of the remote that the delta comes from; local is this machine's registry.",
@@ -131,7 +148,7 @@ def add(
 
     path = _recipe_path(recipe)
     file = RecipeFile.read(path)
-    wanted = _wanted(reference, version)
+    wanted = _wanted(reference, version, channel, digest)
     before = file.delta(wanted["ref"])
     values: dict[str, Any] = {} if before is None else before.model_dump(by_alias=True, exclude_none=True)
     if wanted.keys() & {"version", "channel", "digest"}:
@@ -190,25 +207,82 @@ def _recipe_path(given: str | None) -> Path:
 
 
 def _ask() -> tuple[int, str, list[RecipeDelta]]:
-    """What a person at the terminal wants."""
+    """What a person at the terminal wants. Raises UsageError where nobody is there."""
+    from deltareg.errors import UsageError
     from deltareg.recipe_file import SCENARIOS
 
+    # None: stdin was closed.
+    stdin: TextIO | None = sys.stdin
+    if stdin is None or not stdin.isatty():
+        raise UsageError(
+            "it is not said which recipe to write",
+            hint="give --scenario 1 (to 4), --base BASE or --delta REF=WEIGHT; at a terminal deltareg new asks",
+        )
     for number, told in SCENARIOS.items():
         typer.echo(f"  {number}  {told}", err=True)
-    scenario = typer.prompt("scenario", type=int, default=1, err=True)
-    base = typer.prompt("base (a path, hf://org/name@revision, s3://bucket/prefix)", err=True)
-    least = 2 if scenario == 4 else 1
+    scenario = typer.prompt("scenario", default="1", value_proc=_answered(_scenario), err=True)
+    base = typer.prompt(
+        "base (a path, hf://org/name@revision, s3://bucket/prefix)", value_proc=_answered(check_text), err=True
+    )
+    return scenario, base, _ask_deltas(2 if scenario == 4 else 1)
+
+
+def _ask_deltas(least: int) -> list[RecipeDelta]:
     deltas: list[RecipeDelta] = []
+
+    def another(text: str) -> RecipeDelta | None:
+        if not text:
+            return None
+        delta = _delta(text)
+        if any(one.ref == delta.ref for one in deltas):
+            raise typer.BadParameter(f"{delta.ref} is there already")
+        return delta
+
     while True:
-        text = typer.prompt(
-            f"delta {len(deltas) + 1} (namespace/name=weight)" + ("" if len(deltas) < least else ", or nothing"),
-            default=None if len(deltas) < least else "",
+        needed = len(deltas) < least
+        delta = typer.prompt(
+            f"delta {len(deltas) + 1} (namespace/name=weight{'' if needed else ', or nothing'})",
+            default=None if needed else "",
             show_default=False,
+            value_proc=_answered(another),
             err=True,
         )
-        if not text:
-            return scenario, base, deltas
-        deltas.append(_delta(text))
+        if delta is None:
+            return deltas
+        deltas.append(delta)
+
+
+def _ask_method() -> str:
+    return typer.prompt("method (see deltareg methods)", default="linear", value_proc=_answered(_method), err=True)
+
+
+def _method(name: str) -> str:
+    # Here: methods load numpy, and most recipes name none.
+    from deltareg.merge import method_of
+
+    return method_of(name).name
+
+
+def _answered(read: Callable[[str], Answer]) -> Callable[[str], Answer]:
+    """Have an answer that is not allowed asked for again."""
+    from deltareg.errors import DeltaregError
+
+    def value(text: str) -> Answer:
+        try:
+            return read(text)
+        except DeltaregError as error:
+            raise typer.BadParameter(error.message + (f": {error.hint}" if error.hint else "")) from error
+
+    return value
+
+
+def _scenario(text: str) -> int:
+    from deltareg.recipe_file import SCENARIOS
+
+    found = {str(number): number for number in SCENARIOS}
+    if text not in found:
+        raise typer.BadParameter(f"scenarios are {', '.join(found)}")
+    return found[text]
 
 
 def _delta(text: str) -> RecipeDelta:
@@ -216,11 +290,13 @@ def _delta(text: str) -> RecipeDelta:
     reference, equals, weight = text.rpartition("=")
     if not equals or ("@" in text and not _is_number(weight)):
         reference, weight = text, "1"
-    return _checked(Path("--delta"), {**_wanted(reference, None), "weight": _weight(weight)})
+    return _checked(Path("--delta"), {**_wanted(reference), "weight": _weight(weight)})
 
 
-def _wanted(text: str, version: str | None) -> dict[str, Any]:
-    """What a reference, and a range beside it, ask for: ref, and one of version, channel and digest."""
+def _wanted(
+    text: str, version: str | None = None, channel: str | None = None, digest: str | None = None
+) -> dict[str, Any]:
+    """What a reference, and options beside it, ask for: ref, and one of version, channel and digest."""
     from deltareg.errors import InvalidArgument
     from deltareg.names import parse_reference
 
@@ -234,13 +310,15 @@ def _wanted(text: str, version: str | None) -> dict[str, Any]:
         "digest": reference.digest,
     }
     found |= {key: str(value) for key, value in told.items() if value is not None}
-    for one in (behind if is_range else None, version):
+    more = [("version", behind if is_range else None), ("version", version), ("channel", channel), ("digest", digest)]
+    for key, one in more:
         if one is not None:
             if len(found) > 1:
                 raise InvalidArgument(
-                    f"{text!r} says already which version is wanted", hint=f"give one: {name} --version"
+                    f"which version of {reference.repository} is wanted is said twice",
+                    hint="give one of a version behind its name, --version, --channel and --digest",
                 )
-            found["version"] = one
+            found[key] = one
     return found
 
 
@@ -300,11 +378,11 @@ def _highest(delta: RecipeDelta) -> str:
         raise NotFound(
             f"{name} has no {delta.ref} {'' if delta.wanted == '*' else delta.wanted}".rstrip(),
             cause=f"it has {', '.join(versions)}" if versions else f"it has no version of {delta.ref}",
-            hint="add it all the same: --no-check; from elsewhere: --remote NAME, or bind its namespace to a remote",
+            hint="add it all the same: --version RANGE --no-check; from elsewhere: --from NAME, or bind its namespace",
         )
     highest = version_key(str(latest_of([one.version for one in found])))
     if highest.prerelease is not None:
-        return str(highest)
+        return f"={highest}"
     return f"^{highest.major}.{highest.minor}" if highest.major or highest.minor else f"^{highest}"
 
 

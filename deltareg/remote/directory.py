@@ -95,8 +95,9 @@ class DirectoryRemote:
         """The names of one repository, or all; none for an empty directory."""
         with self._reaching():
             store = self._store()
-            found = [] if store is None else store.entries()
-        return [entry for entry in found if repository is None or entry.reference.repository == repository]
+            if store is None:
+                return []
+            return store.entries() if repository is None else store.entries_of(repository)
 
     def yank(self, reference: Reference, reason: str) -> None:
         """Yank a version."""

@@ -79,6 +79,12 @@ class Snapshot:
             found.setdefault(entry.reference.repository, []).append(entry)
         return found
 
+    def entries_of(self, repository: str) -> list[Entry]:
+        """The entries of one repository, without looking at the others closer than needed."""
+        beginning = f"{repository}:"
+        own = (one for one in self.index.manifests if (_ref_name(one) or "").startswith(beginning))
+        return [entry for one in own if (entry := _entry(one)) is not None]
+
     @cached_property
     def removed(self) -> dict[str, str]:
         """Removed versions and the digests that they had: a version is never used again for other bytes."""

@@ -205,7 +205,7 @@ class Store(Blobs):
 
     def entries_of(self, repository: str) -> list[Entry]:
         """The versions and channels of `namespace/name`, in no order."""
-        return self.snapshot().repositories.get(repository, [])
+        return self.snapshot().entries_of(repository)
 
     def manifest(self, digest: Digest) -> Manifest:
         """A manifest, verified. Raises NotFound, DigestMismatch, BadManifest."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ import pytest
 from deltareg.cli.session import sources
 from deltareg.config import load_settings
 from deltareg.recipe import read_recipe
-from deltareg.recipe_file import template
-from tests.cli.program import Pair, Workplace
+from deltareg.recipe_file import SCENARIOS, template
+from tests.cli.program import Done, Pair, Workplace
 
 
 def recipe_of(workplace: Workplace) -> Path:
@@ -22,7 +23,7 @@ def recipe_of(workplace: Workplace) -> Path:
 def test_new_writes_a_template_and_fills_it(workplace: Workplace) -> None:
     workplace.ok("new", "--scenario", "3")
     assert recipe_of(workplace).read_text() == template(3)
-    done = workplace.run("new")
+    done = workplace.run("new", "--scenario", "1")
     assert done.codes == ["DR0104"]
     # The examples' own names in another order, and one more.
     deltas = [
@@ -42,20 +43,75 @@ def test_new_writes_a_template_and_fills_it(workplace: Workplace) -> None:
     assert "# α" in (workplace.directory / "x.toml").read_text()
 
 
-def test_new_asks_at_a_terminal_and_only_there(workplace: Workplace) -> None:
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_every_template_is_filled_and_goes_on_explaining(workplace: Workplace, scenario: int) -> None:
+    deltas = ["--delta", "b/one@^2=0.5", *(("--delta", "b/two=0.25") if scenario == 4 else ())]
+    workplace.ok("new", "--scenario", str(scenario), "--base", "hf://b/base@1f0c2a", *deltas, "--name", "b/made")
+    recipe = read_recipe(recipe_of(workplace))
+    assert (recipe.build.base, recipe.build.name) == ("hf://b/base@1f0c2a", "b/made")
+    wanted = [("b/one", "^2", 0.5), ("b/two", "*", 0.25)]
+    assert [(one.ref, one.wanted, one.weight) for one in recipe.delta] == wanted[: 2 if scenario == 4 else 1]
+    written = recipe_of(workplace).read_text().splitlines()
+    comments = [line for line in template(scenario).splitlines() if line.startswith("#")]
+    assert [line for line in written if line.startswith("#")] == comments
+
+
+def at_terminal(workplace: Workplace, typed: str, *arguments: str) -> Done:
+    """Run the real program at a terminal where somebody types."""
     outer, inner = pty.openpty()
-    os.write(outer, b"4\n./llama\nacme/one=0.6\nacme/two=0.4\n\n")
-    done = workplace.execute("new", stdin=inner)
-    os.close(inner)
-    os.close(outer)
+    os.write(outer, typed.encode())
+    try:
+        return workplace.execute("new", *arguments, stdin=inner)
+    finally:
+        os.close(inner)
+        os.close(outer)
+
+
+def test_new_asks_at_a_terminal(workplace: Workplace) -> None:
+    done = at_terminal(workplace, "4\n./llama\nacme/one=0.6\nacme/two@^1.2=0.4\n\nties\n")
     assert done.status == 0, done.err
     recipe = read_recipe(recipe_of(workplace))
-    assert recipe.build.base == "./llama"
-    assert [(one.ref, one.weight) for one in recipe.delta] == [("acme/one", 0.6), ("acme/two", 0.4)]
+    assert (recipe.build.base, recipe.build.method) == ("./llama", "ties")
+    assert [(one.ref, one.wanted, one.weight) for one in recipe.delta] == [
+        ("acme/one", "*", 0.6),
+        ("acme/two", "^1.2", 0.4),
+    ]
     assert "several deltas" in done.err
-    recipe_of(workplace).unlink()
-    assert "several deltas" not in workplace.ok("new").err
-    assert recipe_of(workplace).read_text() == template(1)
+
+
+def test_new_asks_again_for_what_is_not_allowed(workplace: Workplace) -> None:
+    typed = "7\n1\n./b\nNo/Name\nacme/one=heavy\nacme/one=0.5\nacme/one\n\nzebra\n\n"
+    done = at_terminal(workplace, typed)
+    assert done.status == 0, done.err
+    for told in ("scenarios are 1, 2, 3, 4", "'heavy' is no weight", "acme/one is there already", "unknown method"):
+        assert told in done.err
+    recipe = read_recipe(recipe_of(workplace))
+    assert [(one.ref, one.weight) for one in recipe.delta] == [("acme/one", 0.5)]
+    assert recipe.build.method == "linear"
+
+
+def test_new_writes_nothing_when_whoever_is_asked_leaves(workplace: Workplace) -> None:
+    done = at_terminal(workplace, "1\n./b\n\x04")
+    assert done.codes == ["DR0100"]
+    assert not recipe_of(workplace).exists()
+
+
+def test_new_without_a_terminal_says_what_to_give(workplace: Workplace) -> None:
+    for done in (
+        workplace.run("new"),
+        workplace.run("new", "--method", "ties", "--name", "a/b"),
+        workplace.execute("new", stdin=subprocess.DEVNULL),
+        # Closed.
+        workplace.execute("new", preexec_fn=lambda: os.close(0)),
+    ):
+        assert done.status == 2 and done.codes == ["DR0100"], done.err
+        assert all(flag in done.err for flag in ("--scenario", "--base", "--delta"))
+    assert not recipe_of(workplace).exists()
+
+
+def test_new_refuses_an_unknown_method(workplace: Workplace) -> None:
+    assert workplace.run("new", "--base", "b", "--method", "zebra").codes == ["DR0101"]
+    assert not recipe_of(workplace).exists()
 
 
 def test_add_looks_the_highest_version_up(stocked: Workplace, pair: Pair) -> None:
@@ -72,7 +128,7 @@ def test_add_looks_the_highest_version_up(stocked: Workplace, pair: Pair) -> Non
         ],
         "dryRun": False,
     }
-    assert "acme/young 0.1.0-rc.1" in stocked.ok("add", "acme/young").out
+    assert "acme/young =0.1.0-rc.1" in stocked.ok("add", "acme/young").out
     assert stocked.run("add", "acme/none").codes == ["DR0002"]
     done = stocked.run("add", "acme/search@^7")
     assert done.codes == ["DR0002"] and "1.3.2" in done.err
@@ -86,8 +142,43 @@ def test_add_looks_the_highest_version_up(stocked: Workplace, pair: Pair) -> Non
     assert [one.ref for one in read_recipe(recipe_of(stocked)).delta] == ["acme/other", "acme/young"]
 
 
+def test_add_looks_up_at_the_remote_where_a_name_is_bound(stocked: Workplace, pair: Pair) -> None:
+    (stocked.root / "team").mkdir()
+    stocked.ok("remote", "add", "team", stocked.root / "team", "--namespace", "acme")
+    for version in ("1.1.0", "1.4.0"):
+        stocked.ok("diff", pair.base, pair.post, "--tag", f"acme/search:{version}")
+    for version in ("1.0.0", "1.1.0"):
+        stocked.ok("push", f"acme/search:{version}", "--remote", "team")
+    stocked.ok("channel", "set", "acme/search:prod", "1.0.0", "--remote", "team")
+    stocked.ok("new", "--base", "b", "-o", "r.toml")
+    told = [
+        stocked.ok("add", "acme/search", "--recipe", "r.toml", *more).out
+        for more in (
+            (),
+            ("--from", "local", "--version", "^1.4"),
+            ("--from", "team", "--channel", "prod"),
+        )
+    ]
+    assert [line.split(" (")[0] for line in told] == [
+        "added acme/search ^1.1",
+        "changed acme/search ^1.4",
+        "changed acme/search channel prod",
+    ]
+    digest = stocked.ok("show", "acme/search:1.1.0", "--json").document("show")["digest"]
+    stocked.ok("add", "acme/search", "--recipe", "r.toml", "--digest", digest)
+    delta = read_recipe(stocked.directory / "r.toml").delta[-1]
+    assert (delta.ref, delta.digest, delta.channel, delta.version, delta.remote) == (
+        "acme/search", digest, None, None, "team",
+    )  # fmt: skip
+    stocked.ok("yank", "acme/search:1.1.0", "--reason", "bad", "--remote", "team")
+    stocked.ok("remove", "acme/search", "--recipe", "r.toml")
+    assert stocked.ok("add", "acme/search", "--recipe", "r.toml").out.startswith("added acme/search ^1.0 ")
+    done = stocked.run("add", "acme/other", "--recipe", "r.toml")
+    assert done.codes == ["DR0002"] and "--version" in done.err
+
+
 def test_add_without_a_look_takes_what_is_said(workplace: Workplace) -> None:
-    workplace.ok("new")
+    workplace.ok("new", "--scenario", "1")
     workplace.ok("remote", "add", "gone", workplace.root / "gone", "--namespace", "far")
     assert workplace.run("add", "far/delta").codes == ["DR0500"]
     done = workplace.ok("add", "far/delta", "--no-check")
@@ -100,14 +191,17 @@ def test_add_without_a_look_takes_what_is_said(workplace: Workplace) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("acme",), ("acme/x@",), ("acme/x@^",), ("acme/x:1.0.0", "--version", "^1"), ("acme/x", "--weight", "nan"),
+        ("acme",), ("acme/x@",), ("acme/x@^",), ("acme/x:1.0.0", "--version", "^1"),
+        ("acme/x", "--channel", "prod", "--version", "^1"), ("acme/x", "--channel", "NO"),
+        ("acme/x@^1", "--digest", "sha256:" + "0" * 64), ("acme/x", "--digest", "sha256:12"),
+        ("acme/x", "--weight", "nan"),
         ("acme/x", "--weight", "1_0"), ("acme/x", "--weight", "1.."), ("acme/x", "--where", "0.5"),
         ("acme/x@sha256:12",), ("acme/x:NO",), ("acme/x", "--version", "1.2.3.4"), ("acme/x", "--weight", "1e300"),
     ],
     ids=" ".join,
 )  # fmt: skip
 def test_add_refuses_what_a_recipe_cannot_say(workplace: Workplace, arguments: tuple[str, ...]) -> None:
-    workplace.ok("new")
+    workplace.ok("new", "--scenario", "1")
     before = recipe_of(workplace).read_bytes()
     done = workplace.run("add", *arguments, "--no-check")
     assert done.status == 2 and len(done.codes) == 1, done.err
@@ -121,7 +215,7 @@ def test_without_a_recipe_the_way_to_one_is_told(workplace: Workplace) -> None:
 
 
 def test_bindings_are_written_and_shown_and_lead_the_way(workplace: Workplace) -> None:
-    workplace.ok("new")
+    workplace.ok("new", "--scenario", "1")
     workplace.ok("remote", "add", "team", "/mnt/team", "--namespace", "acme", "--namespace", "ann/search")
     workplace.ok("remote", "add", "team", "/mnt/team", "--namespace", "bob")
     (row,) = workplace.ok("remote", "list", "--json").document("remote-list")["remotes"]

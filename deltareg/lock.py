@@ -145,8 +145,15 @@ class Lock(Document):
 
     @property
     def meaning(self) -> bytes:
-        """What decides the output, as bytes that can be compared: all but who wrote it and what came out."""
+        """What the lock says, as bytes that can be compared: all but who wrote it and what came out."""
         return _compact(self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"producer", "output"}))
+
+    @property
+    def deciding(self) -> bytes:
+        """What decides the output, as bytes that can be compared: not how the deltas were asked for."""
+        told = {"recipe", "producer", "output", "accept_licence", "deltas"}
+        deltas = [one.model_dump(mode="json", exclude={"wanted", "required_by", "remote"}) for one in self.deltas]
+        return _compact({**self.model_dump(mode="json", by_alias=True, exclude=told), "deltas": deltas})
 
     def delta(self, repository: str) -> LockedDelta | None:
         """The delta of that namespace/name."""

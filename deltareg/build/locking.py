@@ -148,7 +148,9 @@ def lock_of(found: Resolution, digest: str | None, before: Lock | None = None) -
     )
     if before is not None and before.meaning == lock.meaning:
         return before
-    return lock
+    # What was built is still what would be built.
+    output = before.output if before is not None and before.deciding == lock.deciding else None
+    return lock if output is None else lock.model_copy(update={"output": output})
 
 
 def changes(before: Lock | None, after: Lock) -> list[Change]:

@@ -130,7 +130,7 @@ def resolve(
         try:
             chosen = search(wishes, pool)
         except Unsatisfiable as error:
-            raise nothing_fits(wishes, pool, error, called) from error
+            raise nothing_fits(wishes, pool, error, called) from None
         choices = _choices(recipe, chosen, pool)
         return Resolution(
             recipe=recipe,

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, cast
 
-from resolvelib import AbstractProvider, BaseReporter, ResolutionImpossible, Resolver
-from resolvelib.resolvers import ResolutionTooDeep
+from resolvelib import AbstractProvider, BaseReporter, ResolutionImpossible
+from resolvelib.resolvers import Resolution, ResolutionTooDeep
 
 from deltareg.digest import Digest, parse_digest
 from deltareg.errors import DeltaregError, NothingFits
@@ -119,9 +119,10 @@ def _ahead(chosen: Candidate, wishes: Sequence[Wish], pool: Pool) -> list[Candid
 
 def _solve(wishes: Sequence[Wish], pool: Pool, among: Mapping[str, frozenset[Digest]]) -> Choices:
     """A set of versions, those of the names in `among` being of these digests. Raises Unsatisfiable."""
-    resolver: Resolver[Wish, Candidate | _Absent, str] = Resolver(_Provider(wishes, pool, among), BaseReporter())
+    provider = _Provider(wishes, pool, among)
     try:
-        result = resolver.resolve(wishes, max_rounds=_MOST_ROUNDS)
+        # Not by way of `Resolver`: it looks for what is still needed by a recursion that circles do not end.
+        state = Resolution(provider, BaseReporter()).resolve(wishes, max_rounds=_MOST_ROUNDS)
     except ResolutionImpossible as error:  # pyright: ignore[reportUnknownVariableType]
         causes = cast("ResolutionImpossible[Wish, Candidate | _Absent]", error).causes
         raise Unsatisfiable([cause.requirement for cause in causes]) from error
@@ -129,7 +130,20 @@ def _solve(wishes: Sequence[Wish], pool: Pool, among: Mapping[str, frozenset[Dig
         raise DeltaregError(
             f"no answer after {_MOST_ROUNDS} steps", hint="narrow the ranges in the recipe: name versions"
         ) from error
-    return {name: chosen for name, chosen in result.mapping.items() if isinstance(chosen, Candidate)}
+    return _needed(wishes, state.mapping, pool)
+
+
+def _needed(wishes: Sequence[Wish], pinned: Mapping[str, Candidate | _Absent], pool: Pool) -> Choices:
+    """Of what was pinned, what the wishes lead to."""
+    found: Choices = {}
+    waiting = [wish.repository for wish in wishes]
+    while waiting:
+        chosen = pinned[waiting.pop()]
+        assert isinstance(chosen, Candidate)
+        if chosen.repository not in found:
+            found[chosen.repository] = chosen
+            waiting += [requirement.reference for requirement in pool.details(chosen).requires]
+    return found
 
 
 class _Provider(AbstractProvider[Wish, "Candidate | _Absent", str]):

@@ -439,3 +439,16 @@ def test_a_stacked_delta_brings_its_parent_at_the_right_weight(scene: Scene) -> 
         ("acme/instruct:1.0.0", 1),
     ]
     assert why(project, scene.sources(), "acme/instruct").requirements[0].endswith("is required by acme/tone 1.0.0")
+
+
+def test_asking_for_the_same_in_other_words_keeps_what_was_built(scene: Scene) -> None:
+    project = scene.project()
+    built = build(project, scene.sources(), scene.place / "out")
+    reworded = scene.project(more='version = ">=1, <3"\n')
+    lock(reworded, scene.sources())
+    kept = reworded.lock().output
+    assert kept is not None
+    assert kept.digest == built.output
+    heavier = scene.project('[build]\nbase = "base"\n[[delta]]\nref = "acme/search"\nweight = 2\n')
+    lock(heavier, scene.sources())
+    assert heavier.lock().output is None

@@ -44,7 +44,7 @@ WRONG = {
     "pull of a bad name": (["pull", "acme", "--remote", "./somewhere"], "DR0102", "no namespace"),
     "verify with half a pair": (["verify", "acme/search", "--base", "a"], "DR0101", "belong together"),
     "apply without an output": (["apply", "a", "acme/search"], "DR0100", "missing option '--out'"),
-    "apply without a delta": (["apply", "a", "-o", "out"], "DR0100", "missing argument 'REFERENCE[=WEIGHT]'"),
+    "apply without a delta": (["apply", "a", "-o", "out"], "DR0100", "name a target and a delta at least"),
     "apply of a bad name": (["apply", "a", "acme", "-o", "out"], "DR0102", "no namespace"),
     "apply with strange side files": (["apply", "a", "x/y", "-o", "o", "--side-files", "base"], "DR0100", "'base'"),
     "gc with a strange time": (["cache", "gc", "--grace", "soon"], "DR0101", "'soon' is no span of time"),

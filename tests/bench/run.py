@@ -25,6 +25,7 @@ from tests.bench.lossy import measure_lossy
 from tests.bench.measured import Case, Goal, Row
 from tests.bench.methods import measure_methods
 from tests.bench.product import measure_checks, measure_product, measure_start_up
+from tests.bench.resolving import measure_resolving
 
 __all__ = ["CASES", "main", "measure"]
 
@@ -64,6 +65,7 @@ _PARTS: dict[str, Callable[[Path], Iterator[Row | Goal]]] = {
     "lossy": _measure_lossy,
     "methods": lambda scratch: measure_methods(_generated(), scratch),
     "engine": lambda scratch: measure_engine(_generated(), _large(), scratch),
+    "resolving": measure_resolving,
     "device": lambda scratch: measure_device(_generated, scratch),
 }
 

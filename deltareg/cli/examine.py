@@ -34,6 +34,8 @@ PACKAGES = (
     "obstore",
     "platformdirs",
     "pydantic",
+    "pyyaml",
+    "resolvelib",
     "rfc8785",
     "rich",
     "semver",

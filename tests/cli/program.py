@@ -19,7 +19,7 @@ import numpy as np
 from deltareg.cli import main
 from tests import raw
 
-__all__ = ["ROOT", "Done", "Pair", "Workplace", "write_pair"]
+__all__ = ["ROOT", "Done", "Pair", "Workplace", "told_beside_licences", "write_pair"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -154,3 +154,8 @@ def write_pair(directory: Path, *, elements: int = 4096, seed: int = 7) -> Pair:
     (pair.post / "chat_template.jinja").write_text("{{ messages }}")
     (pair.post / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     return pair
+
+
+def told_beside_licences(err: str) -> list[str]:
+    """The lines of stderr, but for what is said of licences that the scene does not name."""
+    return [line for line in err.splitlines() if not line.startswith("warning: the licence of ")]

@@ -11,7 +11,7 @@ from deltareg.names import parse_reference
 from deltareg.remote import DirectoryRemote
 from deltareg.store import Store
 from deltareg.store.index import YANKED
-from tests.cli.program import Pair, Workplace
+from tests.cli.program import Pair, Workplace, told_beside_licences
 from tests.disks import read_only
 
 FIRST, SECOND = "acme/search:1.0.0", "acme/search:1.1.0"
@@ -125,7 +125,7 @@ def test_a_reason_that_somebody_smuggled_in_does_not_reach_the_terminal(two: Wor
 
 def test_applying_a_yanked_version_works_and_warns(two: Workplace, pair: Pair) -> None:
     two.ok("yank", SECOND, "--reason", "answers nonsense")
-    assert two.ok("apply", pair.base, "acme/search", "-o", "plain").err == ""
+    assert told_beside_licences(two.ok("apply", pair.base, "acme/search", "-o", "plain").err) == []
     done = two.ok("apply", pair.base, SECOND, "-o", "out")
     assert f"warning: {SECOND} is yanked: answers nonsense" in done.err
     report = two.ok("apply", pair.base, SECOND, "-o", "again", "--dry-run", "--json").document("apply")

@@ -278,6 +278,19 @@ def test_another_base_of_the_same_shape_gives_an_error_and_no_output(scene: Scen
     assert not list(scene.place.glob(".again*"))
 
 
+@pytest.mark.parametrize("through", ["build", "rebuild"])
+def test_another_base_of_the_same_shape_is_refused_before_the_first_build(scene: Scene, through: str) -> None:
+    project = scene.project()
+    lock(project, scene.sources())
+    before = project.lock_path.read_bytes()
+    file = scene.place / "base" / "model.safetensors"
+    flip(file, file.stat().st_size * 8 - 1000)
+    with pytest.raises(DigestMismatch, match="base is not the base of the lock: its tensors have the digest"):
+        (build if through == "build" else rebuild)(project, scene.sources(), scene.place / "out")
+    assert not (scene.place / "out").exists()
+    assert project.lock_path.read_bytes() == before
+
+
 def test_another_kind_of_base_is_refused_before_anything_is_computed(scene: Scene, minilm_bf16: weights.Pair) -> None:
     project = scene.project()
     lock(project, scene.sources())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from deltareg.errors import (
 )
 from deltareg.lock import Lock, read_lock
 from deltareg.names import parse_reference
+from deltareg.progress import Progress
 from deltareg.remote import DirectoryRemote
 from deltareg.resolve import Candidate
 from deltareg.store import Store
@@ -67,6 +68,18 @@ def scene(team: Path, tmp_path: Path) -> Scene:
     for name in ("base", "shared"):
         shutil.copytree(team / name, tmp_path / name)
     return Scene(tmp_path)
+
+
+class Meanwhile(Progress):
+    """Does something once, as somebody else would, when a step begins."""
+
+    def __init__(self, step: str, does: Callable[[], None]) -> None:
+        self._step = step
+        self._does: list[Callable[[], None]] = [does]
+
+    def begin(self, name: str, total: int) -> None:
+        if name == self._step and self._does:
+            self._does.pop()()
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
@@ -256,6 +269,21 @@ def test_the_base_may_lie_elsewhere(scene: Scene) -> None:
     assert files_of(scene.place / "first") == files_of(scene.place / "again")
 
 
+def test_a_lock_that_is_changed_during_a_build_stays(scene: Scene) -> None:
+    scene.project()
+
+    def change() -> None:
+        lock(scene.project('[build]\nbase = "base"\n[[delta]]\nref = "acme/search"\n'), scene.sources())
+
+    watched = Options(progress=Meanwhile("hash", change))
+    report = build(scene.project(), scene.sources(), scene.place / "out", options=watched)
+    assert any("deltareg.lock was changed during the build" in warning for warning in report.warnings)
+    now = scene.project('[build]\nbase = "base"\n[[delta]]\nref = "acme/search"\n').current_lock()
+    assert now.output is None
+    carried = read_lock(scene.place / "out" / "deltareg.lock")
+    assert [one.reference for one in carried.deltas] == ["acme/search:1.0.0", "acme/chat:1.1.0"]
+
+
 def test_an_output_carries_the_lock_that_it_was_built_from(scene: Scene) -> None:
     project = scene.project()
     report = build(project, scene.sources(), scene.place / "out")
@@ -332,6 +360,27 @@ def test_other_bytes_behind_a_locked_name_are_refused(scene: Scene) -> None:
     with pytest.raises(DigestMismatch, match=r"acme/search:1\.0\.0 at team is not what was locked") as caught:
         build(project, scene.sources(), scene.place / "out")
     assert caught.value.exit_code == 5
+
+
+def test_other_bytes_that_come_once_all_was_looked_at_are_refused(scene: Scene) -> None:
+    project = scene.project()
+    lock(project, scene.sources())
+    base, shared = scene.place / "base", scene.place / "shared"
+    registry = Registry(scene.place / "forger")
+    forged = scene.place / "forged-remote"
+    forged.mkdir()
+    post = perturbed(base, scene.place / "forged", 9)
+    for name in ("acme/search:1.0.0", "acme/chat:1.1.0"):
+        deltareg.diff(base, post, registry, name, licence="apache-2.0")
+        deltareg.push(registry, name, str(forged))
+
+    def forge() -> None:
+        shutil.rmtree(shared)
+        forged.rename(shared)
+
+    with pytest.raises(DigestMismatch, match="is not what was locked"):
+        build(project, scene.sources(), scene.place / "out", options=Options(progress=Meanwhile("base", forge)))
+    assert not (scene.place / "out").exists()
 
 
 def test_a_removed_version_is_told_by_its_name(scene: Scene) -> None:

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import deltareg
 from deltareg.build import build, lock, outdated, rebuild, tree, why
@@ -501,6 +503,27 @@ def test_a_stacked_delta_brings_its_parent_at_the_right_weight(scene: Scene) -> 
         ("acme/instruct:1.0.0", 1),
     ]
     assert why(project, scene.sources(), "acme/instruct").requirements[0].endswith("is required by acme/tone 1.0.0")
+
+
+def test_what_a_base_holds_already_is_not_applied_to_it_again(scene: Scene) -> None:
+    registry = Registry(scene.place / "publisher")
+    deltareg.pull(registry, "acme/search:1.0.0", str(scene.place / "shared"))
+    half = scene.place / "half"
+    deltareg.apply(scene.place / "base", {"acme/search:1.0.0": 0.5}, registry, half)
+    tuned = perturbed(half, scene.place / "tuned", 7)
+    scene.publish("acme/tuned:1.0.0", half, tuned, on={"acme/search:1.0.0": 0.5})
+    recipe = '[build]\nbase = "{}"\n[[delta]]\nref = "acme/tuned"\n'
+    at_home = scene.project(recipe.format("half"))
+    build(at_home, scene.sources(), scene.place / "out")
+    assert [one.reference for one in at_home.lock().deltas] == ["acme/tuned:1.0.0"]
+    made, wanted = (load_file(place / "model.safetensors") for place in (scene.place / "out", tuned))
+    assert made.keys() == wanted.keys()
+    assert all(torch.equal(made[name], wanted[name]) for name in wanted)
+    assert [row.reference for row in tree(at_home).rows] == ["acme/tuned:1.0.0"]
+    with pytest.raises(NotFound, match="does not lead to acme/search"):
+        why(at_home, scene.sources(), "acme/search")
+    lock(elsewhere := scene.project(recipe.format("base")), scene.sources())
+    assert [one.reference for one in elsewhere.lock().deltas] == ["acme/search:1.0.0", "acme/tuned:1.0.0"]
 
 
 def test_asking_for_the_same_in_other_words_keeps_what_was_built(scene: Scene) -> None:

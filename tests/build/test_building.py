@@ -31,7 +31,7 @@ from deltareg.errors import (
     RemoteUnavailable,
     UnsupportedFormat,
 )
-from deltareg.lock import Lock, read_lock
+from deltareg.lock import Lock, read_lock, write_lock
 from deltareg.names import parse_reference
 from deltareg.progress import Progress
 from deltareg.remote import DirectoryRemote
@@ -479,6 +479,33 @@ def test_a_tree_draws_what_hangs_on_what(scene: Scene) -> None:
         ("acme/search:1.0.0", 0, "^1"),
         ("acme/chat:1.1.0", 0, "*"),
     ]
+
+
+def test_a_tree_of_any_depth_is_drawn(scene: Scene) -> None:
+    project = scene.project()
+    lock(project, scene.sources())
+    found = project.lock()
+    chain = [
+        found.deltas[0].model_copy(
+            update={
+                "reference": f"acme/link-{number}:1.0.0",
+                "wanted": None if number else "*",
+                "required_by": [f"acme/link-{number - 1}"] if number else [],
+            }
+        )
+        for number in range(2000)
+    ]
+    write_lock(found.model_copy(update={"deltas": chain}), project.lock_path)
+    assert [row.depth for row in tree(project).rows] == list(range(2000))
+
+
+def test_what_was_yanked_and_not_replaced_is_told_as_such(scene: Scene) -> None:
+    project = scene.project()
+    lock(project, scene.sources())
+    DirectoryRemote(scene.place / "shared").yank(parse_reference("acme/search:1.0.0"), "trained on the test set")
+    rows = {row.reference: row for row in outdated(project, scene.sources()).rows}
+    assert rows["acme/search"].note == "yanked: trained on the test set"
+    assert (rows["acme/search"].fitting, rows["acme/chat"].latest) == ("1.0.0", "1.1.0")
 
 
 # --- deltas on top of others --------------------------------------------------------------------------------------

@@ -220,11 +220,11 @@ def fit(
     return [_fit(reference, artifact, side, thread_count(threads)) for reference, artifact in deltas]
 
 
-def fitter(target: Checkpoint, *, threads: int | None = None) -> Callable[[Reference, Artifact], CheckedDelta]:
+def fitter(target: Checkpoint, *, threads: int | None = None) -> Callable[[Reference, Artifact], Fit]:
     """What judges one delta after another: of `target` nothing is read twice. Raises what `check` raises."""
     side = _Target(target)
     count = thread_count(threads)
-    return lambda reference, artifact: _fit(reference, artifact, side, count).checked
+    return lambda reference, artifact: _fit(reference, artifact, side, count)
 
 
 def fingerprint(checkpoint: Checkpoint | str | os.PathLike[str]) -> FingerprintReport:

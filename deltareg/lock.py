@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -100,6 +101,17 @@ class LockedDelta(Document):
         return parse_reference(self.reference)
 
 
+def _companions(deltas: list[LockedDelta]) -> list[LockedDelta]:
+    counts = Counter(one.name.repository for one in deltas)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} is named more than once")
+    strangers = [by for one in deltas for by in one.required_by if by not in counts]
+    if strangers:
+        raise ValueError(f"{strangers[0]!r} requires one of them and is not among them")
+    return deltas
+
+
 class LockedOutput(Document):
     """What was built: every file but the lock itself."""
 
@@ -135,7 +147,9 @@ class Lock(Document):
     side_files: Literal["post", "target"]
     with_added: bool | None = None
     accept_licence: bool = False
-    deltas: list[LockedDelta] = Field(description="in the order in which they are applied")
+    deltas: Annotated[list[LockedDelta], AfterValidator(_companions)] = Field(
+        description="in the order in which they are applied"
+    )
     output: LockedOutput | None = Field(default=None, description="what was built; absent before the first build")
 
     @classmethod
@@ -199,7 +213,10 @@ def parse_lock(data: bytes, path: Path | str = LOCK_NAME) -> Lock:
     try:
         return Lock.model_validate(fields, by_name=False, by_alias=True)
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        faults = [
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}"
+            for fault in error.errors()
+        ]
         more = f"; and {len(faults) - _FAULTS_SHOWN} more" if len(faults) > _FAULTS_SHOWN else ""
         raise _bad(path, "; ".join(faults[:_FAULTS_SHOWN]) + more) from error
 

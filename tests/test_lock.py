@@ -295,6 +295,8 @@ def test_what_is_no_lock_is_refused(data: bytes) -> None:
         (lambda fields: fields["deltas"][0].update(reference="acme/chat:prod"), "does not name a version"),
         (lambda fields: fields["deltas"][0].update(reference="chat:1.0.0"), "deltas.0.reference: "),
         (lambda fields: fields["deltas"][0].update(digest="sha256:12"), "deltas.0.digest: "),
+        (lambda fields: fields["deltas"].append(fields["deltas"][0]), "deltas: acme/chat is named more than once"),
+        (lambda fields: fields["deltas"][0].update(requiredBy=["acme/x"]), "deltas: 'acme/x' requires one of them"),
         (lambda fields: fields["output"]["files"].update({"a": SHA}), "output.files.a: "),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,9 @@ from deltareg.build.locking import base_digest, lock_of
 from deltareg.build.project import Project
 from deltareg.build.settings import parameter_schedules, weight_schedule
 from deltareg.checkpoint import Checkpoint
+from deltareg.checkpoint.bucket import is_bucket
 from deltareg.checkpoint.output import check_output
-from deltareg.errors import InvalidArgument, NotHomologous, OutputDiffers
+from deltareg.errors import BadLock, DigestMismatch, InvalidArgument, NotHomologous, OutputDiffers, UnsupportedFormat
 from deltareg.fingerprint import fingerprint_of
 from deltareg.licences import refuse_conflicts
 from deltareg.lock import LOCK_NAME, Lock, LockedOutput, lock_bytes, write_lock
@@ -180,6 +181,8 @@ def _build(
         warnings += [warning for one in wanted for warning in one.warnings]
         job = _prepared(lock, checkpoint, wanted, how)
         refuse_conflicts(job.licence, accept=_accepts(lock, how))
+        if not wrote and not how.dry_run and not _output_tells(lock, out):
+            _check_tensors(lock, checkpoint, how)
         if wrote and not how.dry_run:
             write_lock(lock, project.lock_path)
         if not how.dry_run:
@@ -189,7 +192,7 @@ def _build(
         if not how.dry_run or not any(one.absent for one in wanted):
             report = _applied(lock, checkpoint, sources, out, how, sealing)
     if sealing.output is not None and lock.output is None and how.ranks.number == 0:
-        write_lock(lock.model_copy(update={"output": sealing.output}), project.lock_path)
+        warnings += _remember(lock, sealing.output, project)
     return _report(lock, project, out, how, started, wrote, [*warnings], wanted, job, report, sealing)
 
 
@@ -299,6 +302,36 @@ def _check_base(lock: Lock, checkpoint: Checkpoint) -> None:
             f"{checkpoint.id} is not the base of the lock: its fingerprint is {found.digest}",
             cause=f"the lock was made for {lock.base.location} with the fingerprint {lock.base.fingerprint}",
             hint="name the right base, or lock anew: deltareg lock",
+        )
+
+
+def _remember(lock: Lock, output: LockedOutput, project: Project) -> Iterable[str]:
+    """Tell the lock what was built, unless it is another one by now: a build takes long."""
+    try:
+        now = project.lock_if_any()
+    except (BadLock, UnsupportedFormat):
+        now = None
+    if now is not None and now.meaning == lock.meaning:
+        write_lock(lock.model_copy(update={"output": output}), project.lock_path)
+    else:
+        yield f"{project.lock_path.name} was changed during the build, and is not told what came out"
+
+
+def _output_tells(lock: Lock, out: str | os.PathLike[str]) -> bool:
+    """Whether another base would be told by what comes out, so that it need not be read for that alone."""
+    return lock.output is not None and not is_bucket(out)
+
+
+def _check_tensors(lock: Lock, checkpoint: Checkpoint, how: Options) -> None:
+    """Refuse other tensors of the same shapes: nothing would tell them from those that were locked."""
+    found = None if lock.base.digest is None else base_digest(checkpoint, how.threads, how.progress)
+    if found not in (None, lock.base.digest):
+        raise DigestMismatch(
+            f"{checkpoint.id} is not the base of the lock: its tensors have the digest {found}",
+            cause=f"the lock was made for {lock.base.location} with the digest {lock.base.digest}",
+            hint="name the right base, or lock anew: deltareg lock",
+            digest=lock.base.digest,
+            found=found,
         )
 
 

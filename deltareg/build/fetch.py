@@ -43,7 +43,7 @@ def fetches(lock: Lock, sources: Sources) -> list[Fetch]:
 
 
 def fetch(wanted: Sequence[Fetch], sources: Sources, threads: int | None, progress: Progress) -> None:
-    """Bring what is not here. Raises what `pull` raises."""
+    """Bring what is not here. Raises what `pull` raises, DigestMismatch where the remote gives other bytes by now."""
     for one in wanted:
         if not _is_here(one.locked, sources.registry.store):
             pull(
@@ -53,6 +53,8 @@ def fetch(wanted: Sequence[Fetch], sources: Sources, threads: int | None, progre
                 threads=threads or _THREADS,
                 progress=progress,
             )
+            # It was pulled by its name, which a remote may have given to other bytes since they were looked at.
+            _is_here(one.locked, sources.registry.store)
 
 
 def _fetch(locked: LockedDelta, sources: Sources) -> Fetch:

@@ -8,8 +8,9 @@ from contextlib import closing, contextmanager
 from pydantic import Field
 
 from deltareg.build.project import Project
-from deltareg.errors import NotFound
-from deltareg.lock import Lock
+from deltareg.build.settings import weight_schedule
+from deltareg.errors import NotFound, NothingFits
+from deltareg.lock import Lock, LockedDelta
 from deltareg.manifest import Document
 from deltareg.names import parse_reference, version_key
 from deltareg.resolve import Candidate, Resolution, Sources, resolve
@@ -95,37 +96,42 @@ def why(project: Project, sources: Sources, repository: str, *, threads: int | N
 def tree(project: Project) -> TreeReport:
     """What hangs on what, as the lock has it. Raises LockStale where there is none."""
     lock = project.lock()
-    below: dict[str, list[str]] = {one.name.repository: [] for one in lock.deltas}
+    below: dict[str, list[LockedDelta]] = {one.name.repository: [] for one in lock.deltas}
     for one in lock.deltas:
         for by in one.required_by:
-            below[by].append(one.name.repository)
+            below[by].append(one)
     rows: list[TreeRow] = []
     shown: set[str] = set()
-
-    def hang(name: str, depth: int) -> None:
-        delta = lock.delta(name)
-        assert delta is not None
+    waiting = [(one, 0) for one in reversed(lock.deltas) if one.wanted is not None]
+    while waiting:
+        delta, depth = waiting.pop()
+        name = delta.name.repository
         repeated = name in shown and bool(below[name])
-        weight = delta.weight if isinstance(delta.weight, float) and not delta.where else _rules(lock, name)
         rows.append(
-            TreeRow(reference=delta.reference, depth=depth, weight=weight, wanted=delta.wanted, repeated=repeated)
+            TreeRow(
+                reference=delta.reference,
+                depth=depth,
+                weight=weight_schedule(delta.weight, delta.where).plain,  # type: ignore[arg-type]
+                wanted=delta.wanted,
+                repeated=repeated,
+            )
         )
         shown.add(name)
         if not repeated:
-            for other in below[name]:
-                hang(other, depth + 1)
-
-    for one in lock.deltas:
-        if one.wanted is not None:
-            hang(one.name.repository, 0)
+            waiting += [(other, depth + 1) for other in reversed(below[name])]
     return TreeReport(name=lock.name or project.name, base=lock.base.location, rows=rows)
 
 
 def outdated(project: Project, sources: Sources, *, threads: int | None = None) -> OutdatedReport:
     """Which deltas of the lock have newer versions: those that the recipe allows, and the highest of all."""
     lock = project.lock()
-    with _resolved(project, sources, None, threads) as found:
-        return _outdated(lock, found)
+    try:
+        with _resolved(project, sources, None, threads) as found:
+            return _outdated(lock, found)
+    except NothingFits:
+        # Without what the lock alone keeps, such as a yanked version that nothing has replaced yet.
+        with _resolved(project, sources, lock, threads) as found:
+            return _outdated(lock, found)
 
 
 def _outdated(lock: Lock, found: Resolution) -> OutdatedReport:
@@ -134,7 +140,7 @@ def _outdated(lock: Lock, found: Resolution) -> OutdatedReport:
         name = one.name.repository
         choice = found.choice(name)
         everything = found.pool.candidates(name, one.remote)
-        releases = [other for other in everything if version_key(other.version).prerelease is None]
+        releases = [key for other in everything if (key := version_key(other.version)).prerelease is None]
         here = next((other for other in everything if other.digest == one.digest), None)
         rows.append(
             OutdatedRow(
@@ -142,7 +148,7 @@ def _outdated(lock: Lock, found: Resolution) -> OutdatedReport:
                 locked=str(one.name.tag),
                 wanted=one.wanted,
                 fitting=None if choice is None else choice.candidate.version,
-                latest=releases[0].version if releases else None,
+                latest=str(max(releases)) if releases else None,
                 note=_note(here, one.remote),
             )
         )
@@ -154,14 +160,6 @@ def _note(here: Candidate | None, remote: str) -> str | None:
     if here is None:
         return f"{remote} does not have it any more"
     return None if here.yanked is None else f"yanked: {here.yanked}"
-
-
-def _rules(lock: Lock, name: str) -> str:
-    from deltareg.build.settings import weight_schedule
-
-    delta = lock.delta(name)
-    assert delta is not None
-    return str(weight_schedule(delta.weight, delta.where))
 
 
 @contextmanager

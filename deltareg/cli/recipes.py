@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, TypeVar
 
 import typer
 
-from deltareg.cli.builds import RecipeOption
+from deltareg.cli.builds import RecipeOption, project_of
 from deltareg.cli.options import DryRun, Json, check_text, complete_delta, complete_remote
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def add(
     from deltareg.cli.output import hint
     from deltareg.recipe_file import RecipeFile
 
-    path = _recipe_path(recipe)
+    path = project_of(recipe).recipe_path
     file = RecipeFile.read(path)
     wanted = _wanted(reference, version, channel, digest)
     before = file.delta(wanted["ref"])
@@ -189,21 +189,12 @@ def remove(
     """
     from deltareg.recipe_file import RecipeFile
 
-    path = _recipe_path(recipe)
+    path = project_of(recipe).recipe_path
     file = RecipeFile.read(path)
     delta = file.remove(reference)
     if not dry_run:
         file.write()
     _print_change("removed", path, [delta], dry_run=dry_run, json=json)
-
-
-def _recipe_path(given: str | None) -> Path:
-    from deltareg.cli.session import working_directory
-    from deltareg.config import CONFIG_NAME, project_file
-    from deltareg.paths import expand_home
-
-    directory = working_directory()
-    return expand_home(given) if given else project_file(directory) or directory / CONFIG_NAME
 
 
 def _ask() -> tuple[int, str, list[RecipeDelta]]:

@@ -28,8 +28,8 @@ class Refusal:
     codes: tuple[str, ...] = ()
 
 
-Judge = Callable[[Source, Candidate], Refusal | None]
-"""Whether a candidate fits the base: None where it does."""
+Judge = Callable[[Source, Candidate], Refusal | bool]
+"""Why a candidate does not fit the base; where it does, whether the base is its own: that holds what it requires."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Pool:
         default_factory=dict[tuple[str, str], list[Candidate]], init=False
     )
     _details: dict[Candidate, Details | Refusal] = field(default_factory=dict[Candidate, Details | Refusal], init=False)
-    _judged: dict[Candidate, Refusal | None] = field(default_factory=dict[Candidate, Refusal | None], init=False)
+    _judged: dict[Candidate, Refusal | bool] = field(default_factory=dict[Candidate, Refusal | bool], init=False)
 
     def relaxed(self, policy: Policy) -> Pool:
         """The same candidates under another policy: what was read of them is not read again."""
@@ -97,9 +97,11 @@ class Pool:
         return self._candidates[key]
 
     def details(self, candidate: Candidate) -> Details:
-        """What an admissible candidate says of itself."""
+        """What an admissible candidate says of itself; it requires nothing of what the base holds already."""
         found = self._read(candidate)
         assert isinstance(found, Details)
+        if found.requires and self._judgement(candidate) is True:
+            return replace(found, requires=())
         return found
 
     def refusal(self, candidate: Candidate) -> Refusal | None:
@@ -110,15 +112,16 @@ class Pool:
         details = self._read(candidate)
         if isinstance(details, Refusal):
             return details
-        return self.policy.refuses_details(details) or self._judgement(candidate)
+        refused = self.policy.refuses_details(details) or self._judgement(candidate)
+        return refused if isinstance(refused, Refusal) else None
 
     def admissible(self, candidates: Iterable[Candidate]) -> list[Candidate]:
         """Those that may be chosen."""
         return [candidate for candidate in candidates if self.refusal(candidate) is None]
 
-    def _judgement(self, candidate: Candidate) -> Refusal | None:
+    def _judgement(self, candidate: Candidate) -> Refusal | bool:
         if self.judge is None:
-            return None
+            return False
         if candidate not in self._judged:
             try:
                 self._judged[candidate] = self.judge(self.sources.named(candidate.remote), candidate)

@@ -191,17 +191,18 @@ def _judge(base: Base, threads: int | None) -> Judge:
     if base.checkpoint is None:
         wanted = base.fingerprint
 
-        def by_fingerprint(source: Source, candidate: Candidate) -> Refusal | None:
+        def by_fingerprint(source: Source, candidate: Candidate) -> Refusal | bool:
             found = source.artifact(candidate).config.fingerprint
             if wanted in (found.digest, found.space):
-                return None
+                return False
             return Refusal("incompatible", f"its base has the fingerprint {found.digest}", ("fingerprint",))
 
         return by_fingerprint
-    checked = fitter(base.checkpoint, threads=threads)
+    fit_of = fitter(base.checkpoint, threads=threads)
 
-    def by_check(source: Source, candidate: Candidate) -> Refusal | None:
-        return _refused(checked(candidate.reference, source.artifact(candidate)))
+    def by_check(source: Source, candidate: Candidate) -> Refusal | bool:
+        fit = fit_of(candidate.reference, source.artifact(candidate))
+        return _refused(fit.checked) or fit.own_base
 
     return by_check
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import deltareg
 from deltareg.build import build, lock, outdated, rebuild, tree, why
@@ -29,8 +31,9 @@ from deltareg.errors import (
     RemoteUnavailable,
     UnsupportedFormat,
 )
-from deltareg.lock import Lock, read_lock
+from deltareg.lock import Lock, read_lock, write_lock
 from deltareg.names import parse_reference
+from deltareg.progress import Progress
 from deltareg.remote import DirectoryRemote
 from deltareg.resolve import Candidate
 from deltareg.store import Store
@@ -67,6 +70,18 @@ def scene(team: Path, tmp_path: Path) -> Scene:
     for name in ("base", "shared"):
         shutil.copytree(team / name, tmp_path / name)
     return Scene(tmp_path)
+
+
+class Meanwhile(Progress):
+    """Does something once, as somebody else would, when a step begins."""
+
+    def __init__(self, step: str, does: Callable[[], None]) -> None:
+        self._step = step
+        self._does: list[Callable[[], None]] = [does]
+
+    def begin(self, name: str, total: int) -> None:
+        if name == self._step and self._does:
+            self._does.pop()()
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
@@ -256,6 +271,21 @@ def test_the_base_may_lie_elsewhere(scene: Scene) -> None:
     assert files_of(scene.place / "first") == files_of(scene.place / "again")
 
 
+def test_a_lock_that_is_changed_during_a_build_stays(scene: Scene) -> None:
+    scene.project()
+
+    def change() -> None:
+        lock(scene.project('[build]\nbase = "base"\n[[delta]]\nref = "acme/search"\n'), scene.sources())
+
+    watched = Options(progress=Meanwhile("hash", change))
+    report = build(scene.project(), scene.sources(), scene.place / "out", options=watched)
+    assert any("deltareg.lock was changed during the build" in warning for warning in report.warnings)
+    now = scene.project('[build]\nbase = "base"\n[[delta]]\nref = "acme/search"\n').current_lock()
+    assert now.output is None
+    carried = read_lock(scene.place / "out" / "deltareg.lock")
+    assert [one.reference for one in carried.deltas] == ["acme/search:1.0.0", "acme/chat:1.1.0"]
+
+
 def test_an_output_carries_the_lock_that_it_was_built_from(scene: Scene) -> None:
     project = scene.project()
     report = build(project, scene.sources(), scene.place / "out")
@@ -276,6 +306,19 @@ def test_another_base_of_the_same_shape_gives_an_error_and_no_output(scene: Scen
     assert caught.value.exit_code == 5
     assert not (scene.place / "again").exists()
     assert not list(scene.place.glob(".again*"))
+
+
+@pytest.mark.parametrize("through", ["build", "rebuild"])
+def test_another_base_of_the_same_shape_is_refused_before_the_first_build(scene: Scene, through: str) -> None:
+    project = scene.project()
+    lock(project, scene.sources())
+    before = project.lock_path.read_bytes()
+    file = scene.place / "base" / "model.safetensors"
+    flip(file, file.stat().st_size * 8 - 1000)
+    with pytest.raises(DigestMismatch, match="base is not the base of the lock: its tensors have the digest"):
+        (build if through == "build" else rebuild)(project, scene.sources(), scene.place / "out")
+    assert not (scene.place / "out").exists()
+    assert project.lock_path.read_bytes() == before
 
 
 def test_another_kind_of_base_is_refused_before_anything_is_computed(scene: Scene, minilm_bf16: weights.Pair) -> None:
@@ -319,6 +362,27 @@ def test_other_bytes_behind_a_locked_name_are_refused(scene: Scene) -> None:
     with pytest.raises(DigestMismatch, match=r"acme/search:1\.0\.0 at team is not what was locked") as caught:
         build(project, scene.sources(), scene.place / "out")
     assert caught.value.exit_code == 5
+
+
+def test_other_bytes_that_come_once_all_was_looked_at_are_refused(scene: Scene) -> None:
+    project = scene.project()
+    lock(project, scene.sources())
+    base, shared = scene.place / "base", scene.place / "shared"
+    registry = Registry(scene.place / "forger")
+    forged = scene.place / "forged-remote"
+    forged.mkdir()
+    post = perturbed(base, scene.place / "forged", 9)
+    for name in ("acme/search:1.0.0", "acme/chat:1.1.0"):
+        deltareg.diff(base, post, registry, name, licence="apache-2.0")
+        deltareg.push(registry, name, str(forged))
+
+    def forge() -> None:
+        shutil.rmtree(shared)
+        forged.rename(shared)
+
+    with pytest.raises(DigestMismatch, match="is not what was locked"):
+        build(project, scene.sources(), scene.place / "out", options=Options(progress=Meanwhile("base", forge)))
+    assert not (scene.place / "out").exists()
 
 
 def test_a_removed_version_is_told_by_its_name(scene: Scene) -> None:
@@ -417,6 +481,33 @@ def test_a_tree_draws_what_hangs_on_what(scene: Scene) -> None:
     ]
 
 
+def test_a_tree_of_any_depth_is_drawn(scene: Scene) -> None:
+    project = scene.project()
+    lock(project, scene.sources())
+    found = project.lock()
+    chain = [
+        found.deltas[0].model_copy(
+            update={
+                "reference": f"acme/link-{number}:1.0.0",
+                "wanted": None if number else "*",
+                "required_by": [f"acme/link-{number - 1}"] if number else [],
+            }
+        )
+        for number in range(2000)
+    ]
+    write_lock(found.model_copy(update={"deltas": chain}), project.lock_path)
+    assert [row.depth for row in tree(project).rows] == list(range(2000))
+
+
+def test_what_was_yanked_and_not_replaced_is_told_as_such(scene: Scene) -> None:
+    project = scene.project()
+    lock(project, scene.sources())
+    DirectoryRemote(scene.place / "shared").yank(parse_reference("acme/search:1.0.0"), "trained on the test set")
+    rows = {row.reference: row for row in outdated(project, scene.sources()).rows}
+    assert rows["acme/search"].note == "yanked: trained on the test set"
+    assert (rows["acme/search"].fitting, rows["acme/chat"].latest) == ("1.0.0", "1.1.0")
+
+
 # --- deltas on top of others --------------------------------------------------------------------------------------
 
 
@@ -439,6 +530,27 @@ def test_a_stacked_delta_brings_its_parent_at_the_right_weight(scene: Scene) -> 
         ("acme/instruct:1.0.0", 1),
     ]
     assert why(project, scene.sources(), "acme/instruct").requirements[0].endswith("is required by acme/tone 1.0.0")
+
+
+def test_what_a_base_holds_already_is_not_applied_to_it_again(scene: Scene) -> None:
+    registry = Registry(scene.place / "publisher")
+    deltareg.pull(registry, "acme/search:1.0.0", str(scene.place / "shared"))
+    half = scene.place / "half"
+    deltareg.apply(scene.place / "base", {"acme/search:1.0.0": 0.5}, registry, half)
+    tuned = perturbed(half, scene.place / "tuned", 7)
+    scene.publish("acme/tuned:1.0.0", half, tuned, on={"acme/search:1.0.0": 0.5})
+    recipe = '[build]\nbase = "{}"\n[[delta]]\nref = "acme/tuned"\n'
+    at_home = scene.project(recipe.format("half"))
+    build(at_home, scene.sources(), scene.place / "out")
+    assert [one.reference for one in at_home.lock().deltas] == ["acme/tuned:1.0.0"]
+    made, wanted = (load_file(place / "model.safetensors") for place in (scene.place / "out", tuned))
+    assert made.keys() == wanted.keys()
+    assert all(torch.equal(made[name], wanted[name]) for name in wanted)
+    assert [row.reference for row in tree(at_home).rows] == ["acme/tuned:1.0.0"]
+    with pytest.raises(NotFound, match="does not lead to acme/search"):
+        why(at_home, scene.sources(), "acme/search")
+    lock(elsewhere := scene.project(recipe.format("base")), scene.sources())
+    assert [one.reference for one in elsewhere.lock().deltas] == ["acme/search:1.0.0", "acme/tuned:1.0.0"]
 
 
 def test_asking_for_the_same_in_other_words_keeps_what_was_built(scene: Scene) -> None:

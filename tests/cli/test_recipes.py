@@ -214,6 +214,16 @@ def test_without_a_recipe_the_way_to_one_is_told(workplace: Workplace) -> None:
         assert done.codes == ["DR0106"] and "deltareg new" in done.err
 
 
+def test_a_recipe_is_named_by_its_directory_too(workplace: Workplace) -> None:
+    place = workplace.root / "elsewhere"
+    place.mkdir()
+    workplace.ok("new", "--scenario", "1", "-o", str(place / "deltareg.toml"))
+    workplace.ok("add", "acme/x", "--no-check", "--recipe", str(place))
+    assert 'ref = "acme/x"' in (place / "deltareg.toml").read_text()
+    workplace.ok("remove", "acme/x", "--recipe", str(place))
+    assert 'ref = "acme/x"' not in (place / "deltareg.toml").read_text()
+
+
 def test_bindings_are_written_and_shown_and_lead_the_way(workplace: Workplace) -> None:
     workplace.ok("new", "--scenario", "1")
     workplace.ok("remote", "add", "team", "/mnt/team", "--namespace", "acme", "--namespace", "ann/search")

@@ -52,6 +52,7 @@ __all__ = [
     "Recipe",
     "RecipeDelta",
     "Setting",
+    "parse_moment",
     "parse_recipe",
     "read_recipe",
 ]
@@ -120,8 +121,8 @@ def _licence(text: str) -> str:
         raise ValueError(_told(error)) from error
 
 
-def _moment(value: Any) -> datetime:
-    """A date of TOML, or a text, as a time in UTC: midnight, where none is given."""
+def parse_moment(value: Any) -> datetime:
+    """A date of TOML, or a text, as a time in UTC: midnight, where none is given. Raises ValueError."""
     moment = value
     try:
         if isinstance(moment, str):
@@ -197,7 +198,7 @@ Dtype = Literal["bfloat16", "float16", "float32", "float64"]
 
 Moment = Annotated[
     datetime,
-    BeforeValidator(_moment),
+    BeforeValidator(parse_moment),
     WithJsonSchema({"type": "string", "anyOf": [{"format": "date-time"}, {"format": "date"}]}),
 ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +9,8 @@ import typer
 from deltareg.cli.options import DryRun, Json, ReferenceArgument, Threads
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from deltareg.build import BuildReport, LockReport, Project
 
 __all__ = ["RecipeOption", "build", "lock", "outdated", "print_build", "project_of", "tree", "update", "why"]
@@ -32,12 +33,11 @@ AllowLicence = Annotated[
     ),
 ]
 ExcludeNewer = Annotated[
-    datetime | None,
+    str | None,
     typer.Option(
         "--exclude-newer",
         metavar="TIME",
-        formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"],
-        help="Take no version that was published after this time (UTC): 2026-01-31.",
+        help="Take no version that was published after this date or time: 2026-01-31. UTC, where no zone is given.",
         show_default=False,
     ),
 ]
@@ -83,7 +83,7 @@ def lock(
             sources(settings, registry, offline=offline, keeps=not (dry_run or check)),
             check=check,
             allow_licence=_licences(allow_licence),
-            exclude_newer=_in_utc(exclude_newer),
+            exclude_newer=_moment(exclude_newer),
             dry_run=dry_run,
             threads=threads or settings.threads,
             progress=progress,
@@ -122,7 +122,7 @@ def update(
             sources(settings, registry, keeps=not dry_run),
             update=names,
             allow_licence=_licences(allow_licence),
-            exclude_newer=_in_utc(exclude_newer),
+            exclude_newer=_moment(exclude_newer),
             dry_run=dry_run,
             threads=threads or settings.threads,
             progress=progress,
@@ -272,8 +272,14 @@ def _licences(named: list[str] | None) -> list[str]:
     return [parse_licence(one) for one in named or []]
 
 
-def _in_utc(moment: datetime | None) -> datetime | None:
-    return None if moment is None else moment.replace(tzinfo=UTC)
+def _moment(text: str | None) -> datetime | None:
+    from deltareg.errors import UsageError
+    from deltareg.recipe import parse_moment
+
+    try:
+        return None if text is None else parse_moment(text)
+    except ValueError as error:
+        raise UsageError(f"--exclude-newer {error}") from error
 
 
 def project_of(recipe: str | None) -> Project:

@@ -224,6 +224,15 @@ def test_a_recipe_is_named_by_its_directory_too(workplace: Workplace) -> None:
     assert 'ref = "acme/x"' not in (place / "deltareg.toml").read_text()
 
 
+def test_a_time_is_given_in_any_zone(stocked: Workplace, pair: Pair) -> None:
+    stocked.ok("new", "--base", str(pair.base), "--delta", "acme/search=1")
+    for time in ("2001-01-31T12:00:00+02:00", "2001-01-31T10:00:00Z", "2001-01-31T10:00:00"):
+        done = stocked.run("lock", "--exclude-newer", time)
+        assert done.codes == ["DR0204"] and "after 2001-01-31T10:00:00Z" in done.err
+    stocked.ok("lock", "--exclude-newer", "9000-01-31")
+    assert stocked.run("update", "--exclude-newer", "yesterday").codes == ["DR0100"]
+
+
 def test_bindings_are_written_and_shown_and_lead_the_way(workplace: Workplace) -> None:
     workplace.ok("new", "--scenario", "1")
     workplace.ok("remote", "add", "team", "/mnt/team", "--namespace", "acme", "--namespace", "ann/search")

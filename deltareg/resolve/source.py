@@ -239,7 +239,10 @@ class Sources:
             raise InvalidArgument(
                 f"no remote is called {name!r}{did_you_mean(name, [*self.urls, LOCAL])}",
                 cause=f"there are {known}",
-                hint=f"deltareg remote add {name} URL",
+                # A default remote that is given by its path is called by that, and is known by it on one machine alone.
+                hint="give the remote a name (deltareg remote add NAME URL --default), then deltareg lock"
+                if "/" in name
+                else f"deltareg remote add {name} URL",
             )
         return open_remote(self.urls[name])
 

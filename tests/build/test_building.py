@@ -35,7 +35,7 @@ from deltareg.lock import Lock, read_lock, write_lock
 from deltareg.names import parse_reference
 from deltareg.progress import Progress
 from deltareg.remote import DirectoryRemote
-from deltareg.resolve import Candidate
+from deltareg.resolve import Candidate, Sources
 from deltareg.store import Store
 from tests import weights
 from tests.build.scene import Scene, perturbed
@@ -383,6 +383,15 @@ def test_other_bytes_that_come_once_all_was_looked_at_are_refused(scene: Scene) 
     with pytest.raises(DigestMismatch, match="is not what was locked"):
         build(project, scene.sources(), scene.place / "out", options=Options(progress=Meanwhile("base", forge)))
     assert not (scene.place / "out").exists()
+
+
+def test_a_remote_that_is_known_by_its_path_alone_is_to_be_named(scene: Scene) -> None:
+    project = scene.project()
+    shared = str(scene.place / "shared")
+    lock(project, Sources(Registry(scene.place / "mine"), {shared: shared}, {}, shared))
+    with pytest.raises(InvalidArgument, match="no remote is called") as caught:
+        build(project, scene.sources("theirs"), scene.place / "out")
+    assert caught.value.hint == "give the remote a name (deltareg remote add NAME URL --default), then deltareg lock"
 
 
 def test_a_removed_version_is_told_by_its_name(scene: Scene) -> None:

@@ -421,4 +421,5 @@ def _print_change(
         print_json(RecipeChange(file=str(path), done=done, deltas=rows, dry_run=dry_run))
         return
     told = ", ".join(f"{row.ref} {row.wanted} (weight {row.told_weight})" for row in rows)
-    print_line(f"{'would have ' if dry_run else ''}{done} {told}: {path}")
+    would = f"would have {'written' if done == 'wrote' else done}"
+    print_line(f"{would if dry_run else done} {told}: {path}")

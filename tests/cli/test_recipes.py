@@ -224,6 +224,12 @@ def test_a_recipe_is_named_by_its_directory_too(workplace: Workplace) -> None:
     assert 'ref = "acme/x"' not in (place / "deltareg.toml").read_text()
 
 
+def test_a_dry_run_of_new_says_what_it_would_have_written_and_writes_nothing(workplace: Workplace) -> None:
+    told = workplace.ok("new", "--scenario", "1", "--dry-run")
+    assert told.out.startswith("would have written ")
+    assert not recipe_of(workplace).exists()
+
+
 def test_a_time_is_given_in_any_zone(stocked: Workplace, pair: Pair) -> None:
     stocked.ok("new", "--base", str(pair.base), "--delta", "acme/search=1")
     for time in ("2001-01-31T12:00:00+02:00", "2001-01-31T10:00:00Z", "2001-01-31T10:00:00"):

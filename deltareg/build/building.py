@@ -28,7 +28,15 @@ from deltareg.build.settings import parameter_schedules, weight_schedule
 from deltareg.checkpoint import Checkpoint
 from deltareg.checkpoint.bucket import is_bucket
 from deltareg.checkpoint.output import check_output
-from deltareg.errors import BadLock, DigestMismatch, InvalidArgument, NotHomologous, OutputDiffers, UnsupportedFormat
+from deltareg.errors import (
+    BadLock,
+    DigestMismatch,
+    InvalidArgument,
+    NotAllowed,
+    NotHomologous,
+    OutputDiffers,
+    UnsupportedFormat,
+)
 from deltareg.fingerprint import fingerprint_of
 from deltareg.licences import refuse_conflicts
 from deltareg.lock import LOCK_NAME, Lock, LockedOutput, lock_bytes, write_lock
@@ -312,7 +320,10 @@ def _remember(lock: Lock, output: LockedOutput, project: Project) -> Iterable[st
     except (BadLock, UnsupportedFormat):
         now = None
     if now is not None and now.meaning == lock.meaning:
-        write_lock(lock.model_copy(update={"output": output}), project.lock_path)
+        try:
+            write_lock(lock.model_copy(update={"output": output}), project.lock_path)
+        except NotAllowed as error:  # a recipe that others look after: OUT is there all the same
+            yield f"{project.lock_path.name} is not told what came out: {error.message}"
     else:
         yield f"{project.lock_path.name} was changed during the build, and is not told what came out"
 

@@ -40,6 +40,7 @@ from deltareg.store import Store
 from tests import weights
 from tests.build.scene import Scene, perturbed
 from tests.deltas import flip
+from tests.disks import read_only
 
 
 @pytest.fixture(scope="module")
@@ -284,6 +285,20 @@ def test_a_lock_that_is_changed_during_a_build_stays(scene: Scene) -> None:
     assert now.output is None
     carried = read_lock(scene.place / "out" / "deltareg.lock")
     assert [one.reference for one in carried.deltas] == ["acme/search:1.0.0", "acme/chat:1.1.0"]
+
+
+def test_a_project_where_nobody_may_write_is_built_all_the_same(scene: Scene) -> None:
+    (scene.place / "project").mkdir()
+    project = scene.project(
+        name="project/deltareg.toml", text='[build]\nbase = "../base"\n[[delta]]\nref = "acme/chat"\n'
+    )
+    lock(project, scene.sources())
+    with read_only(scene.place / "project"):
+        report = build(project, scene.sources(), scene.place / "out")
+    assert any("deltareg.lock is not told what came out" in warning for warning in report.warnings)
+    carried = read_lock(scene.place / "out" / "deltareg.lock").output
+    assert carried is not None and carried.digest == report.output
+    assert project.lock().output is None
 
 
 def test_an_output_carries_the_lock_that_it_was_built_from(scene: Scene) -> None:

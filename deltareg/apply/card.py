@@ -24,10 +24,14 @@ _TIED = "tie_word_embeddings"
 
 @dataclass(frozen=True)
 class Labels:
-    """What a model card calls things: the output, the base, who made it. By default as they call themselves."""
+    """What a model card calls things: the output, the base, who made it. By default as they call themselves.
+
+    A `base` that is given has the `revision` that is given with it.
+    """
 
     title: str | None = None
     base: str | None = None
+    revision: str | None = None
     maker: str | None = None
 
 
@@ -93,7 +97,8 @@ def card(
     for delta in deltas:
         own = plain(delta.artifact.config.licence or "unknown")
         lines.append(f"| `{delta.reference}` | {plain(str(delta.weights))} | `{delta.artifact.digest}` | {own} |")
-    revision = f" at `{target.revision}`" if target.revision else ""
+    known = target.revision if named.base is None else named.revision
+    revision = f" at `{plain(known)}`" if known else ""
     lines += [
         "",
         f"Target: `{plain(named.base or target.id)}`{revision}, licence {plain(target.licence or 'unknown')}.",

@@ -230,7 +230,8 @@ def _accepts(lock: Lock, how: Options) -> bool:
 
 def _labels(lock: Lock) -> Labels:
     """The same on every machine, wherever the base lies, and for every version of deltareg: the lock tells that."""
-    return Labels(title=lock.name, base=lock.base.id, maker="deltareg, from the lock beside this file")
+    maker = "deltareg, from the lock beside this file"
+    return Labels(title=lock.name, base=lock.base.id, revision=lock.base.revision, maker=maker)
 
 
 def _applied(

@@ -301,6 +301,16 @@ def test_a_project_where_nobody_may_write_is_built_all_the_same(scene: Scene) ->
     assert project.lock().output is None
 
 
+def test_a_base_of_the_hub_is_called_so_wherever_it_lies(scene: Scene) -> None:
+    project = scene.project()
+    lock(project, scene.sources())
+    found = project.lock()
+    base = found.base.model_copy(update={"id": "hf://org/name", "revision": "0123abc"})
+    write_lock(found.model_copy(update={"base": base}), project.lock_path)
+    rebuild(project, scene.sources(), scene.place / "out", base=str(scene.place / "base"))
+    assert "Target: `hf://org/name` at `0123abc`" in (scene.place / "out" / "README.md").read_text()
+
+
 def test_an_output_carries_the_lock_that_it_was_built_from(scene: Scene) -> None:
     project = scene.project()
     report = build(project, scene.sources(), scene.place / "out")

@@ -18,7 +18,7 @@ from deltareg.mergekit.models import spelled_for
 from deltareg.mergekit.plan import Plan
 from deltareg.mergekit.taking import ImportedDelta
 from deltareg.mergekit.values import Table
-from deltareg.names import parse_reference
+from deltareg.names import LOCAL, parse_reference
 from deltareg.recipe import RECIPE_TABLES, parse_recipe
 from deltareg.store.files import write_atomically
 
@@ -108,6 +108,8 @@ def _delta(weight: Table, source: str, delta: ImportedDelta) -> Any:
     table: Any = tomlkit.table()
     reference = parse_reference(delta.reference)
     _put(table, "ref", reference.repository, _said(delta.line, f"model: {delta.model}"))
+    # Where a remote is set up, the delta would be looked for there.
+    _put(table, "remote", LOCAL, "taken on this machine; push it and take this out, for others to build it")
     _put(table, "version", str(reference.version), None)
     _put(table, "weight", weight[EVERY], source)
     others = {selector: value for selector, value in weight.items() if selector != EVERY}

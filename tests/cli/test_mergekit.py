@@ -69,6 +69,19 @@ def test_imported_recipe_is_applied_as_its_commands_say(workplace: Workplace, pr
     assert [(one.ref, one.version, one.weight) for one in recipe.delta] == [("imported/post", "1.0.0", 0.5)]
 
 
+def test_imported_recipe_is_built_where_a_remote_is_the_default(workplace: Workplace, project: Path) -> None:
+    (project / "shared").mkdir()
+    workplace.ok("init")
+    workplace.ok("remote", "add", "team", "shared", "--default")
+    workplace.ok("import-mergekit", "merge.yml")
+    built = workplace.ok("build", "-o", "merged", "--json").document("build")
+    assert [(one["reference"], one["remote"]) for one in built["deltas"]] == [("imported/post:1.0.0", "local")]
+    by_hand = ["-m", "ties", "-p", "density=0.8", "-p", "trim=tensor", "--side-files", "target"]
+    workplace.ok("apply", "base", "imported/post:1.0.0=0.5", *by_hand, "-o", "by-hand")
+    merged, applied = ((project / name / "model.safetensors").read_bytes() for name in ("merged", "by-hand"))
+    assert merged == applied
+
+
 def test_fault_in_the_configuration_tells_its_line(workplace: Workplace, project: Path) -> None:
     (project / "merge.yml").write_text(CONFIG.replace("density", "densty"))
     done = workplace.run("import-mergekit", "merge.yml", "--json")

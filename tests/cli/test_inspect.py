@@ -40,7 +40,17 @@ def out(stocked: Workplace, pair: Pair) -> Path:
                 licence="apache-2.0",
                 exactness=Exactness(),
                 size=shown["size"],
-            )
+            ),
+            LockedDelta(
+                reference="acme/medical:1.0.0",
+                digest="sha256:" + "1" * 64,
+                remote="team",
+                wanted="^1",
+                weight=1,
+                licence="apache-2.0",
+                exactness=Exactness(),
+                size=1000,
+            ),
         ],
         output=LockedOutput(
             digest=output_digest({name: ((out / name).stat().st_size, digest) for name, digest in files.items()}),

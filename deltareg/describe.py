@@ -38,6 +38,7 @@ from deltareg.manifest import (
     TensorEntry,
     encode,
 )
+from deltareg.progress import SILENT, Progress
 from deltareg.sketch import SAMPLES_TYPE
 from deltareg.sketch.projection import PROJECTION_TYPE, Sketch, pack_sketches
 from deltareg.store import Store
@@ -221,21 +222,24 @@ def _norms(entries: list[TensorEntry]) -> dict[str, Norms]:
     }
 
 
-def digest_of(checkpoint: Checkpoint, threads: int) -> str:
+def digest_of(checkpoint: Checkpoint, threads: int, progress: Progress = SILENT) -> str:
     """The digest of a checkpoint's tensors, as the description of a delta has it: all of it is read."""
 
     def steps() -> Generator[Callable[[], tuple[str, bytes]]]:
         for tensor in checkpoint.tensors.values():
             step = FRAME_LANES * lane_of(tensor.dtype).width
             for start in range(0, max(tensor.nbytes, 1), step):
-                yield partial(_read_chunk_digest, tensor, start, min(step, tensor.nbytes - start))
+                yield partial(_read_chunk_digest, tensor, start, min(step, tensor.nbytes - start), progress)
 
     chunks: dict[str, list[bytes]] = defaultdict(list)
-    with closing(in_order(steps(), threads)) as results:
+    total = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+    with progress.step("base", total), closing(in_order(steps(), threads)) as results:
         for name, digest in results:
             chunks[name].append(digest)
     return tensors_digest(checkpoint, {name: joined_digest(parts) for name, parts in chunks.items()})
 
 
-def _read_chunk_digest(tensor: Tensor, start: int, length: int) -> tuple[str, bytes]:
-    return tensor.name, chunk_digest(tensor.read(start, length))
+def _read_chunk_digest(tensor: Tensor, start: int, length: int, progress: Progress) -> tuple[str, bytes]:
+    digest = chunk_digest(tensor.read(start, length))
+    progress.advance(length)
+    return tensor.name, digest

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from contextlib import closing
 from datetime import datetime
-from functools import partial
 from typing import Literal
 
 from pydantic import Field
@@ -15,9 +14,8 @@ import deltareg
 from deltareg.apply.plan import Merge
 from deltareg.build.project import Project
 from deltareg.build.settings import parameter_schedules, parameter_settings
-from deltareg.checkpoint import Checkpoint, Tensor
-from deltareg.codec import FRAME_LANES, lane_of
-from deltareg.describe import chunk_digest, joined_digest, tensors_digest
+from deltareg.checkpoint import Checkpoint
+from deltareg.describe import digest_of
 from deltareg.errors import BadLock, LockStale, UnsupportedFormat
 from deltareg.lock import Lock, LockedDelta, write_lock
 from deltareg.manifest import Document
@@ -25,7 +23,7 @@ from deltareg.names import version_key
 from deltareg.progress import SILENT, Progress
 from deltareg.resolve import Resolution, Sources, resolve
 from deltareg.resolve.resolve import Base
-from deltareg.threads import in_order, thread_count
+from deltareg.threads import thread_count
 
 __all__ = ["Change", "LockReport", "base_digest", "changes", "lock", "lock_of"]
 
@@ -175,22 +173,4 @@ def base_digest(base: Checkpoint | None, threads: int | None, progress: Progress
     """The digest of a base's tensors, as deltas record it; None where it is not on this machine, or not known."""
     if base is None or not base.is_local:
         return None
-    tensors = list(base.tensors.values())
-
-    def chunks() -> Generator[partial[tuple[str, bytes]]]:
-        for tensor in tensors:
-            step = FRAME_LANES * lane_of(tensor.dtype).width
-            for offset in range(0, tensor.nbytes, step):
-                yield partial(_chunk, tensor, offset, min(step, tensor.nbytes - offset), progress)
-
-    found: dict[str, list[bytes]] = {tensor.name: [] for tensor in tensors}
-    with progress.step("base", sum(tensor.nbytes for tensor in tensors)):
-        for name, digest in in_order(chunks(), thread_count(threads)):
-            found[name].append(digest)
-    return tensors_digest(base, {name: joined_digest(parts) for name, parts in found.items()})
-
-
-def _chunk(tensor: Tensor, offset: int, length: int, progress: Progress) -> tuple[str, bytes]:
-    digest = chunk_digest(tensor.read(offset, length))
-    progress.advance(length)
-    return tensor.name, digest
+    return digest_of(base, thread_count(threads), progress)

@@ -201,7 +201,7 @@ def _build(
             report = _applied(lock, checkpoint, sources, out, how, sealing)
     if sealing.output is not None and lock.output is None and how.ranks.number == 0:
         warnings += _remember(lock, sealing.output, project)
-    return _report(lock, project, out, how, started, wrote, [*warnings], wanted, job, report, sealing)
+    return _report(lock, project, out, how, started, wrote, warnings, wanted, job, report, sealing)
 
 
 def _prepared(lock: Lock, checkpoint: Checkpoint, wanted: Sequence[Fetch], how: Options) -> Prepared:

@@ -92,7 +92,8 @@ def _fetch(locked: LockedDelta, sources: Sources) -> Fetch:
             found=there[0].digest,
         )
     artifact = source.artifact(Candidate(name, digest, locked.remote))
-    moved = sum(blob.size for blob in artifact.manifest.blobs if blob.digest in _missing(artifact, store))
+    absent = _missing(artifact, store)
+    moved = sum(blob.size for blob in artifact.manifest.blobs if blob.digest in absent)
     told = () if there[0].yanked is None else (_yanked(locked, there[0].yanked),)
     return Fetch(locked, artifact, moved, told)
 

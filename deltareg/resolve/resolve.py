@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -67,7 +67,6 @@ class Base:
     """The base of a recipe, opened; `checkpoint` is None where the recipe knows its fingerprint only."""
 
     location: str
-    place: str
     checkpoint: Checkpoint | None
     fingerprint: Digest | None = None
 
@@ -76,9 +75,8 @@ class Base:
         """The base of a recipe that lies in `directory`, its headers read. Raises what `Checkpoint.open` raises."""
         location = recipe.build.base
         if location.startswith("sha256:"):
-            return cls(location, location, None, parse_digest(location))
-        place = location_in(location, directory)
-        return cls(location, place, Checkpoint.open(place, headers_only=True))
+            return cls(location, None, parse_digest(location))
+        return cls(location, Checkpoint.open(location_in(location, directory), headers_only=True))
 
     def close(self) -> None:
         """Close its files."""
@@ -119,11 +117,9 @@ def resolve(
     directory = Path(directory)
     if not recipe.delta:
         raise InvalidArgument(f"{called} names no delta", hint="deltareg add namespace/name")
-    manager: AbstractContextManager[object] = nullcontext()
-    if base is None:
-        base = Base.of(recipe, directory)
-        manager = _closing(base)
-    with manager:
+    with ExitStack() as stack:
+        if base is None:
+            base = stack.enter_context(closing(Base.of(recipe, directory)))
         kept = _kept(lock, update)
         pool = Pool(sources, _policy(recipe, kept, allow_licence, exclude_newer), _judge(base, threads), kept)
         wishes = [_wish(delta, sources) for delta in recipe.delta]
@@ -134,20 +130,12 @@ def resolve(
         choices = _choices(recipe, chosen, pool)
         return Resolution(
             recipe=recipe,
-            base=_locked_base(base, choices, pool),
+            base=_locked_base(base),
             choices=choices,
             pool=pool,
             wishes=tuple(wishes),
-            warnings=tuple(_warnings(recipe, choices)),
+            warnings=tuple(_warnings(choices)),
         )
-
-
-class _closing(AbstractContextManager[object]):
-    def __init__(self, base: Base) -> None:
-        self._base = base
-
-    def __exit__(self, *_: object) -> None:
-        self._base.close()
 
 
 def _kept(lock: Lock | None, update: Iterable[str] | None) -> dict[str, Digest]:
@@ -246,7 +234,7 @@ def _choices(recipe: Recipe, chosen: Choices, pool: Pool) -> tuple[Choice, ...]:
     return tuple(found)
 
 
-def _warnings(recipe: Recipe, choices: Sequence[Choice]) -> Iterable[str]:
+def _warnings(choices: Sequence[Choice]) -> Iterable[str]:
     for choice in choices:
         candidate = choice.candidate
         if candidate.yanked is not None:
@@ -266,7 +254,7 @@ def _warnings(recipe: Recipe, choices: Sequence[Choice]) -> Iterable[str]:
                 )
 
 
-def _locked_base(base: Base, choices: Sequence[Choice], pool: Pool) -> LockedBase:
+def _locked_base(base: Base) -> LockedBase:
     if base.checkpoint is None:
         assert base.fingerprint is not None
         return LockedBase(location=base.location, fingerprint=base.fingerprint)

@@ -215,13 +215,14 @@ class Sources:
 
     def remote_of(self, repository: str, wanted: str | None = None) -> str:
         """The name of the remote that a name is bound to; `wanted` is what the recipe says of it."""
-        namespace = repository.partition("/")[0]
-        return wanted or self.bound.get(repository) or self.bound.get(namespace) or self.default or LOCAL
+        return wanted or self._bound_to(repository) or self.default or LOCAL
 
     def required_from(self, repository: str, by: str) -> str:
         """The name of the remote of what a delta of the remote `by` requires."""
-        namespace = repository.partition("/")[0]
-        return self.bound.get(repository) or self.bound.get(namespace) or by
+        return self._bound_to(repository) or by
+
+    def _bound_to(self, repository: str) -> str | None:
+        return self.bound.get(repository) or self.bound.get(repository.partition("/")[0])
 
     def named(self, name: str) -> Source:
         """The registry of that name. Raises InvalidArgument for an unknown one."""

@@ -6,24 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltareg.cli.options import DryRun, Json, ReferenceArgument, Threads
+from deltareg.cli.options import DryRun, Json, Out, Overwrite, RecipeOption, ReferenceArgument, Threads
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from deltareg.build import BuildReport, LockReport, Project
 
-__all__ = ["RecipeOption", "build", "lock", "outdated", "print_build", "project_of", "tree", "update", "why"]
+__all__ = ["build", "lock", "outdated", "print_build", "project_of", "tree", "update", "why"]
 
-RecipeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--recipe",
-        metavar="FILE",
-        help="The recipe. By default the nearest deltareg.toml, here or above. The lock lies beside it.",
-        show_default=False,
-    ),
-]
 AllowLicence = Annotated[
     list[str] | None,
     typer.Option(
@@ -42,10 +34,6 @@ ExcludeNewer = Annotated[
     ),
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Ask no remote: take what is on this machine.")]
-Out = Annotated[
-    str,
-    typer.Option("--out", "-o", metavar="OUT", help="What to make: a directory, or s3://bucket/prefix (gs://, az://)."),
-]
 
 
 def lock(
@@ -71,24 +59,17 @@ def lock(
       deltareg lock
       deltareg lock --check     # in CI: is the lock that was committed what the recipe means?
     """
-    from deltareg.build import lock
-    from deltareg.cli.progress import watched
-    from deltareg.cli.session import current_settings, sources, writable_registry
-
-    settings = current_settings()
-    project = project_of(recipe)
-    with writable_registry(settings, dry_run=dry_run or check) as registry, watched() as progress:
-        report = lock(
-            project,
-            sources(settings, registry, offline=offline, keeps=not (dry_run or check)),
-            check=check,
-            allow_licence=_licences(allow_licence),
-            exclude_newer=_moment(exclude_newer),
-            dry_run=dry_run,
-            threads=threads or settings.threads,
-            progress=progress,
-        )
-    _print_lock(report, json=json)
+    _lock(
+        recipe,
+        update=(),
+        check=check,
+        allow_licence=allow_licence,
+        exclude_newer=exclude_newer,
+        offline=offline,
+        threads=threads,
+        dry_run=dry_run,
+        json=json,
+    )
 
 
 def update(
@@ -108,26 +89,17 @@ def update(
     \b
       deltareg update acme/search
     """
-    from deltareg.build import lock
-    from deltareg.cli.progress import watched
-    from deltareg.cli.session import current_settings, sources, writable_registry
     from deltareg.names import parse_reference
 
-    settings = current_settings()
-    project = project_of(recipe)
-    names = None if not references else [parse_reference(text).repository for text in references]
-    with writable_registry(settings, dry_run=dry_run) as registry, watched() as progress:
-        report = lock(
-            project,
-            sources(settings, registry, keeps=not dry_run),
-            update=names,
-            allow_licence=_licences(allow_licence),
-            exclude_newer=_moment(exclude_newer),
-            dry_run=dry_run,
-            threads=threads or settings.threads,
-            progress=progress,
-        )
-    _print_lock(report, json=json)
+    _lock(
+        recipe,
+        update=None if not references else [parse_reference(text).repository for text in references],
+        allow_licence=allow_licence,
+        exclude_newer=exclude_newer,
+        threads=threads,
+        dry_run=dry_run,
+        json=json,
+    )
 
 
 def build(
@@ -142,9 +114,7 @@ def build(
         bool,
         typer.Option("--accept-licence", help="Build although the licences do not go together; the card says so."),
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace OUT, if it is a checkpoint, with all that is in it.")
-    ] = False,
+    overwrite: Overwrite = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the same build was killed.")] = False,
     memory: Annotated[
         str | None,
@@ -264,6 +234,40 @@ def tree(recipe: RecipeOption = None, json: Json = False) -> None:
         wanted = f" ({row.wanted})" if row.wanted else ""
         more = " …" if row.repeated else ""
         print_line(f"{'   ' * row.depth}└─ {weight} × {row.reference}{wanted}{more}")
+
+
+def _lock(
+    recipe: str | None,
+    *,
+    update: Sequence[str] | None,
+    check: bool = False,
+    allow_licence: list[str] | None,
+    exclude_newer: str | None,
+    offline: bool = False,
+    threads: int | None,
+    dry_run: bool,
+    json: bool,
+) -> None:
+    from deltareg.build import lock
+    from deltareg.cli.progress import watched
+    from deltareg.cli.session import current_settings, sources, writable_registry
+
+    settings = current_settings()
+    project = project_of(recipe)
+    writes = not (dry_run or check)
+    with writable_registry(settings, dry_run=not writes) as registry, watched() as progress:
+        report = lock(
+            project,
+            sources(settings, registry, offline=offline, keeps=writes),
+            update=update,
+            check=check,
+            allow_licence=_licences(allow_licence),
+            exclude_newer=_moment(exclude_newer),
+            dry_run=dry_run,
+            threads=threads or settings.threads,
+            progress=progress,
+        )
+    _print_lock(report, json=json)
 
 
 def _licences(named: list[str] | None) -> list[str]:

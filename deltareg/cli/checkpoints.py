@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltareg.cli.builds import RecipeOption
 from deltareg.cli.options import (
     Conflicts,
     Description,
@@ -17,8 +16,11 @@ from deltareg.cli.options import (
     Json,
     Licence,
     On,
+    Out,
+    Overwrite,
     Preset,
     PresetOption,
+    RecipeOption,
     Tag,
     Threads,
     complete_delta,
@@ -120,12 +122,7 @@ def diff(
 
 
 def apply(
-    out: Annotated[
-        str,
-        typer.Option(
-            "--out", "-o", metavar="OUT", help="What to make: a directory, or s3://bucket/prefix (gs://, az://)."
-        ),
-    ],
+    out: Out,
     target: Annotated[
         str | None,
         typer.Argument(
@@ -194,9 +191,7 @@ def apply(
             "--accept-licence", help="Apply although the licences do not go together. The model card says so."
         ),
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace OUT, if it is a checkpoint, with all that is in it.")
-    ] = False,
+    overwrite: Overwrite = False,
     resume: Annotated[
         bool,
         typer.Option(

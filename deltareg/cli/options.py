@@ -15,8 +15,11 @@ __all__ = [
     "Licence",
     "On",
     "OnRemote",
+    "Out",
+    "Overwrite",
     "Preset",
     "PresetOption",
+    "RecipeOption",
     "ReferenceArgument",
     "RemoteOption",
     "Tag",
@@ -82,6 +85,22 @@ Licence = Annotated[
 Description = Annotated[
     str | None,
     typer.Option("--description", metavar="TEXT", help="One line about what the training taught.", callback=check_text),
+]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="FILE",
+        help="The recipe. By default the nearest deltareg.toml, here or above. The lock lies beside it.",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    str,
+    typer.Option("--out", "-o", metavar="OUT", help="What to make: a directory, or s3://bucket/prefix (gs://, az://)."),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace OUT, if it is a checkpoint, with all that is in it.")
 ]
 RemoteOption = Annotated[
     str | None,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, TypeVar
 
 import typer
 
-from deltareg.cli.builds import RecipeOption, project_of
-from deltareg.cli.options import DryRun, Json, check_text, complete_delta, complete_remote
+from deltareg.cli.builds import project_of
+from deltareg.cli.options import DryRun, Json, RecipeOption, check_text, complete_delta, complete_remote
 
 if TYPE_CHECKING:
     from deltareg.names import Reference

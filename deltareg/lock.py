@@ -91,6 +91,7 @@ class LockedDelta(Document):
     required_by: list[str] = Field(default=[], description="deltas that require it, namespace/name")
     weight: Number = Field(description="weight, or a gradient of weights along the layers")
     where: dict[str, Number] = Field(default={}, description="other weights by selector; the last that matches counts")
+    parameters: dict[str, Setting] = Field(default={}, description="parameters of the method for this delta alone")
     licence: str | None = Field(default=None, description="SPDX identifier")
     exactness: Exactness
     size: Count = Field(description="bytes of the artifact")

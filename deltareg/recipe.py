@@ -239,6 +239,9 @@ class RecipeDelta(_Table):
         description="other weights by selector (a module class, or a pattern of tensor names); the last that matches "
         "counts",
     )
+    parameters: dict[str, Setting] = Field(
+        default={}, description="parameters of the method for this delta alone, such as its density"
+    )
 
     @model_validator(mode="after")
     def _wants_one_thing(self) -> Self:
@@ -324,11 +327,11 @@ class Recipe(_Table):
         # Of the selectors that match a tensor the last counts: their order is a part of what is said.
         for delta in said["delta"]:
             delta["where"] = _pairs(delta["where"])
-        parameters = said["build"]["parameters"]
-        said["build"]["parameters"] = {
-            name: _pairs(cast("dict[str, Any]", setting)) if isinstance(setting, dict) else setting
-            for name, setting in parameters.items()
-        }
+        for table in (said["build"], *said["delta"]):
+            table["parameters"] = {
+                name: _pairs(cast("dict[str, Any]", setting)) if isinstance(setting, dict) else setting
+                for name, setting in table["parameters"].items()
+            }
         return sha256(canonical_json(said))
 
 

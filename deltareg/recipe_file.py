@@ -285,9 +285,7 @@ def _lines(delta: RecipeDelta) -> str:
 
 def _values(delta: RecipeDelta) -> dict[str, Any]:
     values = delta.model_dump(by_alias=True, exclude_none=True)
-    if not values["where"]:
-        del values["where"]
-    return values
+    return {key: value for key, value in values.items() if value != {}}
 
 
 def _changed(text: str, delta: RecipeDelta) -> str:
@@ -312,7 +310,7 @@ def _item(value: Any) -> Any:
         return value
     table = tomlkit.inline_table()
     for key, one in cast("dict[str, Any]", value).items():
-        table[key] = one
+        table[key] = _item(one)
     return table
 
 

@@ -140,6 +140,12 @@ deltas with them before anything else.
 along the layers: `density=0.2..0.8` goes linearly from the first layer to the last; `0.2..0.8..0.2` has its middle in
 the middle. Tensors in front of the layers have the first value, those behind them the last.
 
+**By delta.** What may differ by delta, a density for instance, can be given to one of them: `--param
+density@acme/search:1.0.0=0.3`, or with a selector, `--param 'density@acme/search:1.0.0[mlp]=0.2'`. It counts before what
+is given for all. In a recipe it is the delta's own `parameters`. Random masks and thresholds then follow each
+delta's own value; trimmed as a whole (`trim=model`), the largest are sought for each delta among the tensors for which
+all deltas have the same.
+
 **Random masks** come from a generator that counts: a bit of a mask depends on `--seed`, the delta's digest, the tensor
 and the place in it, and on nothing else. The same command gives the same bytes on every machine.
 """
@@ -213,10 +219,12 @@ def _methods_page() -> str:
     parts = [_METHODS_HEAD]
     for method in METHODS.values():
         rows = {
-            f"`{one.name}`": f"{one.told_default} | {one.range.replace('|', '/')} | {one.meaning}"
+            f"`{one.name}`": " | ".join(
+                [one.told_default, one.range.replace("|", "/"), "yes" if one.by_delta else "", one.meaning]
+            )
             for one in method.parameters.values()
         }
-        table = _table(["parameter", "default", "values", "meaning"], rows)
+        table = _table(["parameter", "default", "values", "by delta", "meaning"], rows)
         most = "" if method.most == method.least else " or more"
         takes = f"Takes {method.least} delta{'s' if method.least > 1 else ''}{most}."
         parts.append(f"## {method.name}\n\n{method.description}\n\n{takes}\n\n{table}")

@@ -52,7 +52,12 @@ def example(**changed: Any) -> Lock:
         "side_files": "post",
         "deltas": [
             delta(),
-            delta(reference="acme/med:2.0.0-rc.1", weight=[0.0, 1.0], where={"norm": 0.0, "*.q_proj.*": [1, 2]}),
+            delta(
+                reference="acme/med:2.0.0-rc.1",
+                weight=[0.0, 1.0],
+                where={"norm": 0.0, "*.q_proj.*": [1, 2]},
+                parameters={"density": {"*": 0.2, "mlp": [0.1, 0.3]}},
+            ),
         ],
         "output": LockedOutput(digest=BLAKE, files={"model.safetensors": BLAKE, "größe/config.json": BLAKE}),
     }
@@ -162,6 +167,7 @@ def test_who_wrote_a_lock_and_what_came_out_is_no_part_of_its_meaning() -> None:
         {"accept_licence": True},
         {"base": LockedBase(location="./base", fingerprint=SHA)},
         {"deltas": [delta()]},
+        {"deltas": [delta(parameters={"density": 0.3}), *example().deltas[1:]]},
         {"parameters": {"density": {"*": 0.5, "mlp": [0.8, 0.2]}, "normalize": True, "elect": "mass"}},
         # Of the selectors that match a tensor the last counts: another order is another build.
         {"parameters": {"density": {"mlp": [0.2, 0.8], "*": 0.5}, "normalize": True, "elect": "mass"}},

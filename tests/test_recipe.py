@@ -53,6 +53,7 @@ channel = "prod"
 remote = "team"
 weight = [0, 0.5, 1]
 where = {{ mlp = 0, "*.q_proj.*" = [1, 2] }}
+parameters = {{ density = {{ "*" = 0.3, mlp = [0.1, 0.2] }} }}
 
 [[delta]]
 ref = "acme/pinned"
@@ -100,6 +101,7 @@ def test_every_key_is_read() -> None:
     assert (instruct.range, instruct.weight, instruct.wanted) == (parse_range(">=1.2, <3"), 0.5, ">=1.2, <3")
     assert (med.channel, med.remote, med.weight) == ("prod", "team", [0, 0.5, 1])
     assert (med.where, med.range, med.wanted) == ({"mlp": 0, "*.q_proj.*": [1, 2]}, ANY, "channel prod")
+    assert (instruct.parameters, med.parameters) == ({}, {"density": {"*": 0.3, "mlp": [0.1, 0.2]}})
     assert (pinned.digest, pinned.wanted, pinned.reference.repository) == (DIGEST, DIGEST, "acme/pinned")
 
 
@@ -194,6 +196,9 @@ def test_what_says_the_same_has_the_same_digest(one: str, other: str) -> None:
         # Of the selectors that match a tensor the last counts.
         (asked('where = { mlp = 1, "*" = 2 }'), asked('where = { "*" = 2, mlp = 1 }')),
         (built('parameters = { a = { mlp = 1, "*" = 2 } }'), built('parameters = { a = { "*" = 2, mlp = 1 } }')),
+        (asked('parameters = { a = { mlp = 1, "*" = 2 } }'), asked('parameters = { a = { "*" = 2, mlp = 1 } }')),
+        (asked("parameters = { a = 1 }"), asked("")),
+        (asked("parameters = { a = 1 }"), built("parameters = { a = 1 }")),
     ],
 )
 def test_what_says_something_else_has_another_digest(one: str, other: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 
 from deltareg.apply.card import Labels
@@ -12,8 +12,8 @@ from deltareg.apply.device import open_processor
 from deltareg.apply.estimate import expected_seconds
 from deltareg.apply.limits import limits_for, resident_memory
 from deltareg.apply.loops import load_loops
-from deltareg.apply.plan import Merge
-from deltareg.apply.prepare import Weight, open_delta, prepare, weighted
+from deltareg.apply.plan import Merge, Parameters
+from deltareg.apply.prepare import Deltas, open_delta, prepare, weighted
 from deltareg.apply.ranks import ALONE, Ranks
 from deltareg.apply.report import ApplyReport, report_of
 from deltareg.apply.side_files import SideFiles
@@ -23,9 +23,7 @@ from deltareg.checkpoint import Checkpoint, Job, Seal
 from deltareg.checkpoint.output import check_output, refuse_input
 from deltareg.errors import InvalidArgument
 from deltareg.licences import refuse_conflicts
-from deltareg.merge import Gradient, Schedule, Value
 from deltareg.merge.processor import CPU
-from deltareg.names import Reference
 from deltareg.progress import SILENT, Progress
 from deltareg.recipe import Dtype
 from deltareg.threads import in_background, thread_count
@@ -41,12 +39,12 @@ DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F6
 
 def apply(
     target: Checkpoint | str | os.PathLike[str],
-    deltas: Mapping[str, Weight] | Sequence[tuple[str | Reference, Weight]],
+    deltas: Deltas,
     registry: Registry,
     out: str | os.PathLike[str],
     *,
     method: str = "linear",
-    parameters: Mapping[str, Value | Gradient | Schedule] | None = None,
+    parameters: Parameters | None = None,
     seed: int = 0,
     side_files: SideFiles = "post",
     with_added: bool | None = None,
@@ -68,8 +66,9 @@ def apply(
 
     `deltas` are names in `registry` with their weights; a weight of 0 leaves the delta out. `method` is one of
     `deltareg.merge.METHODS`, `parameters` are its own; weights and parameters are numbers, a `Gradient` along the
-    layers, or a `Schedule` of both by module classes and patterns of tensor names. `seed` starts the random masks of
-    the methods that have such. The output appears whole or not at all.
+    layers, or a `Schedule` of both by module classes and patterns of tensor names. What may differ by delta, such as a
+    density, can be given with a delta too, `(name, weight, {"density": 0.3})`, and counts before what is for all.
+    `seed` starts the random masks of the methods that have such. The output appears whole or not at all.
 
     Each delta is checked first, as `deltareg.check` does. What is incompatible is refused unless `force` is given; what
     is adaptable is adapted, and the model card says how. A delta that was taken on top of others is applied with these,
@@ -94,7 +93,7 @@ def apply(
     RankLost, DeviceFull.
     """
     started = time.monotonic()
-    pairs = weighted(deltas)
+    named = weighted(deltas)
     merge = Merge.of(method, parameters, seed)
     if dtype is not None and dtype not in DTYPES:
         raise InvalidArgument(f"unknown dtype {dtype!r}", hint=f"an output's dtype is one of {', '.join(DTYPES)}")
@@ -108,7 +107,7 @@ def apply(
         loaded = time.monotonic() - before
         checkpoint = target if isinstance(target, Checkpoint) else stack.enter_context(Checkpoint.open(target))
         refuse_input(checkpoint, out)
-        wanted = [open_delta(registry, reference, weights) for reference, weights in pairs]
+        wanted = [open_delta(registry, *one) for one in named]
         job = prepare(
             checkpoint,
             wanted,

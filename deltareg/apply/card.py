@@ -91,12 +91,8 @@ def card(
     lines += [
         f"Made by {named.maker or f'deltareg {deltareg.__version__}'}: {_sum_of(merge)}.",
         "",
-        "| delta | weight | digest | licence |",
-        "|---|---|---|---|",
+        *_table_of(deltas),
     ]
-    for delta in deltas:
-        own = plain(delta.artifact.config.licence or "unknown")
-        lines.append(f"| `{delta.reference}` | {plain(str(delta.weights))} | `{delta.artifact.digest}` | {own} |")
     known = target.revision if named.base is None else named.revision
     revision = f" at `{plain(known)}`" if known else ""
     lines += [
@@ -110,12 +106,28 @@ def card(
     return "\n".join(lines).encode()
 
 
+def _table_of(deltas: Sequence[WeightedDelta]) -> list[str]:
+    differing = any(delta.parameters for delta in deltas)
+    columns = ["delta", "weight", *(["parameters"] if differing else []), "digest", "licence"]
+    rows = [columns]
+    for delta in deltas:
+        own = [plain(_settings(delta.parameters))] if differing else []
+        licence = plain(delta.artifact.config.licence or "unknown")
+        rows.append([f"`{delta.reference}`", plain(str(delta.weights)), *own, f"`{delta.artifact.digest}`", licence])
+    head, *lines = [f"| {' | '.join(row)} |" for row in rows]
+    return [head, "|---" * len(columns) + "|", *lines]
+
+
+def _settings(parameters: Mapping[str, Schedule | str]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in parameters.items())
+
+
 def _sum_of(merge: Merge) -> str:
     name = merge.method.name
-    settings = {key: str(Schedule.of(value)) for key, value in merge.told().items()}
+    settings: dict[str, Schedule | str] = dict(merge.told())
     if merge.method.random:
         settings["seed"] = str(merge.seed)
-    told = ", ".join(f"{key} = {plain(value)}" for key, value in settings.items())
+    told = plain(_settings(settings))
     start = "target + Σ weight · delta" if name == "linear" else "target + what the deltas are merged to"
     return f"{start}, method `{name}`" + (f" ({told})" if told else "")
 

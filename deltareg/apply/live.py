@@ -20,7 +20,7 @@ from deltareg.apply.company import Fault, faults_among, notes_among
 from deltareg.apply.limits import Limits
 from deltareg.apply.loops import load_loops
 from deltareg.apply.placement import WeightedDelta, place
-from deltareg.apply.plan import LINEAR, Merge, Plan, plan
+from deltareg.apply.plan import LINEAR, Merge, Parameters, Plan, plan, schedules_of
 from deltareg.apply.prepare import Weight, checked_weight, open_delta, refuse_errors
 from deltareg.apply.run import run
 from deltareg.apply.write import verifying
@@ -31,7 +31,7 @@ from deltareg.checkpoint.layout import is_tokenizer_file, side_files_of
 from deltareg.checkpoint.source import bytes_of
 from deltareg.errors import DeltaregError, InvalidArgument, NotFound, NotHomologous, UnsupportedFormat
 from deltareg.manifest import Document
-from deltareg.merge import Gradient, Schedule, Value, refuse_unmatched
+from deltareg.merge import Value, refuse_unmatched
 from deltareg.names import Reference, parse_reference
 from deltareg.progress import SILENT, Progress
 from deltareg.threads import in_background, thread_count
@@ -137,17 +137,18 @@ class Live:
         reference: str | Reference,
         weight: Weight = 1.0,
         *,
+        parameters: Parameters | None = None,
         force: bool = False,
         progress: Progress = SILENT,
     ) -> LiveReport:
-        """Put one more delta on the model.
+        """Put one more delta on the model, with `parameters` of the method that it has for itself.
 
         Raises NotHomologous where it does not fit (`force` overrides what the check finds, not what is impossible in
         place), InvalidArgument where it is on the model already, or was taken on top of a delta that is not (`force`
         overrides that too), or where one excludes the other; NotFound, BadRecord, DigestMismatch. After an error
         the model is as it was.
         """
-        delta = open_delta(self._registry, reference, checked_weight(weight))
+        delta = open_delta(self._registry, reference, checked_weight(weight), schedules_of(parameters))
         if delta.reference in self._active:
             raise InvalidArgument(
                 f"{delta.reference} is on the model already", hint="set(reference, weight) gives it another weight"
@@ -155,15 +156,22 @@ class Live:
         return self._change({**self._active, delta.reference: delta}, self._merge, force=force, progress=progress)
 
     def set(
-        self, reference: str | Reference, weight: Weight, *, force: bool = False, progress: Progress = SILENT
+        self,
+        reference: str | Reference,
+        weight: Weight,
+        *,
+        parameters: Parameters | None = None,
+        force: bool = False,
+        progress: Progress = SILENT,
     ) -> LiveReport:
-        """Give an active delta another weight.
+        """Give an active delta another weight, and other `parameters` of the method for itself; None keeps these.
 
         Raises NotFound where it is not on the model; InvalidArgument for weight 0 while others stand on it, without
         `force`.
         """
         found = self._find(reference)
-        delta = replace(found, weights=checked_weight(weight))
+        own = found.parameters if parameters is None else schedules_of(parameters)
+        delta = replace(found, weights=checked_weight(weight), parameters=own)
         wanted = {**self._active, found.reference: delta}
         return self._change(wanted, self._merge, force=True, alone=force, progress=progress)
 
@@ -183,7 +191,7 @@ class Live:
     def merge(
         self,
         method: str,
-        parameters: Mapping[str, Value | Gradient | Schedule] | None = None,
+        parameters: Parameters | None = None,
         *,
         seed: int = 0,
         progress: Progress = SILENT,
@@ -261,11 +269,13 @@ class Live:
     def _plan(
         self, target: Checkpoint, deltas: list[WeightedDelta], merge: Merge, fits: Sequence[Fit]
     ) -> tuple[Plan, list[str]]:
+        for delta in deltas:
+            merge.check_own(delta.reference, delta.parameters)
         if deltas:
             merge.method.check_deltas(len(deltas))
         placement = place(target, deltas, fits, with_added=False)
         planned = plan(target, deltas, placement, merge)
-        schedules = [*(delta.weights for delta in deltas), *merge.parameters.values()]
+        schedules = [*(schedule for delta in deltas for schedule in delta.schedules), *merge.parameters.values()]
         refuse_unmatched(schedules, planned.subjects.values())
         self._refuse_impossible(planned)
         return planned, list(placement.remedies)

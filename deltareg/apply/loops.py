@@ -70,7 +70,7 @@ def _merge_few_lanes(
         # From 1.5 on in every format: a share of them is looked for.
         symbols = (int(delta.infinity >> delta.bits(1)) + np.arange(_FEW)).astype(delta.bits)
         mending = Mending(np.zeros(1, np.int64), np.zeros(1, delta.bits)) if can_mend(delta) else None
-        return Part(lambda number, lanes: Frame(lanes, symbols, None, mending), delta, delta, 1.0, 0)
+        return Part(0, lambda number, lanes: Frame(lanes, symbols, None, mending), delta, delta, 1.0, 0)
 
     # Two deltas at least, which some methods need.
     parts = [one(delta) for _, delta in (pieces if len(pieces) > 1 else pieces * 2)]

@@ -31,9 +31,11 @@ __all__ = ["Course", "Merging", "Part", "blocks_of"]
 class Part:
     """One delta's part in a tensor: how a frame is read, the lanes of base and of D1, its weight, its masks' seed.
 
-    `leaves_alone` tells of a frame, by its number, whether it is known that nothing changes in it.
+    `number` is the delta's among all that are merged. `leaves_alone` tells of a frame, by its number, whether it is
+    known that nothing changes in it.
     """
 
+    number: int
     read: Callable[[int, int], Frame]
     base_lane: Lane
     lane: Lane
@@ -199,7 +201,7 @@ class Merging:
         # A delta that lacks the tensor has here the lanes that it has elsewhere.
         alike = len({part.lane for part in parts}) == 1
         self._defers = defers and processor.defers and aligned and alike
-        extent = Extent(lanes, self.blocks, tuple(part.lane for part in parts))
+        extent = Extent(lanes, self.blocks, tuple(part.number for part in parts), tuple(part.lane for part in parts))
         own = stages if shared is None else stages[1:]
         self._kept: dict[tuple[int, int], Frame] | None = None
         self._uses: Counter[int] = Counter()

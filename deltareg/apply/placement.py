@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from deltareg.apply.rows import Rows
@@ -27,17 +27,24 @@ _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model
 class WeightedDelta:
     """One delta that is to be applied, and its weight, which may differ by tensor; it is not zero everywhere.
 
-    `yanked` is why its version was yanked, None where it was not.
+    `parameters` are those of the method that it has for itself. `yanked` is why its version was yanked, None where it
+    was not.
     """
 
     reference: Reference
     artifact: Artifact
     weights: Schedule
+    parameters: Mapping[str, Schedule] = field(default_factory=dict[str, Schedule])
     yanked: str | None = None
 
     def weight_at(self, subject: Subject) -> float:
         """The weight for one tensor: 0 where none is set."""
         return float(self.weights.at(subject) or 0.0)
+
+    @property
+    def schedules(self) -> list[Schedule]:
+        """All that is set for it by tensor."""
+        return [self.weights, *self.parameters.values()]
 
     @property
     def warnings(self) -> list[str]:

@@ -12,16 +12,20 @@ from deltareg.apply.rows import Rows
 from deltareg.check import dtype_fits
 from deltareg.checkpoint import Checkpoint, ShardPlan, Tensor, lay_out
 from deltareg.codec import DELTA_DTYPES, Lane, delta_lane_of, is_additive, lane_of
-from deltareg.errors import NotHomologous
+from deltareg.errors import InvalidArgument, NotHomologous
 from deltareg.homology import compare_shapes, delta_shapes, finding, refuse_mismatch
 from deltareg.manifest import TensorEntry
 from deltareg.merge import METHODS, Gradient, Method, Schedule, Stage, Subject, Value, method_of, subjects_of
 from deltareg.merge.combine import Sum
 from deltareg.merge.deferred import can_defer
+from deltareg.names import Reference
 
-__all__ = ["LINEAR", "Action", "Merge", "Piece", "Plan", "PlannedTensor", "plan"]
+__all__ = ["LINEAR", "Action", "Merge", "Parameters", "Piece", "Plan", "PlannedTensor", "plan", "schedules_of"]
 
 Action = Literal["copy", "convert", "add", "replace"]
+
+Parameters = Mapping[str, Value | Gradient | Schedule]
+"""Parameters of a method, by name: one value for every tensor, or what differs by tensor."""
 
 
 @dataclass(frozen=True)
@@ -36,26 +40,33 @@ class Piece:
 
 @dataclass(frozen=True)
 class Merge:
-    """How deltas are combined: a method, its parameters, which may differ by tensor, and the seed of random masks."""
+    """How deltas are combined: a method, its parameters, which may differ by tensor, and the seed of random masks.
+
+    A delta may have some of the parameters for itself: these count before those that all have.
+    """
 
     method: Method
     parameters: Mapping[str, Schedule] = field(default_factory=dict[str, Schedule])
     seed: int = 0
 
     @classmethod
-    def of(cls, method: str, parameters: Mapping[str, Value | Gradient | Schedule] | None, seed: int) -> Merge:
+    def of(cls, method: str, parameters: Parameters | None, seed: int) -> Merge:
         """By the method's name. Raises InvalidArgument for a method or a value that there is not."""
         known = method_of(method)
-        schedules = {name: Schedule.of(value) for name, value in (parameters or {}).items()}
+        schedules = schedules_of(parameters)
         for name, schedule in schedules.items():
             for value in schedule.values:
                 known.check(name, value)
         return cls(known, schedules, seed)
 
-    def values(self, subject: Subject) -> dict[str, Value]:
-        """The parameters that are given for one tensor."""
-        found = {name: schedule.at(subject) for name, schedule in self.parameters.items()}
-        return {name: value for name, value in found.items() if value is not None}
+    def check_own(self, reference: Reference, parameters: Mapping[str, Schedule]) -> None:
+        """Raise InvalidArgument where a delta has a parameter for itself that it cannot have."""
+        for name, schedule in parameters.items():
+            for value in schedule.values:
+                try:
+                    self.method.check_own(name, value)
+                except InvalidArgument as error:
+                    raise InvalidArgument(f"{reference}: {error.message}", hint=error.hint) from error
 
     def told(self) -> dict[str, Schedule]:
         """Every parameter with what it is, defaults included; for a plain sum nothing but what is no default."""
@@ -65,9 +76,15 @@ class Merge:
             whole = given
             if parameter.default is not None and not any(selector is None for selector, _ in given.rules):
                 whole = Schedule(((None, parameter.default), *given.rules))
-            if self.method.name != "linear" or given.rules:
+            # What each delta has for itself has no value for all.
+            if whole.rules and (self.method.name != "linear" or given.rules):
                 found[name] = whole
         return found
+
+
+def schedules_of(parameters: Parameters | None) -> dict[str, Schedule]:
+    """Parameters, one value or several, as schedules."""
+    return {name: Schedule.of(value) for name, value in (parameters or {}).items()}
 
 
 LINEAR = Merge(METHODS["linear"])
@@ -183,7 +200,8 @@ class _Planner:
             if delta.artifact.config.exactness.kind == "lossy"
         ]
         self._alone = 0
-        self._stages_of: dict[tuple[tuple[str, Value], ...], tuple[Stage, ...]] = {}
+        self._own = any(delta.parameters for delta in deltas)
+        self._stages_of: dict[tuple[tuple[tuple[str, Value], ...], ...], tuple[Stage, ...]] = {}
         self._sources = dict(target.tensors) | {name: target.tensors[home] for name, home in placement.untied.items()}
         self._named = [(name, placed) for tensors in placement.deltas for name, placed in tensors.items()]
         self._subjects = subjects_of(dict.fromkeys([*self._sources, *(name for name, _ in self._named)]))
@@ -253,11 +271,13 @@ class _Planner:
         if deltas < self._merge.method.least:
             self._alone += 1
             return LINEAR.method.stages({})
+        subject = self._subjects[name]
+        shared = _values(self._merge.parameters, subject)
+        own = [_values(delta.parameters, subject) for delta in self._deltas] if self._own else []
         # Thousands of tensors have the same parameters.
-        values = self._merge.values(self._subjects[name])
-        key = tuple(values.items())
+        key = tuple(tuple(values.items()) for values in (shared, *own))
         if key not in self._stages_of:
-            self._stages_of[key] = self._merge.method.stages(values)
+            self._stages_of[key] = self._merge.method.stages(shared, own)
         return self._stages_of[key]
 
     def _added(self, name: str, pieces: list[Piece]) -> PlannedTensor:
@@ -274,6 +294,12 @@ class _Planner:
             reference = self._deltas[chosen.delta].reference
             self._warnings.append(f"{name} cannot be summed: it is taken from {reference}")
         return chosen
+
+
+def _values(parameters: Mapping[str, Schedule], subject: Subject) -> dict[str, Value]:
+    """The parameters that are given for one tensor."""
+    found = {name: schedule.at(subject) for name, schedule in parameters.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _refuse(delta: WeightedDelta, target: Checkpoint) -> None:

@@ -12,7 +12,7 @@ import deltareg
 from deltareg.apply.card import Labels, config_json
 from deltareg.apply.company import command, faults_among, notes_among
 from deltareg.apply.placement import Placement, WeightedDelta, place
-from deltareg.apply.plan import Merge, Plan, plan
+from deltareg.apply.plan import Merge, Parameters, Plan, plan, schedules_of
 from deltareg.apply.run import Outcome
 from deltareg.apply.side_files import SideFiles, side_files
 from deltareg.catalog import Registry
@@ -25,10 +25,23 @@ from deltareg.licences import DerivedLicence, derive
 from deltareg.merge import Gradient, Schedule, refuse_unmatched
 from deltareg.names import Reference
 
-__all__ = ["Prepared", "Weight", "checked_weight", "open_delta", "prepare", "refuse_errors", "weighted"]
+__all__ = [
+    "Deltas",
+    "Prepared",
+    "Weight",
+    "checked_weight",
+    "open_delta",
+    "prepare",
+    "refuse_errors",
+    "texts_of",
+    "weighted",
+]
 
 Weight = float | Gradient | Schedule
 """A delta's weight: one number, or what differs by tensor."""
+
+Deltas = Mapping[str, Weight] | Sequence[tuple[str | Reference, Weight] | tuple[str | Reference, Weight, Parameters]]
+"""Names of deltas with their weights, and with the parameters of the method that a delta has for itself."""
 
 # A finding that says how far a shape is from another may come once for each tensor.
 _MOST_TOLD = 200
@@ -66,8 +79,11 @@ class Prepared:
                 {
                     "producer": f"deltareg {deltareg.__version__}",
                     "target": [self.target.id, self.target.revision, self.target.stamps],
-                    "deltas": [[str(one.reference), one.artifact.digest, str(one.weights)] for one in self.wanted],
-                    "method": [self.merge.method.name, {name: str(one) for name, one in self.merge.told().items()}],
+                    "deltas": [
+                        [str(one.reference), one.artifact.digest, str(one.weights), texts_of(one.parameters)]
+                        for one in self.wanted
+                    ],
+                    "method": [self.merge.method.name, texts_of(self.merge.told())],
                     "seed": str(self.merge.seed),
                     "policy": [self.with_added, self.force, self.placement.separate],
                     "labels": [self.labels.title, self.labels.base, self.labels.maker],
@@ -120,6 +136,8 @@ def prepare(
     Raises NotHomologous; InvalidArgument, also where a delta lacks what it was taken on top of, or excludes another.
     """
     active = [delta for delta in wanted if any(delta.weights.values)]
+    for delta in wanted:
+        merge.check_own(delta.reference, delta.parameters)
     if active:
         merge.method.check_deltas(len(active))
     fits = fit(target, [(delta.reference, delta.artifact) for delta in active], threads=threads, lenient=True)
@@ -127,7 +145,8 @@ def prepare(
     overridden += _refuse_company(target, active, fits, force=force)
     placement = place(target, active, fits, with_added=with_added)
     planned = plan(target, active, placement, merge, dtype=dtype)
-    refuse_unmatched([*(delta.weights for delta in wanted), *merge.parameters.values()], planned.subjects.values())
+    of_deltas = [schedule for delta in wanted for schedule in delta.schedules]
+    refuse_unmatched([*of_deltas, *merge.parameters.values()], planned.subjects.values())
     files = _files(target, active, side_files, planned, placement, fits)
     return Prepared(
         target=target,
@@ -146,14 +165,18 @@ def prepare(
     )
 
 
-def weighted(
-    deltas: Mapping[str, Weight] | Sequence[tuple[str | Reference, Weight]],
-) -> list[tuple[str | Reference, Schedule]]:
-    """The deltas with their weights. Raises InvalidArgument where none is named, or a weight is no number."""
-    pairs = list(deltas.items()) if isinstance(deltas, Mapping) else list(deltas)
-    if not pairs:
+def weighted(deltas: Deltas) -> list[tuple[str | Reference, Schedule, dict[str, Schedule]]]:
+    """The deltas with their weights, and the parameters that they have for themselves.
+
+    Raises InvalidArgument where none is named, or a weight is no number.
+    """
+    named = list(deltas.items()) if isinstance(deltas, Mapping) else list(deltas)
+    if not named:
         raise InvalidArgument("no delta was named", hint="deltareg apply TARGET namespace/name:1.2.3=0.5 -o OUT")
-    return [(reference, checked_weight(weight, f"the weight of {reference}")) for reference, weight in pairs]
+    return [
+        (reference, checked_weight(weight, f"the weight of {reference}"), schedules_of(own[0] if own else None))
+        for reference, weight, *own in named
+    ]
 
 
 def checked_weight(weight: Weight, what: str = "the weight") -> Schedule:
@@ -168,12 +191,22 @@ def checked_weight(weight: Weight, what: str = "the weight") -> Schedule:
     )
 
 
-def open_delta(registry: Registry, reference: str | Reference, weights: Schedule) -> WeightedDelta:
+def texts_of(parameters: Mapping[str, Schedule]) -> dict[str, str]:
+    """Parameters as the command line says them."""
+    return {name: str(schedule) for name, schedule in parameters.items()}
+
+
+def open_delta(
+    registry: Registry,
+    reference: str | Reference,
+    weights: Schedule,
+    parameters: Mapping[str, Schedule] | None = None,
+) -> WeightedDelta:
     """A delta by its name, which becomes that of a version. Raises NotFound, UnsupportedFormat."""
     # The card says what was applied even after `latest` has moved on.
     version = registry.version_of(reference)
     artifact = registry.artifact(version)
-    return WeightedDelta(version, artifact, weights, registry.yanked(version))
+    return WeightedDelta(version, artifact, weights, parameters or {}, registry.yanked(version))
 
 
 def refuse_errors(fits: Sequence[Fit], target: Checkpoint, *, force: bool) -> list[str]:

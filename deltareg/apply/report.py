@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 
 from deltareg.apply.prepare import Prepared
 from deltareg.apply.ranks import largest_share
 from deltareg.apply.write import Means, Written
 from deltareg.manifest import Document
+from deltareg.merge import Schedule
 
 __all__ = ["AppliedDelta", "ApplyReport", "report_of"]
 
@@ -16,12 +18,14 @@ __all__ = ["AppliedDelta", "ApplyReport", "report_of"]
 class AppliedDelta(Document):
     """One delta of an apply: its name, the digest of its manifest, its weight.
 
-    Where the weight differs by tensor it is given as the rules that say so: `0.2..0.8, attention: 0.3`.
+    Where the weight differs by tensor it is given as the rules that say so: `0.2..0.8, attention: 0.3`. `settings` are
+    the parameters of the method that it has for itself.
     """
 
     reference: str
     digest: str
     weight: float | str
+    settings: dict[str, float | bool | str]
 
 
 class ApplyReport(Document):
@@ -96,11 +100,16 @@ def report_of(
         out=str(out),
         target=job.target.id,
         method=job.merge.method.name,
-        settings={name: schedule.plain for name, schedule in job.merge.told().items()},
+        settings=_plain(job.merge.told()),
         seed=job.merge.seed if job.merge.method.random else None,
         device=means.processor.name,
         deltas=[
-            AppliedDelta(reference=str(delta.reference), digest=delta.artifact.digest, weight=delta.weights.plain)
+            AppliedDelta(
+                reference=str(delta.reference),
+                digest=delta.artifact.digest,
+                weight=delta.weights.plain,
+                settings=_plain(delta.parameters),
+            )
             for delta in job.wanted
         ],
         tensors=len(tensors),
@@ -137,3 +146,7 @@ def report_of(
         bytes_per_second=written.nbytes / max(seconds - load_seconds, 1e-9) if written.nbytes else None,
         dry_run=written.peak_memory is None,
     )
+
+
+def _plain(parameters: Mapping[str, Schedule]) -> dict[str, float | bool | str]:
+    return {name: schedule.plain for name, schedule in parameters.items()}

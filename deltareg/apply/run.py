@@ -253,7 +253,8 @@ class _Steps:
             lanes = sum(tensor.lanes for tensor in tensors)
             own = [self._share.measures(tensor.name) for tensor in tensors]
             measured = sum(count for count, ours in zip(blocks, own, strict=True) if ours)
-            course = Course(stage, Extent(lanes, sum(blocks), tuple(kinds)), measured, self._share.ranks)
+            extent = Extent(lanes, sum(blocks), tuple(range(len(kinds))), tuple(kinds))
+            course = Course(stage, extent, measured, self._share.ranks)
             offset = 0
             for tensor, count in zip(tensors, blocks, strict=True):
                 self._shared[tensor.name] = course, offset
@@ -275,7 +276,7 @@ class _Steps:
             # there the lanes that it has elsewhere: magnitudes of other widths cannot be counted together.
             other = next(iter(pieces.values()))
             for number, kind in enumerate(shared.extent.kinds):
-                here = pieces.get(number, Part(_unchanged, other.base_lane, other.lane, 0.0, 0, _always))
+                here = pieces.get(number, Part(number, _unchanged, other.base_lane, other.lane, 0.0, 0, _always))
                 if here.read is _unchanged and kind is not None:
                     here = replace(here, lane=kind)
                 pieces[number] = here
@@ -298,7 +299,8 @@ class _Steps:
         read = _unchanged if reader is None else reader.read
         alone = _always if reader is None else reader.leaves_alone
         key = random_key(self._plan.seed, self._deltas[piece.delta].artifact.digest, piece.entry.name)
-        return Part(read, lane_of(piece.entry.base_dtype), delta_lane_of(piece.entry), piece.weight, key, alone)
+        lanes = lane_of(piece.entry.base_dtype), delta_lane_of(piece.entry)
+        return Part(piece.delta, read, *lanes, piece.weight, key, alone)
 
     def _merge(self, tensor: PlannedTensor, merging: Merging, block: int, *, alone: bool = False) -> Outcome:
         if not alone:

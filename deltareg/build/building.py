@@ -208,7 +208,12 @@ def _prepared(lock: Lock, checkpoint: Checkpoint, wanted: Sequence[Fetch], how: 
     """Everything that can be wrong with what is applied is found here, from documents alone."""
     merge = Merge.of(lock.method, parameter_schedules(lock.method, lock.parameters), lock.seed)
     deltas = [
-        WeightedDelta(one.locked.name, one.artifact, weight_schedule(one.locked.weight, one.locked.where))
+        WeightedDelta(
+            one.locked.name,
+            one.artifact,
+            weight_schedule(one.locked.weight, one.locked.where),
+            parameter_schedules(lock.method, one.locked.parameters),
+        )
         for one in wanted
     ]
     return prepare(
@@ -244,7 +249,14 @@ def _applied(
 ) -> ApplyReport:
     return apply(
         checkpoint,
-        [(one.name, weight_schedule(one.weight, one.where)) for one in lock.deltas],
+        [
+            (
+                one.name,
+                weight_schedule(one.weight, one.where),
+                parameter_schedules(lock.method, one.parameters),
+            )
+            for one in lock.deltas
+        ],
         sources.registry,
         out,
         method=lock.method,

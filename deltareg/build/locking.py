@@ -13,7 +13,7 @@ from pydantic import Field
 import deltareg
 from deltareg.apply.plan import Merge
 from deltareg.build.project import Project
-from deltareg.build.settings import parameter_schedules, parameter_settings
+from deltareg.build.settings import own_settings, parameter_schedules, parameter_settings
 from deltareg.checkpoint import Checkpoint
 from deltareg.describe import digest_of
 from deltareg.errors import BadLock, LockStale, UnsupportedFormat
@@ -137,6 +137,7 @@ def lock_of(found: Resolution, digest: str | None, before: Lock | None = None) -
                 required_by=[by.repository for by in choice.required_by],
                 weight=choice.weight,
                 where=choice.where,
+                parameters=own_settings(merge, choice.candidate.reference, choice.parameters),
                 licence=choice.details.licence,
                 exactness=choice.details.exactness,
                 size=choice.details.size,

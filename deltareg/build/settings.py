@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from deltareg.apply.plan import Merge
 from deltareg.errors import InvalidArgument
 from deltareg.merge import Gradient, Schedule, method_of
 from deltareg.merge.parameter import Value
+from deltareg.names import Reference
 from deltareg.recipe import Number, Plain, Setting
 
-__all__ = ["parameter_schedules", "parameter_settings", "weight_schedule"]
+__all__ = ["own_settings", "parameter_schedules", "parameter_settings", "weight_schedule"]
 
 EVERY = "*"
 
@@ -47,6 +49,13 @@ def parameter_settings(schedules: Mapping[str, Schedule]) -> dict[str, Setting]:
             values[selector or EVERY] = list(value.points) if isinstance(value, Gradient) else value
         found[name] = values[EVERY] if list(values) == [EVERY] else values
     return found
+
+
+def own_settings(merge: Merge, reference: Reference, settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """The parameters that a delta has for itself, as a lock writes them. Raises InvalidArgument, naming it."""
+    schedules = parameter_schedules(merge.method.name, settings)
+    merge.check_own(reference, schedules)
+    return parameter_settings(schedules)
 
 
 def _number(value: Number) -> float | Gradient:

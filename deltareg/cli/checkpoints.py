@@ -151,10 +151,11 @@ def apply(
         typer.Option(
             "--param",
             "-p",
-            metavar="NAME[SELECTOR]=VALUE",
+            metavar="NAME[@REFERENCE][SELECTOR]=VALUE",
             help="A parameter of the method: density=0.5. With a selector it holds for those tensors alone: "
             "'density[attention]=0.3', 'density[model.layers.1?.*]=0.9'. A number may change along the layers: "
-            "density=0.2..0.8. May be given several times; the last that matches a tensor counts.",
+            "density=0.2..0.8. May be given several times; the last that matches a tensor counts. One delta can have "
+            "its own: density@acme/search:1.0.0=0.3 counts before density=0.5.",
         ),
     ] = None,
     weights: Annotated[
@@ -260,7 +261,7 @@ def apply(
     from deltareg.build.building import Options
     from deltareg.cli.output import print_report, warn
     from deltareg.cli.progress import watched
-    from deltareg.cli.schedules import parse_parameters, parse_weights
+    from deltareg.cli.schedules import parse_own_parameters, parse_weights
     from deltareg.cli.session import current_settings, open_registry
     from deltareg.cli.units import duration, parse_size, size, speed
     from deltareg.merge import value_text
@@ -296,15 +297,16 @@ def apply(
             hint="deltareg apply TARGET namespace/name:1.2.3=0.5 -o OUT; deltareg apply --locked -o OUT",
         )
     weighted = parse_weights(deltas, weights or [])
+    shared, own = parse_own_parameters(method, parameters or [], [reference for reference, _ in weighted])
     registry = open_registry(settings)
     with closing(ranks_of(os.environ)) as ranks, watched(shown=ranks.number == 0) as progress:
         report = apply(
             target,
-            weighted,
+            [(reference, weight, own[reference]) for reference, weight in weighted],
             registry,
             output_of(out),
             method=method,
-            parameters=parse_parameters(method, parameters or []),
+            parameters=shared,
             seed=seed,
             side_files=side_files.value,
             with_added=with_added,
@@ -327,7 +329,11 @@ def apply(
     for line in [*report.remedies, *report.warnings, *report.licence_warnings]:
         warn(line)
     more = {
-        f"delta {number}": f"{_weight(one.weight)} × {one.reference}" for number, one in enumerate(report.deltas, 1)
+        f"delta {number}": ", ".join(
+            [f"{_weight(one.weight)} × {one.reference}"]
+            + [f"{name} {value_text(value)}" for name, value in one.settings.items()]
+        )
+        for number, one in enumerate(report.deltas, 1)
     }
     more |= {name: value_text(value) for name, value in report.settings.items()}
     more |= {f"obligation {number}": text for number, text in enumerate(report.obligations, 1)}

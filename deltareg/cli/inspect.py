@@ -44,7 +44,7 @@ def inspect(
     else:
         print_fields(_fields(report))
         print_line("")
-        columns = ["delta", "weight", "licence", "exactness", "remote", "required by", "digest"]
+        columns = ["delta", "weight", "parameters", "licence", "exactness", "remote", "required by", "digest"]
         print_table(columns, [_cells(report, place) for place in range(len(report.deltas))], right=["weight"])
     if not report.verified:
         hint("names were compared, no file was read: without --quick every byte is")
@@ -82,6 +82,7 @@ def _cells(report: InspectReport, place: int) -> list[str]:
     return [
         delta.reference,
         ", ".join(weights),
+        "; ".join(f"{name} {_setting(setting)}" for name, setting in delta.parameters.items()),
         delta.licence or "unknown",
         str(delta.exactness),
         delta.remote,

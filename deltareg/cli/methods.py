@@ -41,7 +41,13 @@ def methods(
                 most_deltas=method.most,
                 random=method.random,
                 parameters=[
-                    ParameterRow(name=one.name, values=one.range, default=one.default, meaning=one.meaning)
+                    ParameterRow(
+                        name=one.name,
+                        values=one.range,
+                        by_delta=one.by_delta,
+                        default=one.default,
+                        meaning=one.meaning,
+                    )
                     for one in method.parameters.values()
                 ],
             )
@@ -53,8 +59,10 @@ def methods(
     else:
         (method,) = chosen
         typer.echo(f"{method.description}\n")
-        print_table(["parameter", "default", "values", "meaning"], [_cells(one) for one in method.parameters.values()])
+        columns = ["parameter", "default", "values", "by delta", "meaning"]
+        print_table(columns, [_cells(one) for one in method.parameters.values()])
 
 
 def _cells(parameter: Parameter) -> list[str]:
-    return [parameter.name, parameter.told_default, parameter.range, parameter.meaning]
+    by_delta = "yes" if parameter.by_delta else ""
+    return [parameter.name, parameter.told_default, parameter.range, by_delta, parameter.meaning]

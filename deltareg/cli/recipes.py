@@ -121,6 +121,15 @@ def add(
             help="Another weight for a module class, or a pattern of tensor names. Can be given again.",
         ),
     ] = None,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--param",
+            "-p",
+            metavar="NAME[SELECTOR]=VALUE",
+            help="A parameter of the method for this delta alone: density=0.3. Can be given again.",
+        ),
+    ] = None,
     remote: Annotated[
         str | None,
         typer.Option(
@@ -143,7 +152,11 @@ def add(
     \b
       deltareg add acme/search --weight 0.5
     """
+    from deltareg.apply.plan import Merge
+    from deltareg.build.settings import own_settings, parameter_settings
     from deltareg.cli.output import hint
+    from deltareg.cli.schedules import parse_parameters
+    from deltareg.names import parse_reference
     from deltareg.recipe_file import RecipeFile
 
     path = project_of(recipe).recipe_path
@@ -158,6 +171,10 @@ def add(
         values["weight"] = _weight(weight)
     if where:
         values["where"] = {**values.get("where", {}), **dict(_selected(text) for text in where)}
+    if parameters:
+        merge, name = Merge.of(file.recipe.build.method, None, 0), parse_reference(wanted["ref"])
+        own = own_settings(merge, name, parameter_settings(parse_parameters(merge.method.name, parameters)))
+        values["parameters"] = {**values.get("parameters", {}), **own}
     if remote is not None:
         values["remote"] = remote
     if check and (before is None or before != _checked(path, values)):
@@ -414,7 +431,14 @@ def _print_change(
     from deltareg.cli.reports import RecipeChange, RecipeRow
 
     rows = [
-        RecipeRow(ref=one.ref, wanted=one.wanted, weight=one.weight, where=one.where, remote=one.remote)
+        RecipeRow(
+            ref=one.ref,
+            wanted=one.wanted,
+            weight=one.weight,
+            where=one.where,
+            parameters=one.parameters,
+            remote=one.remote,
+        )
         for one in deltas
     ]
     if json:

@@ -8,7 +8,7 @@ from pydantic import Field, field_serializer
 
 from deltareg.catalog import CatalogRow
 from deltareg.manifest import DeltaConfig, Document, Manifest, TensorEntry
-from deltareg.recipe import Number
+from deltareg.recipe import Number, Setting
 
 __all__ = [
     "ChannelChange",
@@ -47,6 +47,7 @@ class ParameterRow(Document):
 
     name: str
     values: str = Field(description="what it may be, for people")
+    by_delta: bool = Field(description="whether it may differ by delta")
     default: float | bool | str | None = Field(description="null where it has to be given")
     meaning: str
 
@@ -170,6 +171,7 @@ class RecipeRow(Document):
     wanted: str = Field(description="a range of versions, a channel or a digest")
     weight: Number
     where: dict[str, Number] = Field(default={}, description="other weights by selector")
+    parameters: dict[str, Setting] = Field(default={}, description="parameters of the method for this delta alone")
     remote: str | None = Field(default=None, description="name of the remote, where the recipe says it")
 
     @property

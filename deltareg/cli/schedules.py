@@ -1,4 +1,7 @@
-"""Weights and parameters as the command line says them: `name[selector]=value`, `first..last` along the layers."""
+"""Weights and parameters as the command line says them: `name[selector]=value`, `first..last` along the layers.
+
+`name@reference` is a parameter of one delta alone.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from collections.abc import Sequence
 from deltareg.errors import InvalidArgument
 from deltareg.merge import Gradient, Schedule, Value, method_of
 
-__all__ = ["parse_on", "parse_parameters", "parse_weights"]
+__all__ = ["parse_on", "parse_own_parameters", "parse_parameters", "parse_weights"]
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 # From the first bracket to the last: patterns of names have brackets of their own.
@@ -30,11 +33,7 @@ def parse_weights(deltas: Sequence[str], rules: Sequence[str]) -> list[tuple[str
     for text in rules:
         reference, selector, weight = _split(text, "--weight", "acme/search:1.0.0[mlp]=0.8")
         value = _number(weight, f"no weight for {reference}", f"{reference}[{selector}]")
-        if all(reference != name for name, _ in found):
-            raise InvalidArgument(
-                f"--weight is for {reference}, which is not applied",
-                hint=f"name it as it is named before: {', '.join(name for name, _ in found)}",
-            )
+        _refuse_stranger("--weight", reference, [name for name, _ in found])
         found = [
             (name, Schedule((*schedule.rules, (selector, value))) if name == reference else schedule)
             for name, schedule in found
@@ -56,22 +55,45 @@ def parse_on(deltas: Sequence[str]) -> list[tuple[str, float]]:
 
 def parse_parameters(method: str, rules: Sequence[str]) -> dict[str, Schedule]:
     """The `rules`, `name[selector]=value`, by name. Raises InvalidArgument."""
-    known = method_of(method)
     found: dict[str, Schedule] = {}
     for text in rules:
-        name, selector, value = _split(text, "--param", "density=0.5")
-        if name not in known.parameters:
-            raise InvalidArgument(
-                f"{method} has no parameter {name!r}", hint=f"parameters of {method}: {', '.join(known.parameters)}"
-            )
-        parameter = known.parameters[name]
-        setting: Value | Gradient = (
-            _gradient(value, f"no {name}", name)
-            if ".." in value and parameter.kind is float
-            else parameter.parse(value)
-        )
-        found[name] = Schedule((*found.get(name, Schedule(())).rules, (selector, setting)))
+        _add_rule(found, method, *_split(text, "--param", "density=0.5"))
     return found
+
+
+def parse_own_parameters(
+    method: str, rules: Sequence[str], references: Sequence[str]
+) -> tuple[dict[str, Schedule], dict[str, dict[str, Schedule]]]:
+    """As `parse_parameters`, and `name@reference[selector]=value` for one of the `references`, by these."""
+    shared: dict[str, Schedule] = {}
+    own: dict[str, dict[str, Schedule]] = {reference: {} for reference in references}
+    for text in rules:
+        what, selector, value = _split(text, "--param", "density=0.5")
+        name, at, reference = what.partition("@")
+        if at:
+            _refuse_stranger(f"--param {name}", reference, references)
+        _add_rule(own[reference] if at else shared, method, name, selector, value)
+    return shared, own
+
+
+def _add_rule(found: dict[str, Schedule], method: str, name: str, selector: str | None, text: str) -> None:
+    known = method_of(method)
+    if name not in known.parameters:
+        raise InvalidArgument(
+            f"{method} has no parameter {name!r}", hint=f"parameters of {method}: {', '.join(known.parameters)}"
+        )
+    parameter = known.parameters[name]
+    gradient = ".." in text and parameter.kind is float
+    setting: Value | Gradient = _gradient(text, f"no {name}", name) if gradient else parameter.parse(text)
+    found[name] = Schedule((*found.get(name, Schedule(())).rules, (selector, setting)))
+
+
+def _refuse_stranger(option: str, reference: str, references: Sequence[str]) -> None:
+    if reference not in references:
+        raise InvalidArgument(
+            f"{option} is for {reference}, which is not applied",
+            hint=f"name it as it is named before: {', '.join(references)}",
+        )
 
 
 def _split(text: str, option: str, example: str) -> tuple[str, str | None, str]:

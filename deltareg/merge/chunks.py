@@ -49,9 +49,10 @@ class Lanes(NamedTuple):
     `first`, a multiple of 8,192, is the block's first lane in its tensor, `lanes` how many it has. `least` and `most`
     are the magnitudes (int64) from which on, and below which, lanes of a delta are kept; of those with just the
     magnitude `least` only the first `least_ties`, of those with `most` all but the first `most_ties`, where these are
-    not negative. `how` is 0 where none is dropped by chance; `keys` (uint64) start the random bits, `limit` is for
-    `BY_CHANCE`, and `ranks` (where uint16 lie), `top` and `step` are for `BY_RANK`. `spread` is the least variance, by
-    the bits of a float32, of lanes that are kept, and `spread_ties` is as `least_ties`.
+    not negative. `how` is 0 where none is dropped by chance; `keys` (uint64) start the random bits of each delta,
+    `limits` (int64) are for `BY_CHANCE`, and `ranks` (where uint16 lie), `tops` and `steps` (float64) for `BY_RANK`.
+    `spread` is the least variance, by the bits of a float32, of lanes that are kept, and `spread_ties` is as
+    `least_ties`.
     """
 
     first: int
@@ -67,10 +68,10 @@ class Lanes(NamedTuple):
     most_ties: Any
     how: int
     keys: Any
-    limit: int
+    limits: Any
     ranks: Any
-    top: float
-    step: float
+    tops: Any
+    steps: Any
     spread: int
     spread_ties: int
 
@@ -296,10 +297,10 @@ def _read(block, start, size, rows, at, spreads, spare):
         if block.how > 0:
             _draw(block.keys[n], block.first + start, chances)
         if block.how == BY_CHANCE:
-            _drop(row, chances, block.limit)
+            _drop(row, chances, block.limits[n])
         elif block.how > BY_CHANCE:
             ranks = carray(_pointer(block.ranks[n]), (block.lanes,))[start : start + size]
-            _drop_by_rank(row, chances, ranks, block.top, block.step, block.how == BY_RANK_INVERSE)
+            _drop_by_rank(row, chances, ranks, block.tops[n], block.steps[n], block.how == BY_RANK_INVERSE)
     if block.spread > 0 or block.spread_ties >= 0:
         _spreads(rows, size, spreads, spare)
         least = np.uint32(block.spread)

@@ -152,7 +152,7 @@ class SelectVariance(Stage):
     def _search(self, extent: Extent) -> Search:
         # The variance has the accumulator's type. How many lanes are sought is known after the first pass.
         wide = any(kind is None or kind.wide for kind in extent.kinds)
-        return Search(Extent(extent.lanes, extent.blocks, (_variance_lane(wide),)), [extent.lanes - 1])
+        return Search(Extent(extent.lanes, extent.blocks, (0,), (_variance_lane(wide),)), [[extent.lanes - 1]])
 
 
 class _OfVarying:

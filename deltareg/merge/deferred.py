@@ -81,10 +81,9 @@ class Deferred:
     _most: list[tuple[int, int]] | None = None
     _how: int = 0
     _keys: tuple[int, ...] = ()
-    _limit: int = 0
+    _limits: Sequence[int] = ()
     _ranks: Array | None = None
-    _top: float = 0.0
-    _step: float = 0.0
+    _lines: Sequence[tuple[float, float]] = ()
     _spread: tuple[int, int] | None = None
     _last: _Sum | _Election | None = None
 
@@ -120,19 +119,22 @@ class Deferred:
         self._most = [(min(most, _MOST), ties) for most, ties in bounds]
         return True
 
-    def drop(self, keys: tuple[int, ...], limit: int) -> bool:
-        """Keep those lanes whose 32 random bits are below `limit`."""
+    def drop(self, keys: tuple[int, ...], limits: Sequence[int]) -> bool:
+        """Keep those lanes of each delta whose 32 random bits are below its limit."""
         if self._how or self._spread is not None:
             return False
-        self._how, self._keys, self._limit = chunks.BY_CHANCE, keys, limit
+        self._how, self._keys, self._limits = chunks.BY_CHANCE, keys, limits
         return True
 
-    def drop_by_rank(self, keys: tuple[int, ...], top: float, step: float, *, inverse: bool) -> bool:
-        """Keep a lane with the chance `top` − `step` · its rank in its row, and divide it by that where `inverse`."""
+    def drop_by_rank(self, keys: tuple[int, ...], lines: Sequence[tuple[float, float]], *, inverse: bool) -> bool:
+        """Keep a lane with the chance top − step · its rank in its row, and divide it by that where `inverse`.
+
+        `lines` has top and step of each delta.
+        """
         if self._how or self._spread is not None:
             return False
         self._how = chunks.BY_RANK_INVERSE if inverse else chunks.BY_RANK
-        self._keys, self._top, self._step = keys, top, step
+        self._keys, self._lines = keys, lines
         self._ranks = empty(len(self.symbols) * self.lanes, np.uint16).reshape(-1, self.lanes)
         for symbols, ranks in zip(self.symbols, self._ranks, strict=True):
             loops.rank_rows(symbols, np.uint16(_MOST - 1), 2, self.row, ranks)
@@ -202,6 +204,7 @@ class Deferred:
         deltas = len(self.symbols)
         least = np.array(self._least or [(0, -1)] * deltas, np.int64)
         most = np.array(self._most or [(_MOST, -1)] * deltas, np.int64)
+        lines = np.array(self._lines or [(0.0, 0.0)] * deltas, np.float64)
         spread, spread_ties = self._spread or (0, -1)
         return chunks.Lanes(
             self.first,
@@ -217,10 +220,10 @@ class Deferred:
             np.ascontiguousarray(most[:, 1]),
             self._how,
             np.array(self._keys or [0] * deltas, np.uint64),
-            self._limit,
+            np.array(self._limits or [0] * deltas, np.int64),
             _addresses(ranks),
-            self._top,
-            self._step,
+            np.ascontiguousarray(lines[:, 0]),
+            np.ascontiguousarray(lines[:, 1]),
             spread,
             spread_ties,
         )

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from deltareg.errors import InvalidArgument
 from deltareg.merge.combine import Elect, EnergyShares, Near, Reinforce, SelectVariance, Sum, Vote, Weigh
 from deltareg.merge.geometry import Karcher, ModelStock, MultiSlerp, Slerp
-from deltareg.merge.parameter import Between, Parameter, Value, declared
+from deltareg.merge.parameter import Between, Parameter, PerDelta, Value, declared
 from deltareg.merge.sparsify import Band, Drop, MagPrune, MatchNorm, Ramp, Trim
 from deltareg.merge.stage import Scope, Stage
 
@@ -25,15 +25,15 @@ __all__ = ["METHODS", "Method", "Stages", "method_of"]
 Stages = tuple[Stage, ...]
 
 _Lambda = Annotated[float, Between(-math.inf, math.inf, "what M is multiplied with")]
-_Density = Annotated[float, Between(0, 1, "the share of each delta that is kept")]
+_Density = Annotated[PerDelta, Between(0, 1, "the share of each delta that is kept")]
 _Divide = Annotated[bool, "whether to divide by Σ wᵢ"]
 _Normalize = Annotated[
     Literal["weights", "count", "none"], "what is divided by: Σ wᵢ of the deltas that agree, their number, nothing"
 ]
 _Elect = Annotated[Vote, "deltas vote for the sign with weight · Δ, with Δ, or with their signs alone"]
-_Reach = Annotated[float, Between(0, 1, "how far the chance of being kept varies with the rank")]
+_Reach = Annotated[PerDelta, Between(0, 1, "how far the chance of being kept varies with the rank")]
 _Ramp = Annotated[Ramp, "ε is the whole variation (the paper), or half of it (mergekit)"]
-_Largest = Annotated[float, Between(0, 1, "the share of the largest elements that is left out")]
+_Largest = Annotated[PerDelta, Between(0, 1, "the share of the largest elements that is left out")]
 _Changed = Annotated[float, Between(0, math.inf, "an element above it counts as changed")]
 _OffChance = Annotated[Literal["inverse", "l1", "none"], "1/chance of being kept, the same Σ|Δ| as before, nothing"]
 _OffShare = Annotated[Literal["none", "l1"], "nothing makes up for what is left out, or the same Σ|Δ| as before"]
@@ -70,6 +70,17 @@ class Method:
             raise InvalidArgument(f"{self.name} has no parameter {name}", hint=f"parameters of {self.name}: {known}")
         return self.parameters[name].checked(value)
 
+    def check_own(self, name: str, value: Value) -> Value:
+        """The value of a parameter for one delta alone, if it can have it. Raises InvalidArgument."""
+        checked = self.check(name, value)
+        if not self.parameters[name].by_delta:
+            differing = ", ".join(name for name, one in self.parameters.items() if one.by_delta)
+            raise InvalidArgument(
+                f"{self.name} has one {name} for all deltas",
+                hint=f"what may differ by delta in {self.name}: {differing or 'nothing'}",
+            )
+        return checked
+
     def complete(self, given: Mapping[str, Value]) -> dict[str, Value]:
         """All parameters with their values. Raises InvalidArgument, naming what is wrong or missing."""
         missing = [name for name, one in self.parameters.items() if one.default is None and name not in given]
@@ -82,9 +93,10 @@ class Method:
             name: self.check(name, value) for name, value in given.items()
         }
 
-    def stages(self, given: Mapping[str, Value]) -> Stages:
-        """Its stages with these parameters. Raises InvalidArgument."""
-        values = self.complete(given)
+    def stages(self, given: Mapping[str, Value], own: Sequence[Mapping[str, Value]] = ()) -> Stages:
+        """Its stages with these parameters, and those that each delta has of its `own`. Raises InvalidArgument."""
+        columns = [self.complete({**given, **one}) for one in own] or [self.complete(given)]
+        values = {name: _joined([column[name] for column in columns]) for name in columns[0]}
         return self.make(**{"lambda_" if name == "lambda" else name: value for name, value in values.items()})
 
     def check_deltas(self, count: int) -> None:
@@ -96,6 +108,11 @@ class Method:
             f"{self.name} takes {wanted} deltas, not {count}" if wanted != "1" else f"{self.name} takes one delta",
             hint="name as many, with a weight that is not 0, or choose another --method",
         )
+
+
+def _joined(values: Sequence[Value]) -> Value | tuple[Value, ...]:
+    """One value where all deltas have the same."""
+    return values[0] if all(value == values[0] for value in values) else tuple(values)
 
 
 METHODS: dict[str, Method] = {}
@@ -353,12 +370,20 @@ def _matched(stage: Band | Drop | MagPrune) -> Stages:
     return (stage, MatchNorm()) if stage.rescale == "l1" else (stage,)
 
 
-def _magprune(density: float, epsilon: float, ramp: Ramp, rescale: Literal["inverse", "l1", "none"]) -> MagPrune:
-    reach = epsilon / 2 if ramp == "paper" else epsilon
-    if 0 < density < 1 and not 0 < density - reach <= density + reach < 1:
-        raise InvalidArgument(
-            f"chances from {density - reach:g} to {density + reach:g} are none",
-            hint=f"with density={density:g} and ramp={ramp}, epsilon is less than "
-            f"{min(density, 1 - density) * (2 if ramp == 'paper' else 1):g}",
-        )
+def _magprune(density: PerDelta, epsilon: PerDelta, ramp: Ramp, rescale: Literal["inverse", "l1", "none"]) -> MagPrune:
+    for share, variation in _pairs(density, epsilon):
+        reach = variation / 2 if ramp == "paper" else variation
+        if 0 < share < 1 and not 0 < share - reach <= share + reach < 1:
+            raise InvalidArgument(
+                f"chances from {share - reach:g} to {share + reach:g} are none",
+                hint=f"with density={share:g} and ramp={ramp}, epsilon is less than "
+                f"{min(share, 1 - share) * (2 if ramp == 'paper' else 1):g}",
+            )
     return MagPrune(density, epsilon, ramp, rescale)
+
+
+def _pairs(one: PerDelta, other: PerDelta) -> list[tuple[float, float]]:
+    """Both numbers of each delta, or of all."""
+    count = max(len(value) if isinstance(value, tuple) else 1 for value in (one, other))
+    each = [value if isinstance(value, tuple) else (value,) * count for value in (one, other)]
+    return list(zip(*each, strict=True))

@@ -10,10 +10,13 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from deltareg.errors import InvalidArgument
 
-__all__ = ["Between", "Parameter", "Value", "declared", "value_text"]
+__all__ = ["Between", "Parameter", "PerDelta", "Value", "declared", "value_text"]
 
 Value = float | bool | str
 """What a parameter can be."""
+
+PerDelta = float | tuple[float, ...]
+"""A number for all deltas of a merge, or one for each of them, by its number: declares what may differ by delta."""
 
 
 def value_text(value: object) -> str:
@@ -32,10 +35,11 @@ class Between:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a method. `default` is None where it has to be given."""
+    """One parameter of a method. `default` is None where it has to be given; `by_delta`: it may differ by delta."""
 
     name: str
     kind: type
+    by_delta: bool
     default: Value | None
     least: float
     most: float
@@ -108,7 +112,9 @@ def declared(function: Callable[..., Any]) -> Mapping[str, Parameter]:
         choices = get_args(hint) if get_origin(hint) is Literal else ()
         name = argument.name.rstrip("_")
         default = None if argument.default is argument.empty else argument.default
+        by_delta = hint == PerDelta
+        kind = str if choices else float if by_delta else hint
         found[name] = Parameter(
-            name, str if choices else hint, default, limits.least, limits.most, choices, limits.meaning or meaning
+            name, kind, by_delta, default, limits.least, limits.most, choices, limits.meaning or meaning
         )
     return found

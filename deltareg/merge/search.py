@@ -58,11 +58,14 @@ Ranks = Sequence[Sequence[_Sought]]
 
 
 class Search:
-    """The search for cuts at given numbers of lanes, in `passes` passes over all blocks of an extent."""
+    """The search for cuts at given numbers of lanes, in `passes` passes over all blocks of an extent.
 
-    def __init__(self, extent: Extent, counts: Sequence[int]) -> None:
+    `counts` has them for each delta, the same number of them.
+    """
+
+    def __init__(self, extent: Extent, counts: Sequence[Sequence[int]]) -> None:
         self._extent = extent
-        self._start = [[self._begin(count) for count in counts] for _ in extent.kinds]
+        self._start = [[self._begin(count) for count in row] for row in counts]
         self._levels = [4 if kind is None else -(-8 * kind.width // 16) for kind in extent.kinds]
 
     @property

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 from deltareg.merge.deferred import Deferred
+from deltareg.merge.parameter import PerDelta
 from deltareg.merge.search import Ranks, Search, bounds, drop_largest, keep_largest, splits
-from deltareg.merge.stage import Gathering, Scope, Stage, Sums
+from deltareg.merge.stage import Gathering, Scope, Stage, Sums, of_each
 from deltareg.merge.values import Extent, Values
 
 __all__ = ["Band", "Drop", "MagPrune", "MatchNorm", "Ramp", "Rescale", "Trim"]
@@ -29,8 +30,8 @@ class Band(Stage):
     Both are shares of the lanes. Where `density` leaves less room, fewer of the largest go.
     """
 
-    density: float
-    gamma: float = 0.0
+    density: PerDelta
+    gamma: PerDelta = 0.0
     over: Scope = "tensor"
     rescale: Rescale = "none"
 
@@ -80,27 +81,32 @@ class Band(Stage):
         return deferred.keep_at_least(least) and (not most or deferred.keep_below(most))
 
     def _search(self, extent: Extent) -> Search:
-        kept = self._kept(extent.lanes)
-        largest = min(int(self.gamma * extent.lanes), extent.lanes - kept)
-        return Search(extent, [kept + largest, largest] if self.gamma else [kept])
+        kept = [self._kept(density, extent.lanes) for density in of_each(self.density, extent)]
+        gammas = of_each(self.gamma, extent)
+        if not any(gammas):
+            return Search(extent, [[count] for count in kept])
+        largest = [
+            min(int(gamma * extent.lanes), extent.lanes - count) for gamma, count in zip(gammas, kept, strict=True)
+        ]
+        return Search(extent, [[count + most, most] for count, most in zip(kept, largest, strict=True)])
 
-    def _kept(self, lanes: int) -> int:
-        return int(self.density * lanes)
+    def _kept(self, density: float, lanes: int) -> int:
+        return int(density * lanes)
 
 
 @dataclass(frozen=True)
 class Trim(Band):
     """Keep of each delta the share `density` of its lanes that have the largest magnitudes; at least one, unless 0."""
 
-    def _kept(self, lanes: int) -> int:
-        return max(1, int(self.density * lanes)) if self.density > 0 else 0
+    def _kept(self, density: float, lanes: int) -> int:
+        return max(1, int(density * lanes)) if density > 0 else 0
 
 
 @dataclass(frozen=True)
 class Drop(Stage):
     """Keep each lane with the chance `density`."""
 
-    density: float
+    density: PerDelta
     rescale: Rescale = "inverse"
 
     @property
@@ -113,14 +119,15 @@ class Drop(Stage):
 
     def act(self, settled: Sequence[Any], values: Values, position: int, extent: Extent) -> None:
         _remember(self.rescale, values)
-        limit = round(self.density * 2**32)
-        if not values.defer(lambda deferred: deferred.drop(values.keys, limit)):
+        densities = of_each(self.density, extent)
+        limits = [round(density * 2**32) for density in densities]
+        if not values.defer(lambda deferred: deferred.drop(values.keys, limits)):
             chances = values.loops.empty(values.lanes, np.uint32)
-            for row, key in zip(values.array, values.keys, strict=True):
+            for row, key, limit in zip(values.array, values.keys, limits, strict=True):
                 values.loops.draw(np.uint64(key), values.first, chances)
                 values.loops.drop(row, chances, limit, values.number(0))
-        if self.rescale == "inverse" and self.density > 0:
-            values.scales /= self.density
+        if self.rescale == "inverse":
+            values.scales /= [density or 1.0 for density in densities]
 
 
 @dataclass(frozen=True)
@@ -130,8 +137,8 @@ class MagPrune(Stage):
     `ramp` "paper": density + ε/2 − ε·rank/n. "ends": from density + ε for the first to density − ε for the last.
     """
 
-    density: float
-    epsilon: float
+    density: PerDelta
+    epsilon: PerDelta
     ramp: Ramp = "paper"
     rescale: Rescale = "inverse"
 
@@ -150,25 +157,26 @@ class MagPrune(Stage):
 
     def act(self, settled: Sequence[Any], values: Values, position: int, extent: Extent) -> None:
         _remember(self.rescale, values)
-        most, step = self._line(values.row)
+        shares = zip(of_each(self.density, extent), of_each(self.epsilon, extent), strict=True)
+        lines = [self._line(density, epsilon, values.row) for density, epsilon in shares]
         inverse = self.rescale == "inverse"
-        if values.defer(lambda deferred: deferred.drop_by_rank(values.keys, most, step, inverse=inverse)):
+        if values.defer(lambda deferred: deferred.drop_by_rank(values.keys, lines, inverse=inverse)):
             return
         chances = values.loops.empty(values.lanes, np.uint32)
         ranks = values.loops.empty(values.lanes, np.int32)
-        for delta, (row, key) in enumerate(zip(values.array, values.keys, strict=True)):
+        for delta, (row, key, (most, step)) in enumerate(zip(values.array, values.keys, lines, strict=True)):
             symbols, mask = values.magnitudes(delta, values.kinds[delta])
             values.loops.rank_rows(symbols, mask, symbols.itemsize, values.row, ranks)
             values.loops.draw(np.uint64(key), values.first, chances)
             values.loops.drop_by_rank(row, chances, ranks, most, step, inverse, values.number(0))
 
-    def _line(self, row: int) -> tuple[float, float]:
+    def _line(self, density: float, epsilon: float, row: int) -> tuple[float, float]:
         """The chance of rank 0, and by how much it falls from rank to rank."""
-        if self.density in (0, 1):
-            return self.density, 0.0
+        if density in (0, 1):
+            return density, 0.0
         if self.ramp == "paper":
-            return self.density + self.epsilon / 2, self.epsilon / row
-        return (self.density + self.epsilon, 2 * self.epsilon / (row - 1)) if row > 1 else (self.density, 0.0)
+            return density + epsilon / 2, epsilon / row
+        return (density + epsilon, 2 * epsilon / (row - 1)) if row > 1 else (density, 0.0)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,18 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
+from deltareg.merge.parameter import PerDelta
 from deltareg.merge.values import Extent, Values
 
-__all__ = ["Gathering", "Scope", "Stage", "Sums"]
+__all__ = ["Gathering", "Scope", "Stage", "Sums", "of_each"]
 
 Scope = Literal["tensor", "model"]
 """What a stage settles at a time: one tensor, or all of a model."""
+
+
+def of_each(value: PerDelta, extent: Extent) -> list[float]:
+    """The number for each delta of an extent."""
+    return [value[number] if isinstance(value, tuple) else value for number in extent.numbers]
 
 
 class Gathering(Protocol):

@@ -21,12 +21,13 @@ __all__ = ["Extent", "Values", "values_of"]
 class Extent:
     """What a stage settles something for: one tensor, or all of a model.
 
-    `lanes` counts its lanes, `blocks` the blocks in which they are seen; `kinds` has for each delta the lane of its D1,
-    None where tensors of several dtypes are taken together.
+    `lanes` counts its lanes, `blocks` the blocks in which they are seen; `numbers` are those of its deltas, and `kinds`
+    has for each of them the lane of its D1, None where tensors of several dtypes are taken together.
     """
 
     lanes: int
     blocks: int
+    numbers: tuple[int, ...]
     kinds: tuple[Lane | None, ...]
 
 

@@ -23,11 +23,15 @@ class Choices:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A delta that the recipe needs: what turns the base into `model`. `source` tells where its weight comes from."""
+    """A delta that the recipe needs: what turns the base into `model`. `source` tells where its weight comes from.
+
+    `parameters` are those of the method that it has for itself, each with where it comes from.
+    """
 
     model: Model
     weight: Table
     source: str
+    parameters: Mapping[str, tuple[Table, str]] = field(default_factory=dict[str, tuple[Table, str]])
 
 
 @dataclass(frozen=True)

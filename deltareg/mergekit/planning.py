@@ -80,7 +80,7 @@ class _Planner(Settings):
         else:
             parameters = self._parameters()
             found = self._planned(self.known.ours, [self._wanted(model) for model in self._beside()], parameters)
-        self._check_values(found.method, found.parameters)
+        self._check_values(found.method, found.parameters, found.deltas)
         if name == "task_arithmetic":
             found = onto_new_base(self.config, self.choices, found)
         elif self.choices.new_base is not None:
@@ -125,11 +125,12 @@ class _Planner(Settings):
             self.notes.append(f"line {method.line}: {known.note}")
 
     def _wanted(self, model: Model, rules: Sequence[Rule] | None = None, *, told: str = "") -> Wanted:
-        """A delta with its weight, which is 1 where the method has none."""
+        """A delta with its weight, which is 1 where the method has none, and what it has for itself."""
+        own = self.own.get(model.key, {})
         if rules is None and not self.known.weight:
-            return Wanted(model, {"*": 1.0}, "the method has no weights")
+            return Wanted(model, {"*": 1.0}, "the method has no weights", own)
         known = self._rules("weight", _WEIGHT, model) if rules is None else rules
-        return Wanted(model, recipe_setting(known, self.places), self._told("weight", known) + told)
+        return Wanted(model, recipe_setting(known, self.places), self._told("weight", known) + told, own)
 
     # --- methods of their own -----------------------------------------------------------------------------------------
 

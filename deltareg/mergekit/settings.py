@@ -11,6 +11,7 @@ from deltareg.mergekit.config import MergeConfig, lines_of
 from deltareg.mergekit.document import refuse
 from deltareg.mergekit.methods import Flag, Number
 from deltareg.mergekit.models import Model
+from deltareg.mergekit.plan import Wanted
 from deltareg.mergekit.values import (
     Places,
     Rule,
@@ -29,7 +30,8 @@ __all__ = ["Settings", "number_of"]
 class Settings:
     """The settings of one configuration, whose `models` and `base` were found; deltas are taken from `before`.
 
-    `notes` is what the user should know, `sources` where each value of the recipe comes from.
+    `notes` is what the user should know, `sources` where each value of the recipe comes from, `own` the parameters that
+    models have for themselves.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Settings:
         self.places = places
         self.notes = list(config.notes)
         self.sources: dict[str, str] = {}
+        self.own: dict[tuple[str, str | None], dict[str, tuple[Table, str]]] = {}
 
     def _inputs(self) -> list[Model]:
         """The models that are merged. Where whole models are, mergekit adds the base to them if it is not listed."""
@@ -109,32 +112,30 @@ class Settings:
                 raise refuse(self.config.path, other.line, f"{name} has no equal here unless it is {told}")
         for name, kind in self.known.parameters.items():
             rules = self._shared(name, kind)
-            found[kind.name] = self._table(kind, rules)
-            self.sources[f"parameters.{kind.name}"] = self._told(name, rules)
+            if rules is not None:
+                found[kind.name] = self._table(kind, rules)
+                self.sources[f"parameters.{kind.name}"] = self._told(name, rules)
         for name, value in self.known.fixed.items():
             found[name] = {"*": value}
             self.sources[f"parameters.{name}"] = "mergekit's variant"
         return found
 
-    def _shared(self, name: str, kind: Number | Flag) -> list[Rule]:
-        """A parameter that all deltas share. Raises BadMergeConfig where models have others."""
+    def _shared(self, name: str, kind: Number | Flag) -> list[Rule] | None:
+        """A parameter that all deltas share; None where each has its own. Raises BadMergeConfig."""
         if isinstance(kind, Flag) or not kind.by_model:
             for given in self.config.models:
                 if name in given.parameters:
                     self.notes.append(f"{lines_of(given.parameters[name])}: mergekit reads {name} for all models alone")
             return self._rules(name, kind, None)
-        columns = [self._rules(name, kind, model) for model in self._beside()]
-        for model, column in zip(self._beside(), columns, strict=True):
-            if _said(column) != _said(columns[0]):
-                line = next((rule.line for rule in column if rule.line), model.said.line)
-                first = self._beside()[0].said.text
-                raise refuse(
-                    self.config.path,
-                    line,
-                    f"{name} of {model.said.text} is another one than that of {first}",
-                    f"a method has one {name} for all deltas; give all models the same, or merge with mergekit",
-                )
-        return columns[0]
+        columns = {model.key: self._rules(name, kind, model) for model in self._beside()}
+        first, *others = columns.values()
+        if all(_said(column) == _said(first) for column in others):
+            return first
+        general = self._rules(name, kind, None)
+        own = {key: column for key, column in columns.items() if _said(column) != _said(general)}
+        for key, column in own.items():
+            self.own.setdefault(key, {})[kind.name] = self._table(kind, column), self._told(name, column)
+        return None if len(own) == len(columns) else general
 
     def _table(self, kind: Number | Flag, rules: Sequence[Rule]) -> Table:
         if isinstance(kind, Flag):
@@ -156,20 +157,25 @@ class Settings:
         self.sources[f"parameters.{name}"] = self._told(name, rules)
         return bool(rules[0].value)
 
-    def _check_values(self, ours: str, parameters: Mapping[str, Table]) -> None:
+    def _check_values(self, ours: str, parameters: Mapping[str, Table], deltas: Sequence[Wanted]) -> None:
         """Raise BadMergeConfig for what our method does not take."""
         method = method_of(ours)
+        own = [{name: table for name, (table, _) in one.parameters.items()} for one in deltas]
         try:
-            for name, table in parameters.items():
+            for name, table in ((name, table) for tables in (parameters, *own) for name, table in tables.items()):
                 for value in table.values():
                     for point in value if isinstance(value, list) else [value]:
                         method.check(name, point)
             combinations = {
-                tuple((name, self._at(table, subject)) for name, table in parameters.items())
+                tuple(
+                    tuple((name, self._at(table, subject)) for name, table in tables.items())
+                    for tables in (parameters, *own)
+                )
                 for subject in self.places.subjects
             }
             for combination in combinations:
-                method.stages(dict(combination))
+                shared, *each = map(dict, combination)
+                method.stages(shared, each)
         except InvalidArgument as error:
             raise refuse(self.config.path, self.config.method.line, error.message, error.hint) from error
 

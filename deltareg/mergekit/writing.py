@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ import tomlkit
 from deltareg.errors import BadRecipe, OutputExists, translate_os_errors
 from deltareg.mergekit.config import MergeConfig
 from deltareg.mergekit.models import spelled_for
-from deltareg.mergekit.plan import Plan
+from deltareg.mergekit.plan import Plan, Wanted
 from deltareg.mergekit.taking import ImportedDelta
 from deltareg.mergekit.values import Table
 from deltareg.names import LOCAL, parse_reference
@@ -61,7 +61,7 @@ class RecipeFile:
         document["build"] = self._build(config, plan)
         tables: Any = tomlkit.aot()
         for wanted, delta in zip(plan.deltas, deltas, strict=True):
-            tables.append(_delta(wanted.weight, wanted.source, delta))
+            tables.append(_delta(wanted, delta))
         document["delta"] = tables
         text = tomlkit.dumps(document)
         settings, after = tomllib.loads(self.before), tomllib.loads(text)
@@ -93,28 +93,36 @@ class RecipeFile:
         if plan.dtype is not None:
             _put(table, "dtype", plan.dtype, plan.sources["dtype"])
         _put(table, "side-files", plan.side_files, plan.sources["side-files"])
-        parameters: Any = tomlkit.table()
-        plain = {name: value for name, value in plan.parameters.items() if list(value) == [EVERY]}
-        for name, value in plain.items():
-            _put(parameters, name, value[EVERY], plan.sources.get(f"parameters.{name}"))
-        for name, value in plan.parameters.items():
-            if name not in plain:
-                parameters[name] = _selected(value, plan.sources.get(f"parameters.{name}"))
-        table["parameters"] = parameters
+        sources = {name: plan.sources.get(f"parameters.{name}") for name in plan.parameters}
+        table["parameters"] = _parameters({name: (value, sources[name]) for name, value in plan.parameters.items()})
         return table
 
 
-def _delta(weight: Table, source: str, delta: ImportedDelta) -> Any:
+def _delta(wanted: Wanted, delta: ImportedDelta) -> Any:
     table: Any = tomlkit.table()
     reference = parse_reference(delta.reference)
     _put(table, "ref", reference.repository, _said(delta.line, f"model: {delta.model}"))
     # Where a remote is set up, the delta would be looked for there.
     _put(table, "remote", LOCAL, "taken on this machine; push it and take this out, for others to build it")
     _put(table, "version", str(reference.version), None)
-    _put(table, "weight", weight[EVERY], source)
-    others = {selector: value for selector, value in weight.items() if selector != EVERY}
+    _put(table, "weight", wanted.weight[EVERY], wanted.source)
+    others = {selector: value for selector, value in wanted.weight.items() if selector != EVERY}
     if others:
         table["where"] = _selected(others, None)
+    if wanted.parameters:
+        table["parameters"] = _parameters(wanted.parameters)
+    return table
+
+
+def _parameters(values: Mapping[str, tuple[Table, str | None]]) -> Any:
+    table: Any = tomlkit.table()
+    plain = [name for name, (value, _) in values.items() if list(value) == [EVERY]]
+    for name in plain:
+        value, source = values[name]
+        _put(table, name, value[EVERY], source)
+    for name, (value, source) in values.items():
+        if name not in plain:
+            table[name] = _selected(value, source)
     return table
 
 

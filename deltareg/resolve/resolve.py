@@ -17,7 +17,7 @@ from deltareg.errors import InvalidArgument
 from deltareg.fingerprint import fingerprint_of
 from deltareg.lock import Lock, LockedBase
 from deltareg.paths import expand_home
-from deltareg.recipe import Number, Recipe, RecipeDelta
+from deltareg.recipe import Number, Recipe, RecipeDelta, Setting
 from deltareg.resolve.explain import nothing_fits
 from deltareg.resolve.policy import Judge, Policy, Pool, Refusal
 from deltareg.resolve.search import Choices, Unsatisfiable, Wish, in_order, search
@@ -39,6 +39,7 @@ class Choice:
     details: Details
     weight: Number
     where: dict[str, Number]
+    parameters: dict[str, Setting]
     wanted: str | None
     required_by: tuple[Candidate, ...]
 
@@ -227,6 +228,7 @@ def _choices(recipe: Recipe, chosen: Choices, pool: Pool) -> tuple[Choice, ...]:
                 # All that require it agree about the weight: else nothing would have fitted.
                 weight=needs[0][1] if delta is None else delta.weight,
                 where={} if delta is None else delta.where,
+                parameters={} if delta is None else delta.parameters,
                 wanted=None if delta is None else delta.wanted,
                 required_by=tuple(by for by, _ in needs),
             )

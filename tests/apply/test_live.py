@@ -129,7 +129,19 @@ def test_two_deltas_and_another_method(
     deltas = {SHARK: 1.0, "acme/back:1.0.0": 0.5}
     deltareg.apply(target, deltas, both, tmp_path / "out", method="ties", parameters={"density": 0.5})
     assert same(base, tensors_of(tmp_path / "out"))
-    model.remove("acme/back:1.0.0")
+    model.set(SHARK, 1.0, parameters={"density": 0.1})
+    own = [(SHARK, 1.0, {"density": 0.1}), ("acme/back:1.0.0", 0.5)]
+    deltareg.apply(target, own, both, tmp_path / "own", method="ties", parameters={"density": 0.5})
+    assert same(base, tensors_of(tmp_path / "own"))
+    assert not same(base, tensors_of(tmp_path / "out"))
+    on = copied(base)
+    with pytest.raises(InvalidArgument, match=f"{SHARK}: linear has no parameter density"):
+        model.merge("linear")
+    assert same(base, on)
+    model.set(SHARK, 0.7)
+    model.remove(SHARK)
+    model.apply(SHARK, parameters={"density": 0.1})
+    assert same(base, on)
     model.clear()
     assert same(base, before)
 

@@ -88,7 +88,7 @@ class Models:
         self._made += 1
         out = self.path / f"out-{self._made}"
         names = NAMES[: 1 if METHODS[method].most == 1 else 2]
-        deltas = dict(weights or {f"acme/{name}:1.0.0": 1.0 for name in names})
+        deltas = weights or {f"acme/{name}:1.0.0": 1.0 for name in names}
         report = deltareg.apply(
             target or self.target_path,
             deltas,
@@ -226,6 +226,68 @@ def test_a_selector_that_matches_nothing_is_refused(models: Models) -> None:
         )
 
 
+# --- by delta ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trim", ["tensor", "model"])
+def test_deltas_have_parameters_of_their_own(models: Models, trim: str) -> None:
+    """Where nothing is kept of one, the other is all that there is."""
+    own = [("acme/a:1.0.0", 1.0), ("acme/b:1.0.0", 1.0, {"density": 0.0})]
+    found, report = models.apply("ties", {"density": 0.4, "trim": trim}, weights=own)
+    assert found == models.apply("ties", {"density": 0.4, "trim": trim}, weights={"acme/a:1.0.0": 1.0})[0]
+    assert [one.settings for one in report.deltas] == [{}, {"density": 0.0}]
+    assert report.settings["density"] == 0.4
+
+
+@pytest.mark.parametrize("trim", ["tensor", "model"])
+def test_what_a_delta_has_for_itself_may_differ_by_tensor(models: Models, trim: str) -> None:
+    rules = Schedule(((None, 0.0), ("mlp", 0.7)))
+    given = {"density": 0.4, "trim": trim}
+    own = [("acme/a:1.0.0", 1.0), ("acme/b:1.0.0", 1.0, {"density": rules})]
+    found, report = models.apply("ties", given, weights=own)
+    assert report.deltas[1].settings == {"density": "0.0, mlp: 0.7"}
+    without = models.apply("ties", given, weights={"acme/a:1.0.0": 1.0})[0]
+    for name in SHAPES:
+        # The largest of a model are those of the tensors for which the same is wanted.
+        assert (found[name] == without[name]) == (".mlp." not in name) or trim == "model", name
+    assert found != without
+
+
+@pytest.mark.parametrize(
+    ("method", "shared", "own"),
+    [
+        ("ties", {"density": 0.3}, {"density": 0.8}),
+        ("breadcrumbs", {"density": 0.3}, {"density": 0.8, "gamma": 0.1}),
+        ("dare_ties", {"density": 0.3}, {"density": 0.8}),
+        ("della", {"density": 0.3}, {"density": 0.8, "epsilon": 0.2}),
+    ],
+)
+def test_threads_and_devices_do_not_change_what_each_delta_has(
+    models: Models, method: str, shared: Any, own: Any
+) -> None:
+    deltas = [("acme/a:1.0.0", 1.0), ("acme/b:1.0.0", 0.5, own)]
+    alone, _ = models.apply(method, shared, weights=deltas, threads=1)
+    assert alone != models.apply(method, shared, weights=[one[:2] for one in deltas])[0]
+    assert models.apply(method, shared, weights=deltas, threads=3)[0] == alone
+    assert models.apply(method, shared, weights=deltas, threads=2, device="torch:cpu")[0] == alone
+
+
+def test_each_delta_with_its_own_needs_none_for_all(models: Models) -> None:
+    own = [(f"acme/{name}:1.0.0", 1.0, {"density": 0.5}) for name in NAMES]
+    found, report = models.apply("dare_ties", weights=own)
+    assert found == models.apply("dare_ties", {"density": 0.5})[0]
+    assert "density" not in report.settings
+
+
+def test_the_card_names_what_each_delta_has(models: Models) -> None:
+    deltas = [("acme/a:1.0.0", 1.0), ("acme/b:1.0.0", 1.0, {"density": Gradient((0.2, 0.8)), "epsilon": 0.1})]
+    models.apply("della", {"density": 0.5}, weights=deltas)
+    card = (models.path / f"out-{models._made}" / "README.md").read_text()  # pyright: ignore[reportPrivateUsage]
+    assert "| delta | weight | parameters | digest | licence |\n|---|---|---|---|---|\n" in card
+    assert "| `acme/a:1.0.0` | 1.0 |  | `sha256:" in card
+    assert "| `acme/b:1.0.0` | 1.0 | density = 0.2..0.8, epsilon = 0.1 | `sha256:" in card
+
+
 # --- what is told -----------------------------------------------------------------------------------------------------
 
 
@@ -255,6 +317,22 @@ def test_the_card_names_every_parameter(models: Models) -> None:
         ("linear", {}, {"acme/a:1.0.0": float("nan")}, "the weight of acme/a:1.0.0 is nan"),
         ("linear", {}, {"acme/a:1.0.0": Gradient((0.0, float("inf")))}, "the weight of acme/a:1.0.0 is inf"),
         ("fisher", {}, {"acme/a:1.0.0": 1.0}, "unknown method 'fisher'"),
+        ("ties", {}, [("acme/a:1.0.0", 1.0, {"trim": "model"})], "acme/a:1.0.0: ties has one trim for all deltas"),
+        ("ties", {}, [("acme/a:1.0.0", 1.0, {"density": -0.5})], "acme/a:1.0.0: density is -0.5"),
+        ("ties", {}, [("acme/a:1.0.0", 1.0, {"gamma": 0.5})], "acme/a:1.0.0: ties has no parameter gamma"),
+        ("linear", {}, [("acme/a:1.0.0", 1.0, {"lambda": 0.5})], "acme/a:1.0.0: linear has one lambda for all deltas"),
+        (
+            "dare_ties",
+            {},
+            [("acme/a:1.0.0", 1.0, {"density": 0.5}), ("acme/b:1.0.0", 1.0)],
+            "dare_ties needs density",
+        ),
+        (
+            "ties",
+            {},
+            [("acme/a:1.0.0", 1.0, {"density": Schedule((("layers.*", 0.3),))})],
+            "no tensor of the target matches 'layers.*'",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(

@@ -153,9 +153,11 @@ def test_any_number_of_processes_writes_the_same_bytes(
 ) -> None:
     # The threshold of ties is the whole model's: what each rank counts has to come together.
     deltas = {"acme/llama:1.0.0": 0.5, "acme/back:1.0.0": 0.25}
-    deltareg.apply(small_llama.base, deltas, two, tmp_path / "alone", method="ties", parameters={"density": 0.3})
+    own = [(name, weight, {"density": 0.6} if "back" in name else {}) for name, weight in deltas.items()]
+    deltareg.apply(small_llama.base, own, two, tmp_path / "alone", method="ties", parameters={"density": 0.3})
     arguments = [small_llama.base, *(f"{name}={weight}" for name, weight in deltas.items())]
-    options = ["--method", "ties", "--param", "density=0.3", "-o", tmp_path / "out", "--json"]
+    options = ["--method", "ties", "--param", "density=0.3", "--param", "density@acme/back:1.0.0=0.6"]
+    options += ["-o", tmp_path / "out", "--json"]
     status, out, err = ended(torchrun(two.home, processes, *arguments, *options))
     assert status == 0, err
     assert files(tmp_path / "out") == files(tmp_path / "alone")

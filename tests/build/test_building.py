@@ -32,6 +32,7 @@ from deltareg.errors import (
     UnsupportedFormat,
 )
 from deltareg.lock import Lock, read_lock, write_lock
+from deltareg.merge import Gradient, Schedule
 from deltareg.names import parse_reference
 from deltareg.progress import Progress
 from deltareg.remote import DirectoryRemote
@@ -252,6 +253,59 @@ def test_a_build_is_the_apply_that_the_recipe_describes(scene: Scene) -> None:
     ours, theirs = (files_of(scene.place / name) for name in ("out", "by-hand"))
     assert ours["model.safetensors"] == theirs["model.safetensors"]
     assert ours.keys() - theirs.keys() == {"deltareg.lock"}
+
+
+OWN = """\
+[build]
+base = "./base"
+method = "ties"
+parameters = { density = 0.5 }
+
+[[delta]]
+ref = "acme/search"
+parameters = { density = { "*" = 0.2, mlp = [0.3, 0.6] } }
+
+[[delta]]
+ref = "acme/chat"
+weight = 0.4
+"""
+
+
+def test_a_delta_has_parameters_of_its_own(scene: Scene, tmp_path: Path) -> None:
+    project = scene.project(OWN)
+    build(project, scene.sources(), tmp_path / "out")
+    locked = project.lock()
+    assert [one.parameters for one in locked.deltas] == [{"density": {"*": 0.2, "mlp": [0.3, 0.6]}}, {}]
+    rules = Schedule(((None, 0.2), ("mlp", Gradient((0.3, 0.6)))))
+    deltas = [("acme/search:1.0.0", 1.0, {"density": rules}), ("acme/chat:1.1.0", 0.4)]
+    registry = scene.sources().registry
+    for name, given in {"same": deltas, "other": [one[:2] for one in deltas]}.items():
+        deltareg.apply(
+            scene.place / "base", given, registry, tmp_path / name, method="ties", parameters={"density": 0.5}
+        )
+    found = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "same", "other")}
+    assert found["out"] == found["same"] != found["other"]
+    assert "| density = 0.2, mlp: 0.3..0.6 |" in (tmp_path / "out" / "README.md").read_text()
+    assert deltareg.inspect(tmp_path / "out").deltas[0].parameters == locked.deltas[0].parameters
+    rebuild(project, scene.sources(offline=True), tmp_path / "again")
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("trim = 'model'", "acme/search:1.0.0: ties has one trim for all deltas"),
+        ("density = 2.0", "acme/search:1.0.0: density is 2.0"),
+        ("densty = 0.5", "ties has no parameter 'densty'"),
+    ],
+)
+def test_a_delta_cannot_be_locked_with_what_the_method_does_not_take(scene: Scene, setting: str, told: str) -> None:
+    project = scene.project(OWN.replace('density = { "*" = 0.2, mlp = [0.3, 0.6] }', setting))
+    with pytest.raises(InvalidArgument) as caught:
+        lock(project, scene.sources())
+    assert told in caught.value.message
+    assert caught.value.hint
+    assert not project.lock_path.exists()
 
 
 def test_two_machines_build_the_same_lock_to_the_same_bytes(scene: Scene) -> None:

@@ -41,6 +41,13 @@ def test_a_method_tells_its_equation_and_parameters(workplace: Workplace) -> Non
         (["--method", "linear", "--param", "normalize=yes"], "normalize is 'yes'"),
         (["--method", "karcher", "--param", "iterations=2.5"], "iterations is '2.5'"),
         (["--method", "ties", "--param", "density[nowhere.*]=0.5"], "no tensor of the target matches 'nowhere.*'"),
+        (["--method", "ties", "--param", f"density@{DELTA}=2"], "density is 2.0"),
+        (["--method", "ties", "--param", f"normalize@{DELTA}=none"], "ties has one normalize for all deltas"),
+        (
+            ["--method", "ties", "--param", "density@acme/other:1.0.0=0.5"],
+            "--param density is for acme/other:1.0.0, which is not applied",
+        ),
+        (["--method", "ties", "--param", "density@=0.5"], "--param density is for , which is not applied"),
         (["--method", "slerp"], "slerp takes 2 deltas, not 1"),
         (["--weight", "acme/other:1.0.0[mlp]=1"], "--weight is for acme/other:1.0.0, which is not applied"),
         (["--weight", f"{DELTA}[mlp]"], "has no value"),
@@ -65,3 +72,21 @@ def test_settings_are_printed_as_they_were_given(stocked: Workplace, pair: Pair)
     assert "no tensor of the target matches '[EW]*'" in printed.err
     printed = stocked.ok("apply", pair.base, DELTA, "-o", "out", *arguments[:4], "--param", "density[*[.W]*]=1")
     assert "0.5, *[.W]*: 1.0" in " ".join(printed.out.split())
+
+
+def test_a_delta_is_given_parameters_of_its_own(stocked: Workplace, pair: Pair) -> None:
+    own = ["--param", f"density@{DELTA}=0.3", "--param", f"density@{DELTA}[*weight]=0.2..0.4"]
+    printed = stocked.ok("apply", pair.base, DELTA, "-o", "out", "--method", "ties", "--param", "density=0.5", *own)
+    told = " ".join(printed.out.split())
+    assert f"1 × {DELTA}, density 0.3, *weight: 0.2..0.4" in told
+    (delta,) = json.loads((stocked.ok("apply", pair.base, DELTA, "-o", "again", "-m", "ties", *own, "--json")).out)[
+        "deltas"
+    ]
+    assert delta["settings"] == {"density": "0.3, *weight: 0.2..0.4"}
+
+
+def test_a_delta_that_is_named_by_its_digest_is_given_parameters(stocked: Workplace, pair: Pair) -> None:
+    digest = stocked.ok("show", DELTA, "--json").document("show")["digest"]
+    name = f"{DELTA.partition(':')[0]}@{digest}"
+    done = stocked.ok("apply", pair.base, name, "-o", "out", "-m", "ties", "-p", f"density@{name}=0.3", "--json")
+    assert json.loads(done.out)["deltas"][0]["settings"] == {"density": 0.3}

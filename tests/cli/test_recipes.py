@@ -124,7 +124,14 @@ def test_add_looks_the_highest_version_up(stocked: Workplace, pair: Pair) -> Non
         "file": str(recipe_of(stocked)),
         "done": "added",
         "deltas": [
-            {"ref": "acme/search", "wanted": "^1.3", "weight": 0.5, "where": {"mlp": [0.2, 0.4]}, "remote": None}
+            {
+                "ref": "acme/search",
+                "wanted": "^1.3",
+                "weight": 0.5,
+                "where": {"mlp": [0.2, 0.4]},
+                "parameters": {},
+                "remote": None,
+            }
         ],
         "dryRun": False,
     }
@@ -140,6 +147,21 @@ def test_add_looks_the_highest_version_up(stocked: Workplace, pair: Pair) -> Non
     assert recipe_of(stocked).read_bytes() == before
     assert stocked.ok("remove", "acme/search").out.startswith("removed acme/search")
     assert [one.ref for one in read_recipe(recipe_of(stocked)).delta] == ["acme/other", "acme/young"]
+
+
+def test_add_gives_a_delta_parameters_of_its_own(stocked: Workplace) -> None:
+    stocked.ok("new", "--base", "b", "--method", "della", "--delta", "acme/other")
+    given = ["--param", "density=0.3", "--param", "density[mlp]=0.2..0.4"]
+    stocked.ok("add", "acme/search", *given)
+    assert read_recipe(recipe_of(stocked)).delta[-1].parameters == {"density": {"*": 0.3, "mlp": [0.2, 0.4]}}
+    row = stocked.ok("add", "acme/search", "-p", "epsilon=0.1", "--json").document("recipe-change")["deltas"][0]
+    assert row["parameters"] == {"density": {"*": 0.3, "mlp": [0.2, 0.4]}, "epsilon": 0.1}
+    before = recipe_of(stocked).read_bytes()
+    assert b"parameters = {density = {" in before
+    for wrong in ("density=2", "ramp=ends", "width=1", "density"):
+        done = stocked.run("add", "acme/search", "--param", wrong)
+        assert done.status == 2 and "hint: " in done.err
+    assert recipe_of(stocked).read_bytes() == before
 
 
 def test_add_looks_up_at_the_remote_where_a_name_is_bound(stocked: Workplace, pair: Pair) -> None:

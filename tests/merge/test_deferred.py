@@ -20,7 +20,7 @@ from deltareg.errors import InvalidArgument
 from deltareg.merge import METHODS, Value
 from deltareg.merge.deferred import Deferred
 from deltareg.merge.processor import CPU
-from tests.merge.merged import KEYS
+from tests.merge.merged import KEYS, OWN, given_to
 
 Array = NDArray[Any]
 
@@ -49,6 +49,7 @@ DEFERRING: list[tuple[str, Mapping[str, Value]]] = [
     ("multislerp", {}),
     ("karcher", {}),
 ]
+DEFERRING += [(name, {"own": True, **({"trim": "tensor"} if name == "ties" else {})}) for name in OWN]
 BY_ROW = [(name, given) for name, given in DEFERRING if name.startswith("della")]
 NAMES = [f"{name}-{'-'.join(map(str, given.values()))}" for name, given in DEFERRING]
 
@@ -79,10 +80,17 @@ def _merged(
 ) -> tuple[Array, int]:
     """What becomes of `target`, and how many blocks were done in one pass."""
     parts = [
-        Part(partial(_frames, symbols, mended), BF16, BF16, weight, key)
-        for (symbols, mended), weight, key in zip(deltas, weights, KEYS, strict=False)
+        Part(number, partial(_frames, symbols, mended), BF16, BF16, weight, key)
+        for number, ((symbols, mended), weight, key) in enumerate(zip(deltas, weights, KEYS, strict=False))
     ]
-    merging = Merging(target.size, row, parts, METHODS[method].stages(given), np.float32, defers=defers)
+    merging = Merging(
+        target.size,
+        row,
+        parts,
+        METHODS[method].stages(*given_to(method, given, len(deltas))),
+        np.float32,
+        defers=defers,
+    )
     out = np.empty_like(target)
     deferred = 0
 

@@ -20,7 +20,7 @@ from tests.codec.oracle import FORMATS
 from tests.codec.samples import SAMPLES
 from tests.codec.tensors import encode, recoded
 from tests.devices import DEVICES
-from tests.merge.merged import merge
+from tests.merge.merged import OWN, given_to, merge
 from tests.merge.test_methods import COUNTS, REQUIRED
 
 Array = NDArray[Any]
@@ -237,6 +237,7 @@ VARIANTS: Sequence[tuple[str, dict[str, Value]]] = [
     ("sce", {"select_topk": 0.2}),
     ("sce", {"select_topk": 0.0}),
     ("slerp", {"t": 0.2}),
+    *((method, {"own": True}) for method in OWN),
 ]
 SHAPES = ((1,), (4097,), (70, 91), (3, 5, 37))
 
@@ -254,10 +255,11 @@ def _deltas(draw: np.random.Generator, dtype: str, shape: tuple[int, ...], count
 
 def _merged_both_ways(name: str, method: str, parameters: Any, deltas: list[Array], dtype: str, lanes: int) -> None:
     weights = [0.6, 0.3, -0.2][: len(deltas)]
-    given = {"weights": weights, "dtype": dtype}
+    shared, own = given_to(method, parameters, len(deltas))
+    given = {"own": own, "weights": weights, "dtype": dtype}
     with np.errstate(all="ignore"):
-        expected = merge(method, deltas, parameters, **given)
-        found = merge(method, deltas, parameters, **given, processor=Device([name], lanes=lanes))
+        expected = merge(method, deltas, shared, **given)
+        found = merge(method, deltas, shared, **given, processor=Device([name], lanes=lanes))
     # Which NaN it is does not matter before the sum is rounded.
     assert np.array_equal(np.isnan(found), np.isnan(expected))
     bits = f"u{expected.itemsize}"

@@ -43,7 +43,7 @@ def _stages(method: str) -> Sequence[Any]:
 def _settles(method: str) -> bool:
     """Whether the method measures something of the whole tensor before it merges."""
     lane = lane_of("F64")
-    return any(stage.passes(Extent(7, 1, (lane, lane))) for stage in _stages(method))
+    return any(stage.passes(Extent(7, 1, (0, 1), (lane, lane))) for stage in _stages(method))
 
 
 BY_ROW = [method for method in METHODS if any(stage.whole_rows for stage in _stages(method))]
@@ -77,6 +77,74 @@ def largest(delta: Array, count: int) -> Array:
     mask = np.zeros(delta.size, bool)
     mask[order[:count]] = True
     return mask.reshape(delta.shape)
+
+
+# --- parameters of each delta -----------------------------------------------------------------------------------------
+
+OWN: list[tuple[str, dict[str, Value], list[dict[str, Value]]]] = [
+    ("dare_linear", {}, [{"density": 0.2}, {"density": 0.0}, {"density": 0.7}]),
+    ("dare_linear", {"density": 0.5, "rescale": "l1"}, [{"density": 0.9}, {}, {"density": 1.0}]),
+    ("della_linear", {"density": 0.4}, [{"epsilon": 0.3}, {"density": 1.0}, {"density": 0.7, "epsilon": 0.5}]),
+    ("della_linear", {"density": 0.5, "ramp": "ends", "rescale": "none"}, [{"density": 0.8}, {"density": 0.0}, {}]),
+    ("breadcrumbs", {"gamma": 0.1}, [{"density": 0.3}, {"density": 0.8, "gamma": 0.0}, {"density": 0.6, "gamma": 0.5}]),
+    ("breadcrumbs", {"density": 0.5, "rescale": "l1"}, [{"gamma": 0.2}, {"density": 0.0}, {}]),
+]
+"""Methods that sum what is left of the deltas: with parameters for all, and for each of three."""
+
+
+@pytest.mark.parametrize(("method", "shared", "own"), OWN)
+@pytest.mark.parametrize("dtype", ["BF16", "F32", "F64"])
+@pytest.mark.parametrize("shape", [(7,), (70, 91), (1100, 1001)])
+def test_each_delta_is_thinned_by_its_own_parameters(
+    method: str, shared: dict[str, Value], own: list[dict[str, Value]], dtype: str, shape: tuple[int, ...]
+) -> None:
+    """Together they are the sum of what each of them is alone."""
+    deltas = [numbers(seed, shape, dtype) for seed in range(3)]
+    together = merge(method, deltas, shared, own=own, dtype=dtype)
+    alone = [
+        merge(method, [delta], {**shared, **one}, dtype=dtype, keys=(key,))
+        for delta, one, key in zip(deltas, own, KEYS, strict=False)
+    ]
+    assert np.array_equal(together, alone[0] + alone[1] + alone[2])
+    assert not np.array_equal(together, merge(method, deltas, {"density": 0.5, **shared}, dtype=dtype))
+
+
+@pytest.mark.parametrize("scope", ["tensor", "model"])
+@pytest.mark.parametrize("dtype", ["BF16", "F64"])
+def test_each_delta_is_trimmed_to_its_own_density(scope: str, dtype: str) -> None:
+    """Where deltas are all positive none is out-voted, and their mean has what was kept of each."""
+    shape = (3 * FRAME_LANES + 77,)
+    densities = (0.25, 0.0, 1.0)
+    wide = [np.abs(numbers(seed, shape)) + 0.5 for seed in range(3)]
+    deltas = [_lanes_of(one, dtype) for one in wide]
+    merged = [
+        merge("ties", [delta], {"trim": scope, "density": density}, dtype=dtype)
+        for delta, density in zip(deltas, densities, strict=True)
+    ]
+    shared: dict[str, Value] = {"trim": scope, "density": 0.25, "normalize": "none"}
+    together = merge("ties", deltas, shared, own=[{}, {"density": 0.0}, {"density": 1.0}], dtype=dtype)
+    assert [np.count_nonzero(one) for one in merged] == [int(0.25 * shape[0]), 0, shape[0]]
+    assert np.array_equal(together, merged[0] + merged[1] + merged[2])
+
+
+@pytest.mark.parametrize("method", [name for name, one in METHODS.items() if "density" in one.parameters])
+def test_the_same_parameter_of_each_is_that_of_all(method: str) -> None:
+    deltas = [numbers(seed, (70, 91)) for seed in range(2)]
+    of_all = merge(method, deltas, {"density": 0.4})
+    assert np.array_equal(merge(method, deltas, {}, own=[{"density": 0.4}] * 2), of_all)
+    assert METHODS[method].stages({}, [{"density": 0.4}] * 2) == METHODS[method].stages({"density": 0.4})
+
+
+def test_what_each_delta_has_for_itself_must_be_what_it_can_have() -> None:
+    with pytest.raises(InvalidArgument, match="dare_ties needs density"):
+        METHODS["dare_ties"].stages({}, [{"density": 0.4}, {}])
+    with pytest.raises(InvalidArgument, match=r"chances from -0\.1 to 0\.3 are none"):
+        METHODS["della"].stages({"density": 0.5}, [{}, {"density": 0.1, "epsilon": 0.4}])
+    with pytest.raises(InvalidArgument, match="ties has one normalize for all deltas") as caught:
+        METHODS["ties"].check_own("normalize", "none")
+    assert caught.value.hint == "what may differ by delta in ties: density"
+    with pytest.raises(InvalidArgument, match="density is 2"):
+        METHODS["ties"].check_own("density", 2)
 
 
 # --- ties at the threshold --------------------------------------------------------------------------------------------

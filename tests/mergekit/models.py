@@ -142,7 +142,14 @@ class Imported:
         """What the recipe gives."""
         recipe = self.recipe
         out = self.place / "ours"
-        deltas = [(f"{one.ref}:{one.version}", weight_schedule(one.weight, one.where)) for one in recipe.delta]
+        deltas = [
+            (
+                f"{one.ref}:{one.version}",
+                weight_schedule(one.weight, one.where),
+                parameter_schedules(recipe.build.method, one.parameters),
+            )
+            for one in recipe.delta
+        ]
         deltareg.apply(
             str((self.place / recipe.build.base).resolve()),
             deltas,

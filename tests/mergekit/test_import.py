@@ -270,9 +270,9 @@ def test_adapter_on_another_model_is_refused(tmp_path: Path, models: Models, reg
         (TWO + "tokenizer_source: b\n", 7, "the tokenizer of b is neither"),
         (LINEAR + "  - {model: ./base, parameters: {weight: 1}}\n", 1, "takes at least 1 model beside the base, not 0"),
         (
-            TWO.replace("task_arithmetic", "ties").replace("weight: 0.5", "weight: 0.5, density: 0.5"),
-            6,
-            "density of b is another one than that of ./a",
+            TWO.replace("task_arithmetic", "ties").replace("weight: 0.5", "weight: 0.5, density: 1.5"),
+            1,
+            "density is 1.5",
         ),
         (TWO.replace("task_arithmetic", "ties") + "parameters: {density: 1.5}\n", 1, "density is 1.5"),
         (

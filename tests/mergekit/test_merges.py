@@ -77,6 +77,12 @@ def weighted(*, extra: Any = None) -> dict[str, Any]:
     return {name: {"weight": weight, **(extra or {})} for name, weight in zip(POSTS, GROUP, strict=True)}
 
 
+def weighted_each(name: str, *values: Any) -> dict[str, Any]:
+    """The weighted models, each with a value of its own; None is that for all."""
+    own = [{} if value is None else {name: value} for value in values]
+    return {post: {"weight": weight, **extra} for post, weight, extra in zip(POSTS, GROUP, own, strict=True)}
+
+
 def out_of(models: Models) -> dict[str, Any]:
     """What has mergekit compute in float32 and write what came in."""
     return {"dtype": "float32", "out_dtype": models.dtype}
@@ -104,6 +110,14 @@ DETERMINED: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "breadcrumbs": ("breadcrumbs", weighted(extra={"density": 0.7, "gamma": 0.1}), {}),
     "breadcrumbs as it is": ("breadcrumbs", weighted(extra={"density": 0.9}), {"rescale": True}),
     "breadcrumbs_ties": ("breadcrumbs_ties", weighted(extra={"density": 0.7, "gamma": 0.1}), {}),
+    "ties by model": ("ties", weighted_each("density", 0.3, None, 0.8), {"density": 0.5}),
+    "ties by model and layer": ("ties", weighted_each("density", BY_LAYER, [0.9, 0.1], CONDITIONS), {}),
+    "breadcrumbs by model": ("breadcrumbs", weighted_each("density", 0.7, 0.5, 0.9), {"gamma": 0.1}),
+    "breadcrumbs_ties by model": (
+        "breadcrumbs_ties",
+        {"a": {"weight": 0.5, "density": 0.6, "gamma": 0.2}, "b": {"weight": 0.7, "gamma": 0.0}, "c": {"weight": 1.0}},
+        {"density": 0.8},
+    ),
     "sce": ("sce", list(POSTS), {"select_topk": 0.5}),
     "sce as it is": ("sce", weighted(), {}),
     "ram": ("ram", list(POSTS), {"epsilon": 0.01}),
@@ -292,6 +306,13 @@ RANDOM: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "dare_ties normalised": ("dare_ties", {"density": 0.75}, {"normalize": True}),
     "della": ("della", {"density": 0.5, "epsilon": 0.25}, {}),
     "della_linear": ("della_linear", {"density": 0.5}, {}),
+    "dare_linear by model": ("dare_linear", {"density": {"a": 0.25, "b": 0.75, "c": 0.5}}, {}),
+    "dare_ties by model": ("dare_ties", {"density": {"a": 0.75, "c": 0.5}}, {"density": 0.25}),
+    "della by model": (
+        "della",
+        {"density": {"a": 0.5, "b": 0.75}, "epsilon": {"b": 0.125, "c": 0.25}},
+        {"density": 0.5},
+    ),
     "della unscaled": ("della", {"density": 0.5, "epsilon": 0.125}, {"rescale": False, "normalize": False}),
 }
 
@@ -299,7 +320,11 @@ RANDOM: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("case", RANDOM)
 def test_random_methods_with_the_same_masks(models: Models, case: str, tmp_path: Path) -> None:
     method, extra, parameters = RANDOM[case]
-    config = models.config(method, weighted(extra=extra), parameters=parameters, **out_of(models))
+    listed = weighted()
+    for name, value in extra.items():
+        for post, own in (value if isinstance(value, dict) else dict.fromkeys(POSTS, value)).items():
+            listed[post][name] = own
+    config = models.config(method, listed, parameters=parameters, **out_of(models))
     ours, theirs, _ = models.both(config, tmp_path, our_masks)
     same(models, ours, theirs, choosing=method in CHOOSING)
     assert differs(ours, load(models.path / "base"))

@@ -316,7 +316,7 @@ def _follow_yank(store: Store, version: Reference, reason: str | None) -> None:
 def _follow_channel(store: Store, wanted: Reference, digest: Digest) -> None:
     if wanted.tag is None or wanted.tag == LATEST or wanted.version is not None:
         return
-    now = store.snapshot().entries.get(str(wanted))
+    now = store.snapshot().entry(wanted)
     store.set_channel(wanted.repository, wanted.tag, digest, None if now is None else now.digest)
 
 

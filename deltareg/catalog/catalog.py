@@ -48,7 +48,7 @@ class Catalog:
         try:
             found = self._cached(store, repository)
         except _UNUSABLE:
-            entries = store.entries() if repository is None else store.snapshot().repositories.get(repository, [])
+            entries = store.entries() if repository is None else store.entries_of(repository)
             found = [describe(store, entry) for entry in entries]
         return sorted(_with_channels(found), key=_place)
 
@@ -150,7 +150,7 @@ def _mended(tables: Tables, store: Store) -> list[CatalogRow]:
 
 
 def _anew(store: Store, row: CatalogRow) -> CatalogRow:
-    entry = store.snapshot().entries.get(row.reference)
+    entry = store.snapshot().entry(parse_reference(row.reference))
     return row if entry is None else describe(store, entry)
 
 

@@ -22,7 +22,7 @@ from deltareg.catalog.tables import Tables, memory_tables, open_tables
 from deltareg.digest import Digest
 from deltareg.errors import Busy, DiskFull, NotAllowed, translate_os_errors
 from deltareg.names import parse_reference, version_key
-from deltareg.store import Entry, FileLock, Store
+from deltareg.store import Entry, FileLock, Store, channels_by_digest
 
 __all__ = ["Catalog"]
 
@@ -156,17 +156,12 @@ def _anew(store: Store, row: CatalogRow) -> CatalogRow:
 
 def _with_channels(rows: Iterable[CatalogRow]) -> list[CatalogRow]:
     """Versions only, each with the channels that point to it."""
-    versions: list[tuple[str, CatalogRow]] = []
-    channels: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        reference = parse_reference(row.reference)
-        if reference.version is not None:
-            versions.append((reference.repository, row))
-        else:
-            channels.setdefault((reference.repository, row.digest), []).append(str(reference.tag))
+    named = [(parse_reference(row.reference), row) for row in rows]
+    channels = channels_by_digest((reference, row.digest) for reference, row in named)
     return [
-        row.model_copy(update={"channels": sorted(channels.get((repository, row.digest), []))})
-        for repository, row in versions
+        row.model_copy(update={"channels": channels.get((reference.repository, row.digest), [])})
+        for reference, row in named
+        if reference.version is not None
     ]
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "Entry",
     "Signature",
     "Snapshot",
+    "channels_by_digest",
     "checksum_fault",
     "latest_tag",
     "read_index",
@@ -163,6 +164,15 @@ def version_among(entries: Iterable[Entry], wanted: Reference, digest: Digest) -
         entry for entry in entries if (entry.digest, entry.reference.repository) == (digest, wanted.repository)
     )
     return None if tag is None else wanted.with_tag(tag)
+
+
+def channels_by_digest(names: Iterable[tuple[Reference, str]]) -> dict[tuple[str, str], list[str]]:
+    """The channels among `names`, sorted, by the repository and the digest that they point to."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for reference, digest in names:
+        if reference.tag is not None and reference.version is None:
+            found.setdefault((reference.repository, digest), []).append(reference.tag)
+    return {where: sorted(channels) for where, channels in found.items()}
 
 
 def latest_tag(entries: Iterable[Entry]) -> str | None:

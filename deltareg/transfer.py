@@ -12,12 +12,12 @@ from pydantic import Field
 
 from deltareg.artifact import Artifact
 from deltareg.catalog import Registry
-from deltareg.digest import Digest, parse_digest, sha256
+from deltareg.digest import Digest, parse_digest
 from deltareg.errors import DigestMismatch, DiskFull, InvalidArgument, NotFound
 from deltareg.manifest import Descriptor, Document, Manifest, Requirement
 from deltareg.names import LATEST, Reference, as_reason, parse_reference
 from deltareg.progress import SILENT, Progress
-from deltareg.remote import Remote, open_remote
+from deltareg.remote import Remote, open_remote, read_manifest
 from deltareg.store import MANIFEST_LIMIT, Entry, Store, parse_manifest, version_among, version_exists
 from deltareg.versions import parse_range
 
@@ -94,6 +94,7 @@ def pull(
     reference: Reference | str,
     remote: Remote | str,
     *,
+    expected: Digest | None = None,
     threads: int = 4,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -102,8 +103,8 @@ def pull(
 
     A channel, `latest` or a digest brings the version that it names there; a channel is set here too. A damaged local
     copy is mended. Whether the version is yanked there, and why, holds here too. Raises NotFound, VersionExists,
-    RemoteUnavailable, DiskFull; DigestMismatch and BadManifest where the remote's bytes are not what they should be:
-    nothing is named then.
+    RemoteUnavailable, DiskFull; DigestMismatch and BadManifest where the remote's bytes are not what they should be, or
+    where the name means another digest there than the one that is `expected`: nothing is named then.
     """
     begun = time.monotonic()
     _check_threads(threads)
@@ -111,11 +112,12 @@ def pull(
     store = registry.store
     wanted = _parsed(reference)
     digest = parse_digest(remote.resolve(wanted))
+    _check_expected(remote, wanted, digest, expected or wanted.digest)
     entries = remote.list(wanted.repository)
     version = _version_of(wanted, digest, entries)
     yanked = _yanked_among(entries, version)
     warnings = [] if yanked is None else [f"{version} is yanked at {remote.url}: {yanked}"]
-    data = _manifest_of(remote, wanted, digest)
+    data = read_manifest(remote, digest)
     manifest = parse_manifest(data, what=f"the manifest of {version} from {remote.url}")
     store.check_free(version, digest)
     if dry_run:
@@ -226,18 +228,11 @@ def _missing(ask: Callable[[Iterable[Digest]], set[Digest]], manifest: Manifest)
     return [blob for blob in manifest.blobs if blob.digest in digests]
 
 
-def _manifest_of(remote: Remote, wanted: Reference, digest: Digest) -> bytes:
-    if wanted.digest is not None and wanted.digest != digest:
-        raise DigestMismatch(f"{remote.url} answers {wanted} with {digest}", digest=digest)
-    data = remote.get_manifest(digest)
-    if sha256(data) != digest:
+def _check_expected(remote: Remote, wanted: Reference, digest: Digest, expected: Digest | None) -> None:
+    if expected not in (None, digest):
         raise DigestMismatch(
-            f"{remote.url} sent a manifest that is not {digest}",
-            cause="at least one bit differs",
-            hint="ask the owner of the remote to check it",
-            digest=digest,
+            f"{remote.url} answers {wanted} with {digest}, not with {expected}", digest=expected, found=digest
         )
-    return data
 
 
 def _version_of(wanted: Reference, digest: Digest, entries: Iterable[Entry]) -> Reference:
@@ -316,7 +311,7 @@ def _follow_yank(store: Store, version: Reference, reason: str | None) -> None:
 def _follow_channel(store: Store, wanted: Reference, digest: Digest) -> None:
     if wanted.tag is None or wanted.tag == LATEST or wanted.version is not None:
         return
-    now = store.snapshot().entries.get(str(wanted))
+    now = store.snapshot().entry(wanted)
     store.set_channel(wanted.repository, wanted.tag, digest, None if now is None else now.digest)
 
 

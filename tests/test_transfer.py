@@ -448,6 +448,19 @@ def test_answer_with_another_digest_than_asked_is_refused(
         pull(other, f"acme/search@{sha256(b'asked')}", Altered(remote.path, digest=digest))
 
 
+def test_name_that_means_other_bytes_than_expected_by_now_brings_and_names_nothing(
+    registry: Registry, other: Registry, remote: DirectoryRemote
+) -> None:
+    digest = publish(registry.store, NAME)
+    push(registry, NAME, remote)
+    with pytest.raises(DigestMismatch, match="answers") as caught:
+        pull(other, NAME, remote, expected=sha256(b"what was looked at"))
+    assert caught.value.data["found"] == digest
+    assert blob_files(other.store.root) == []
+    assert other.store.entries() == []
+    assert pull(other, NAME, remote, expected=digest).digest == other.resolve(NAME) == digest
+
+
 def test_bytes_beyond_the_blobs_end_are_refused(registry: Registry, other: Registry, remote: DirectoryRemote) -> None:
     publish(registry.store, NAME)
     push(registry, NAME, remote)

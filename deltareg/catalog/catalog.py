@@ -22,7 +22,7 @@ from deltareg.catalog.tables import Tables, memory_tables, open_tables
 from deltareg.digest import Digest
 from deltareg.errors import Busy, DiskFull, NotAllowed, translate_os_errors
 from deltareg.names import parse_reference, version_key
-from deltareg.store import Entry, FileLock, Store
+from deltareg.store import Entry, FileLock, Store, channels_by_digest
 
 __all__ = ["Catalog"]
 
@@ -48,7 +48,7 @@ class Catalog:
         try:
             found = self._cached(store, repository)
         except _UNUSABLE:
-            entries = store.entries() if repository is None else store.snapshot().repositories.get(repository, [])
+            entries = store.entries() if repository is None else store.entries_of(repository)
             found = [describe(store, entry) for entry in entries]
         return sorted(_with_channels(found), key=_place)
 
@@ -150,23 +150,18 @@ def _mended(tables: Tables, store: Store) -> list[CatalogRow]:
 
 
 def _anew(store: Store, row: CatalogRow) -> CatalogRow:
-    entry = store.snapshot().entries.get(row.reference)
+    entry = store.snapshot().entry(parse_reference(row.reference))
     return row if entry is None else describe(store, entry)
 
 
 def _with_channels(rows: Iterable[CatalogRow]) -> list[CatalogRow]:
     """Versions only, each with the channels that point to it."""
-    versions: list[tuple[str, CatalogRow]] = []
-    channels: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        reference = parse_reference(row.reference)
-        if reference.version is not None:
-            versions.append((reference.repository, row))
-        else:
-            channels.setdefault((reference.repository, row.digest), []).append(str(reference.tag))
+    named = [(parse_reference(row.reference), row) for row in rows]
+    channels = channels_by_digest((reference, row.digest) for reference, row in named)
     return [
-        row.model_copy(update={"channels": sorted(channels.get((repository, row.digest), []))})
-        for repository, row in versions
+        row.model_copy(update={"channels": channels.get((reference.repository, row.digest), [])})
+        for reference, row in named
+        if reference.version is not None
     ]
 
 

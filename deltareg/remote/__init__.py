@@ -8,8 +8,19 @@ from collections.abc import Callable, Mapping
 from deltareg.errors import UsageError
 from deltareg.remote.directory import DirectoryRemote
 from deltareg.remote.protocol import PROTOCOL_VERSION, Capabilities, Remote, RemoteEntry
+from deltareg.remote.verified import read_blob, read_manifest
 
-__all__ = ["PROTOCOL_VERSION", "REMOTES", "Capabilities", "DirectoryRemote", "Remote", "RemoteEntry", "open_remote"]
+__all__ = [
+    "PROTOCOL_VERSION",
+    "REMOTES",
+    "Capabilities",
+    "DirectoryRemote",
+    "Remote",
+    "RemoteEntry",
+    "open_remote",
+    "read_blob",
+    "read_manifest",
+]
 
 REMOTES: Mapping[str, Callable[[str], Remote]] = {"file": DirectoryRemote}
 """The kinds of remotes, by the scheme of their URLs."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from deltareg.errors import DeltaregError, NothingFits
+from deltareg.errors import NothingFits
 from deltareg.names import version_key
-from deltareg.resolve.policy import Policy, Pool, Refusal
-from deltareg.resolve.search import Unsatisfiable, Wish, search
+from deltareg.resolve.policy import Policy, Pool
+from deltareg.resolve.search import Choices, Unsatisfiable, Wish, search
 from deltareg.resolve.source import LOCAL, Candidate
 from deltareg.versions import ANY
 
@@ -119,22 +119,23 @@ def _remedies(wishes: Sequence[Wish], pool: Pool) -> Iterator[str]:
             continue
         wider = [*wishes]
         wider[place] = replace(wish, range=ANY, digest=None, channel=None)
-        chosen = _tried(wider, pool, wish.repository)
-        if chosen is not None:
+        found = _tried(wider, pool)
+        if found is not None:
+            chosen = found[wish.repository]
             yield f"{chosen} would fit: ask for {chosen.repository} {chosen.version}"
     policy = pool.policy
     for told, relaxed in _relaxations(policy):
         if relaxed == policy:
             continue
-        chosen = _tried(wishes, pool.relaxed(relaxed), wishes[0].repository) if wishes else None
-        if chosen is not None:
-            yield told or _licence_remedy(pool, wishes, relaxed)
+        found = _tried(wishes, pool.relaxed(relaxed)) if wishes else None
+        if found is not None:
+            yield told or _licence_remedy(pool, found)
 
 
-def _tried(wishes: Sequence[Wish], pool: Pool, name: str) -> Candidate | None:
+def _tried(wishes: Sequence[Wish], pool: Pool) -> Choices | None:
     try:
-        return search(wishes, pool)[name]
-    except (Unsatisfiable, DeltaregError):
+        return search(wishes, pool)
+    except (Unsatisfiable, NothingFits):
         return None
 
 
@@ -148,11 +149,10 @@ def _relaxations(policy: Policy) -> list[tuple[str | None, Policy]]:
     ]
 
 
-def _licence_remedy(pool: Pool, wishes: Sequence[Wish], relaxed: Policy) -> str:
-    other = pool.relaxed(relaxed)
-    chosen = search(wishes, other).values()
-    refused = [one for one in chosen if isinstance(pool.refusal(one), Refusal)]
-    licences = sorted({other.details(one).licence or "unknown" for one in refused})
+def _licence_remedy(pool: Pool, found: Choices) -> str:
+    """What has to be allowed for what was found without regard to licences."""
+    refused = [one for one in found.values() if pool.refusal(one) is not None]
+    licences = sorted({pool.details(one).licence or "unknown" for one in refused})
     return f"with --allow-licence {' --allow-licence '.join(licences)} it fits"
 
 

@@ -17,7 +17,7 @@ from resolvelib import AbstractProvider, BaseReporter, ResolutionImpossible
 from resolvelib.resolvers import Resolution, ResolutionTooDeep
 
 from deltareg.digest import Digest, parse_digest
-from deltareg.errors import DeltaregError, NothingFits
+from deltareg.errors import NothingFits
 from deltareg.manifest import Conflict, Requirement
 from deltareg.resolve.policy import Pool
 from deltareg.resolve.source import Candidate, Sources
@@ -84,7 +84,7 @@ def search(wishes: Sequence[Wish], pool: Pool) -> Choices:
     """The best set of versions that fulfils the recipe's `wishes` and what these require.
 
     In the order in which the choice was made: the recipe's, then what is required. Raises Unsatisfiable; NothingFits
-    where deltas require one another in a circle; RemoteUnavailable, NotAllowed.
+    where deltas require one another in a circle, or the search takes too many steps; RemoteUnavailable, NotAllowed.
     """
     found = _solve(wishes, pool, {})
     asked = {wish.repository: [wish] for wish in wishes}
@@ -127,8 +127,8 @@ def _solve(wishes: Sequence[Wish], pool: Pool, among: Mapping[str, frozenset[Dig
         causes = cast("ResolutionImpossible[Wish, Candidate | _Absent]", error).causes
         raise Unsatisfiable([cause.requirement for cause in causes]) from error
     except ResolutionTooDeep as error:
-        raise DeltaregError(
-            f"no answer after {_MOST_ROUNDS} steps", hint="narrow the ranges in the recipe: name versions"
+        raise NothingFits(
+            f"nothing was found to fit in {_MOST_ROUNDS} steps", hint="narrow the ranges in the recipe: name versions"
         ) from error
     return _needed(wishes, state.mapping, pool)
 

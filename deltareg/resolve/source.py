@@ -9,13 +9,13 @@ from typing import Protocol
 
 from deltareg.artifact import Artifact
 from deltareg.catalog import Registry
-from deltareg.digest import Digest, parse_digest, sha256
-from deltareg.errors import BadManifest, DigestMismatch, InvalidArgument, NotFound
+from deltareg.digest import Digest, parse_digest
+from deltareg.errors import DigestMismatch, InvalidArgument, NotFound
 from deltareg.manifest import Conflict, Descriptor, Exactness, Requirement
 from deltareg.names import LOCAL, Reference, parse_reference
-from deltareg.remote import Remote, open_remote
+from deltareg.remote import Remote, open_remote, read_blob, read_manifest
 from deltareg.spelling import did_you_mean
-from deltareg.store import Entry, Store
+from deltareg.store import Entry, Store, channels_by_digest
 
 __all__ = ["LOCAL", "Candidate", "Details", "RegistrySource", "RemoteSource", "Source", "Sources"]
 
@@ -172,27 +172,7 @@ class _RemoteBlobs:
 
     def _fetch(self, digest: Digest, limit: int) -> bytes:
         blob = self._known.get(digest)
-        if blob is None:
-            data = self._remote.get_manifest(digest)
-        else:
-            if blob.size > limit:
-                raise BadManifest(f"{digest} has {blob.size} bytes; at most {limit} are allowed")
-            pieces: list[bytes] = []
-            length = 0
-            for piece in self._remote.get_blob(blob, 0):
-                length += len(piece)
-                if length > blob.size:
-                    break
-                pieces.append(piece)
-            data = b"".join(pieces)
-        if sha256(data) != digest or len(data) > limit:
-            raise DigestMismatch(
-                f"{self._remote.url} sent bytes that are not {digest}",
-                cause="at least one bit differs",
-                hint="ask the owner of the remote to check it",
-                digest=digest,
-            )
-        return data
+        return read_manifest(self._remote, digest) if blob is None else read_blob(self._remote, blob, limit)
 
 
 @dataclass
@@ -256,10 +236,7 @@ def _named_source(registry: Registry, name: str) -> RegistrySource:
 
 def _versions(entries: list[Entry], remote: str) -> list[Candidate]:
     """The versions among the names of a repository, each with the channels that point to it."""
-    channels: dict[Digest, list[str]] = {}
-    for entry in entries:
-        if entry.reference.version is None:
-            channels.setdefault(entry.digest, []).append(str(entry.reference.tag))
+    channels = channels_by_digest((entry.reference, entry.digest) for entry in entries)
     return [
         Candidate(
             reference=entry.reference,
@@ -267,7 +244,7 @@ def _versions(entries: list[Entry], remote: str) -> list[Candidate]:
             remote=remote,
             created=entry.created,
             yanked=entry.yanked,
-            channels=tuple(sorted(channels.get(entry.digest, []))),
+            channels=tuple(channels.get((entry.reference.repository, entry.digest), [])),
         )
         for entry in entries
         if entry.reference.version is not None

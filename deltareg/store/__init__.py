@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deltareg.store.blobs import Blobs
 from deltareg.store.collect import GcReport
-from deltareg.store.index import Entry, Signature, latest_tag, version_among
+from deltareg.store.index import Entry, Signature, channels_by_digest, latest_tag, version_among
 from deltareg.store.inspect import Fault, FsckReport
 from deltareg.store.lock import FileLock
 from deltareg.store.store import MANIFEST_LIMIT, Store, channel_moved, is_vacant, parse_manifest, version_exists
@@ -23,6 +23,7 @@ __all__ = [
     "Signature",
     "Store",
     "channel_moved",
+    "channels_by_digest",
     "is_vacant",
     "latest_tag",
     "parse_manifest",

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from deltareg.digest import Digest, parse_json, sha256
-from deltareg.errors import BadManifest, BadName, DeltaregError, translate_os_errors
+from deltareg.errors import BadManifest, BadName, DeltaregError, UnsupportedFormat, translate_os_errors
 from deltareg.manifest import Descriptor, Index, parse
 from deltareg.names import Reference, as_reason, latest_of, parse_reference
 from deltareg.store.files import write_atomically
+from deltareg.store.lines import SortedLines
 
 __all__ = [
     "CREATED",
@@ -24,6 +26,7 @@ __all__ = [
     "Entry",
     "Signature",
     "Snapshot",
+    "channels_by_digest",
     "checksum_fault",
     "latest_tag",
     "read_index",
@@ -38,6 +41,7 @@ YANKED = "vnd.deltareg.yanked"
 """The annotation of a yanked version: why it was yanked."""
 _REMOVED = "vnd.deltareg.removed"
 _CHECKSUM = "vnd.deltareg.checksum"
+_CHECKSUM_FIELD = re.compile(rb'"vnd\.deltareg\.checksum":"(sha256:[0-9a-f]{64})"')
 _LIMIT = 1 << 30
 
 Signature = tuple[int, int, int]
@@ -60,16 +64,22 @@ class Entry:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An index as it was read."""
+    """An index as it was read. `lines`, where there are any, tell the names of one repository without the others."""
 
     signature: Signature
-    index: Index
+    what: str
+    data: bytes = field(repr=False)
+    lines: SortedLines | None = field(repr=False)
+
+    @cached_property
+    def index(self) -> Index:
+        """All of it. Raises BadManifest."""
+        return parse(Index, self.data, what=self.what)
 
     @cached_property
     def entries(self) -> dict[str, Entry]:
         """By reference. Names that are no references belong to other programs and are left out."""
-        found = (_entry(descriptor) for descriptor in self.index.manifests)
-        return {str(entry.reference): entry for entry in found if entry is not None}
+        return _entries(self.index.manifests)
 
     @cached_property
     def repositories(self) -> dict[str, list[Entry]]:
@@ -81,9 +91,33 @@ class Snapshot:
 
     def entries_of(self, repository: str) -> list[Entry]:
         """The entries of one repository, without looking at the others closer than needed."""
-        beginning = f"{repository}:"
-        own = (one for one in self.index.manifests if (_ref_name(one) or "").startswith(beginning))
-        return [entry for one in own if (entry := _entry(one)) is not None]
+        own = self._found(repository)
+        if own is None:
+            own = self._descriptors.get(repository, [])
+        return [entry for entry in _entries(own).values() if entry.reference.repository == repository]
+
+    def entry(self, reference: Reference) -> Entry | None:
+        """The entry of a version or a channel, if it has one."""
+        found = self.entries_of(reference.repository)
+        return next((entry for entry in found if entry.reference == reference), None)
+
+    def _found(self, repository: str) -> list[Descriptor] | None:
+        """The descriptors of a repository among the lines; None where all of the index has to say."""
+        if self.lines is None:
+            return None
+        try:
+            # ';' is what follows ':'.
+            return self.lines.between(f"{repository}:", f"{repository};")
+        except (BadManifest, UnsupportedFormat):
+            return None
+
+    @cached_property
+    def _descriptors(self) -> dict[str, list[Descriptor]]:
+        """By what stands before the colon in their names."""
+        found: dict[str, list[Descriptor]] = {}
+        for descriptor in self.index.manifests:
+            found.setdefault((_ref_name(descriptor) or "").partition(":")[0], []).append(descriptor)
+        return found
 
     @cached_property
     def removed(self) -> dict[str, str]:
@@ -119,8 +153,7 @@ class Snapshot:
         annotations = dict(self.index.annotations or {})
         if removed:
             annotations[_REMOVED] = json.dumps(removed, sort_keys=True, separators=(",", ":"))
-        ordered = sorted(manifests, key=lambda entry: _ref_name(entry) or "")
-        return self.index.model_copy(update={"manifests": ordered, "annotations": annotations})
+        return self.index.model_copy(update={"manifests": manifests, "annotations": annotations})
 
 
 def version_among(entries: Iterable[Entry], wanted: Reference, digest: Digest) -> Reference | None:
@@ -133,6 +166,15 @@ def version_among(entries: Iterable[Entry], wanted: Reference, digest: Digest) -
     return None if tag is None else wanted.with_tag(tag)
 
 
+def channels_by_digest(names: Iterable[tuple[Reference, str]]) -> dict[tuple[str, str], list[str]]:
+    """The channels among `names`, sorted, by the repository and the digest that they point to."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for reference, digest in names:
+        if reference.tag is not None and reference.version is None:
+            found.setdefault((reference.repository, digest), []).append(reference.tag)
+    return {where: sorted(channels) for where, channels in found.items()}
+
+
 def latest_tag(entries: Iterable[Entry]) -> str | None:
     """The version that `latest` means among the entries of one repository; None if none is a version."""
     yanked = {str(entry.reference.tag): entry.yanked is not None for entry in entries}
@@ -142,7 +184,23 @@ def latest_tag(entries: Iterable[Entry]) -> str | None:
 def read_index(path: Path) -> Snapshot:
     """Read an `index.json`. Raises BadManifest where it is missing, too large, or not an index."""
     signature, data = _read_signed(path)
-    return Snapshot(signature, parse(Index, data, what=str(path)))
+    snapshot = Snapshot(signature, str(path), data, _lines(data, what=str(path)))
+    if snapshot.lines is None:
+        # Whatever is wrong with it is told now.
+        _ = snapshot.index
+    return snapshot
+
+
+def _lines(data: bytes, *, what: str) -> SortedLines | None:
+    """The lines of an index as `write_index` left it; None for one that anything else may have changed.
+
+    The checksum is no secret: who may write the file can let it hold what he likes, which he could do with names too.
+    """
+    lines = SortedLines.of(data, key=REF_NAME, what=what)
+    if lines is None:
+        return None
+    checksum = _CHECKSUM_FIELD.search(data, 0, lines.begin)
+    return lines if checksum is not None and _is_intact(data, checksum[1].decode()) else None
 
 
 def _read_signed(path: Path) -> tuple[Signature, bytes]:
@@ -175,12 +233,26 @@ def signature_of(path: Path) -> Signature | None:
 
 
 def write_index(path: Path, index: Index, *, temporary: Path) -> None:
-    """Replace an `index.json`, with a checksum of itself in its annotations so that `fsck` finds a flipped bit."""
+    """Replace an `index.json`: its manifests a line each, in the order of their names.
+
+    A checksum of itself in its annotations lets `fsck` find a flipped bit, and readers trust the order of the lines.
+    """
     annotations = {**(index.annotations or {}), _CHECKSUM: ""}
-    document = {**index.model_dump(by_alias=True, exclude_none=True), "annotations": annotations}
-    # Not RFC 8785: the index has no digest in its name, and the plain encoder is ten times faster on a large one.
-    data = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    write_atomically(path, data.replace(_checksum_field(""), _checksum_field(sha256(data))), temporary=temporary)
+    rest = index.model_copy(update={"manifests": [], "annotations": annotations})
+    document = rest.model_dump(by_alias=True, exclude_none=True)
+    ordered = sorted(index.manifests, key=lambda descriptor: _ref_name(descriptor) or "")
+    # Not RFC 8785: the index has no digest in its name, and pydantic's own encoder is many times faster on a large one.
+    lines = ",\n".join(descriptor.model_dump_json(by_alias=True, exclude_none=True) for descriptor in ordered)
+    fields = {key: _compact(value) for key, value in document.items()}
+    fields["manifests"] = f"[\n{lines}\n]" if lines else "[]"
+    # The annotations come first, so that nothing that another program put elsewhere is taken for the checksum.
+    keys = sorted(fields, key=lambda key: (key != "annotations", key))
+    data = f"{{{','.join(f'{_compact(key)}:{fields[key]}' for key in keys)}}}".encode()
+    write_atomically(path, data.replace(_checksum_field(""), _checksum_field(sha256(data)), 1), temporary=temporary)
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def checksum_fault(path: Path) -> str | None:
@@ -191,20 +263,34 @@ def checksum_fault(path: Path) -> str | None:
     except DeltaregError as error:
         return error.message
     checksum = (index.annotations or {}).get(_CHECKSUM)
-    if checksum is not None:
-        intact = sha256(data.replace(_checksum_field(checksum), _checksum_field(""))) == checksum
-        return None if intact else "the index was changed by the disk or by a program other than deltareg"
-    ours = index.annotations or index.model_extra or any(CREATED in (d.annotations or {}) for d in index.manifests)
-    return "the index has lost its checksum" if ours else None
+    if checksum is None:
+        ours = index.annotations or index.model_extra or any(CREATED in (d.annotations or {}) for d in index.manifests)
+        return "the index has lost its checksum" if ours else None
+    if not _is_intact(data, checksum):
+        return "the index was changed by the disk or by a program other than deltareg"
+    names = [_ref_name(descriptor) or "" for descriptor in index.manifests]
+    if names != sorted(names) and _lines(data, what=str(path)) is not None:
+        return "the index has names out of order, which are not found: a program other than deltareg wrote it"
+    return None
+
+
+def _is_intact(data: bytes, checksum: str) -> bool:
+    return sha256(data.replace(_checksum_field(checksum), _checksum_field(""), 1)) == checksum
 
 
 def _checksum_field(value: str) -> bytes:
-    # With its quotes, which are escaped wherever they are part of a value: it can occur only once.
+    # With its quotes, which are escaped wherever they are part of an annotation's text.
     return f'"{_CHECKSUM}":"{value}"'.encode()
 
 
 def _ref_name(descriptor: Descriptor) -> str | None:
     return (descriptor.annotations or {}).get(REF_NAME)
+
+
+def _entries(descriptors: Iterable[Descriptor]) -> dict[str, Entry]:
+    """By reference, of two with the same the last."""
+    found = (_entry(descriptor) for descriptor in descriptors)
+    return {str(entry.reference): entry for entry in found if entry is not None}
 
 
 def _entry(descriptor: Descriptor) -> Entry | None:

@@ -97,7 +97,7 @@ class Store(Blobs):
                 self._check_config(reference, document.config)
                 snapshot = self.snapshot()
                 self.check_free(reference, digest)
-                if str(reference) not in snapshot.entries:
+                if snapshot.entry(reference) is None:
                     named = _named(reference, digest, len(manifest), yanked=reason)
                     self._write(snapshot.with_entry(reference, named))
         return digest
@@ -105,7 +105,7 @@ class Store(Blobs):
     def check_free(self, reference: Reference, digest: Digest) -> None:
         """Raise VersionExists where the version has, or had before it was removed, other bytes."""
         snapshot = self.snapshot()
-        entry = snapshot.entries.get(str(reference))
+        entry = snapshot.entry(reference)
         other = entry.digest if entry is not None else snapshot.removed.get(str(reference))
         if other is not None and other != digest:
             raise version_exists(reference, other, "" if entry is not None else " and was removed")
@@ -132,7 +132,7 @@ class Store(Blobs):
             raise BadName(f"{channel!r} cannot be set", hint="a channel is a lower-case word other than latest")
         with self.lock.exclusive():
             snapshot = self.snapshot()
-            found = snapshot.entries.get(str(reference))
+            found = snapshot.entry(reference)
             now = None if found is None else found.digest
             if now == digest:
                 return
@@ -140,7 +140,7 @@ class Store(Blobs):
                 raise channel_moved(reference, now, expected)
             published = [
                 entry
-                for entry in snapshot.repositories.get(repository, [])
+                for entry in snapshot.entries_of(repository)
                 if entry.digest == digest and entry.reference.version is not None
             ]
             if not published:
@@ -163,10 +163,10 @@ class Store(Blobs):
             raise BadName(f"{reference} is no stored name", hint="name a version or a channel: namespace/name:1.2.3")
         with self.lock.exclusive():
             snapshot = self.snapshot()
-            entry = snapshot.entries.get(str(reference))
+            entry = snapshot.entry(reference)
             if entry is None:
                 raise self._unknown(reference, snapshot)
-            others = [other for other in snapshot.repositories[reference.repository] if other.digest == entry.digest]
+            others = [other for other in snapshot.entries_of(reference.repository) if other.digest == entry.digest]
             versions = [other for other in others if other.reference.version is not None]
             channels = [str(other.reference) for other in others if other.reference.version is None]
             if versions == [entry] and channels:
@@ -183,14 +183,14 @@ class Store(Blobs):
     def entry(self, reference: Reference) -> Entry:
         """The entry that a reference leads to. Raises NotFound, which lists what there is."""
         snapshot = self.snapshot()
-        siblings = snapshot.repositories.get(reference.repository, [])
+        siblings = snapshot.entries_of(reference.repository)
         if reference.digest is not None:
             found = next((entry for entry in siblings if entry.digest == reference.digest), None)
         else:
             tag = reference.tag or LATEST
             if tag == LATEST:
                 tag = latest_tag(siblings) or tag
-            found = snapshot.entries.get(f"{reference.repository}:{tag}")
+            found = next((entry for entry in siblings if entry.reference.tag == tag), None)
         if found is None:
             raise self._unknown(reference, snapshot)
         return found
@@ -295,7 +295,7 @@ class Store(Blobs):
             raise BadName(f"{reference} does not name a version", hint="only versions are yanked: namespace/name:1.2.3")
         with self.lock.exclusive():
             snapshot = self.snapshot()
-            entry = snapshot.entries.get(str(reference))
+            entry = snapshot.entry(reference)
             if entry is None:
                 raise self._unknown(reference, snapshot)
             if entry.yanked != reason:
@@ -326,7 +326,7 @@ class Store(Blobs):
         parse(DeltaConfig, data, what=f"the config of {reference}")
 
     def _unknown(self, reference: Reference, snapshot: Snapshot) -> NotFound:
-        siblings = [str(entry.reference.tag) for entry in sorted(snapshot.repositories.get(reference.repository, []))]
+        siblings = [str(entry.reference.tag) for entry in sorted(snapshot.entries_of(reference.repository))]
         if siblings:
             cause = f"{reference.repository} has {', '.join(siblings[-20:])}"
         else:

@@ -19,4 +19,5 @@ def measure_resolving(scratch: Path) -> Iterator[Row | Goal]:
     found = measure_resolve.measure(measure_resolve.large_registry(scratch / "home"))
     yield Row(_CASE, "resolve 12, local registry", seconds=found["local"])
     yield Row(_CASE, "resolve 12, directory remote", seconds=found["directory"])
-    yield Goal(_CASE, f"resolve ≤ {_SECONDS:g} s", f"{found['local']:.3f} s", found["local"] <= _SECONDS)
+    for who, seconds in found.items():
+        yield Goal(_CASE, f"resolve ≤ {_SECONDS:g} s, {who}", f"{seconds:.3f} s", seconds <= _SECONDS)

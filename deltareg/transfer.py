@@ -231,7 +231,10 @@ def _missing(ask: Callable[[Iterable[Digest]], set[Digest]], manifest: Manifest)
 def _check_expected(remote: Remote, wanted: Reference, digest: Digest, expected: Digest | None) -> None:
     if expected not in (None, digest):
         raise DigestMismatch(
-            f"{remote.url} answers {wanted} with {digest}, not with {expected}", digest=expected, found=digest
+            f"{wanted} at {remote.url} is not what is expected: its digest is {digest}, not {expected}",
+            hint="ask the owner of the remote what happened before you trust either",
+            digest=expected,
+            found=digest,
         )
 
 

@@ -50,11 +50,11 @@ def fetch(wanted: Sequence[Fetch], sources: Sources, threads: int | None, progre
                 sources.registry,
                 one.locked.name,
                 sources.remote(one.locked.remote),
+                # A remote may have given the name to other bytes since they were looked at.
+                expected=Digest(one.locked.digest),
                 threads=threads or _THREADS,
                 progress=progress,
             )
-            # It was pulled by its name, which a remote may have given to other bytes since they were looked at.
-            _is_here(one.locked, sources.registry.store)
 
 
 def _fetch(locked: LockedDelta, sources: Sources) -> Fetch:

@@ -459,9 +459,11 @@ def test_other_bytes_that_come_once_all_was_looked_at_are_refused(scene: Scene) 
         shutil.rmtree(shared)
         forged.rename(shared)
 
-    with pytest.raises(DigestMismatch, match="is not what was locked"):
-        build(project, scene.sources(), scene.place / "out", options=Options(progress=Meanwhile("base", forge)))
+    sources = scene.sources()
+    with pytest.raises(DigestMismatch, match="is not what is expected"):
+        build(project, sources, scene.place / "out", options=Options(progress=Meanwhile("base", forge)))
     assert not (scene.place / "out").exists()
+    assert sources.registry.store.entries() == []
 
 
 def test_a_remote_that_is_known_by_its_path_alone_is_to_be_named(scene: Scene) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from deltareg.errors import DiskFull
 from deltareg.lock import LockedOutput, read_lock, write_lock
 from deltareg.progress import Progress
 from tests.apply.killed import killed_at
+from tests.apply.test_ranks import ended, started
 from tests.build.scene import Meanwhile, Scene, files_of
 from tests.cli.program import Workplace, write_pair
 from tests.disks import fill, small_disk
@@ -242,3 +244,50 @@ def test_builds_at_once_are_as_good_as_one(user: Workplace) -> None:
     for out in ("one", "two"):
         assert user.ok("inspect", out, "--json").document("inspect")["digest"] == output.digest
     user.ok("cache", "fsck")
+
+
+# --- torchrun -----------------------------------------------------------------------------------------------------
+
+
+def test_one_process_builds_from_a_recipe(user: Workplace) -> None:
+    done = user.run("build", "-o", "out", TORCHELASTIC_RUN_ID="job", WORLD_SIZE="2")
+    assert done.status == 2 and done.codes == ["DR0100"]
+    assert "apply --locked" in done.err
+    assert not (user.directory / "deltareg.lock").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_first_of_several_processes_tells_programs_what_went_wrong(user: Workplace, rank: int) -> None:
+    done = user.run("build", "-o", "out", "--json", TORCHELASTIC_RUN_ID="job", WORLD_SIZE="2", RANK=str(rank))
+    assert done.codes == ["DR0100"]
+    if rank:
+        assert done.out == ""
+    else:
+        assert json.loads(done.out)["error"]["code"] == "DR0100"
+
+
+def rebuilt_by_two(scene: Scene, team: Path, output: LockedOutput | None) -> tuple[int, str, str]:
+    """What two processes made of a lock that knows of that output."""
+    project = recipe_in(scene.place)
+    write_lock(read_lock(team / "deltareg.lock").model_copy(update={"output": output}), project.lock_path)
+    options = ["--locked", "--offline", "--recipe", project.recipe_path, "-o", scene.place / "out", "--json"]
+    return ended(started(team / "builder", 2, "-m", "deltareg", "apply", *options))
+
+
+@pytest.mark.slow
+def test_several_processes_build_a_lock_to_the_same_bytes(scene: Scene, team: Path) -> None:
+    status, out, err = rebuilt_by_two(scene, team, None)
+    assert status == 0, err
+    assert files_of(scene.place / "out") == files_of(team / "whole")
+    assert read_lock(scene.place / "deltareg.lock") == read_lock(team / "deltareg.lock")
+    assert read_lock(team / "deltareg.lock").output == read_lock(scene.place / "out" / "deltareg.lock").output
+    assert json.loads(out)["deltas"][0]["fetchedBytes"] == 0  # one of them tells, and one only
+
+
+@pytest.mark.slow
+def test_several_processes_build_nothing_that_is_not_what_the_lock_says(scene: Scene, team: Path) -> None:
+    status, _, err = rebuilt_by_two(scene, team, OTHER)
+    assert status != 0  # torchrun's own
+    assert "error[DR0408]: the output is not what the lock says" in err
+    assert not (scene.place / "out").exists() and unfinished(scene.place) == []
+    assert read_lock(scene.place / "deltareg.lock").output == OTHER

@@ -12,7 +12,7 @@ from deltareg.apply.plan import Plan
 from deltareg.closing import Closing
 from deltareg.errors import DeltaregError, InvalidArgument, RankLost
 
-__all__ = ["ALONE", "Ranks", "TorchRanks", "largest_share", "ranks_of", "share"]
+__all__ = ["ALONE", "Ranks", "TorchRanks", "largest_share", "one_of_several", "ranks_of", "share"]
 
 # A rank may have to wait for the slowest: what is lost is noticed by its connection, not by the clock.
 _PATIENCE = timedelta(days=7)
@@ -164,9 +164,12 @@ class _Translated:
 
 def ranks_of(environment: Mapping[str, str]) -> Ranks:
     """The ranks that torchrun has started, or this process alone."""
-    if "TORCHELASTIC_RUN_ID" in environment and environment.get("WORLD_SIZE", "1") != "1":
-        return TorchRanks()
-    return ALONE
+    return TorchRanks() if one_of_several(environment) else ALONE
+
+
+def one_of_several(environment: Mapping[str, str]) -> bool:
+    """Whether torchrun has started this process, and others beside it."""
+    return "TORCHELASTIC_RUN_ID" in environment and environment.get("WORLD_SIZE", "1") != "1"
 
 
 def share(plan: Plan, count: int) -> list[frozenset[str]]:

@@ -22,7 +22,7 @@ from deltareg.apply.prepare import Prepared, prepare
 from deltareg.apply.ranks import ALONE, Ranks
 from deltareg.build.digests import file_digests, output_digest
 from deltareg.build.fetch import Fetch, fetch, fetches
-from deltareg.build.locking import base_digest, lock_of
+from deltareg.build.locking import base_digest, keep_lock, lock_of
 from deltareg.build.project import Project
 from deltareg.build.settings import parameter_schedules, weight_schedule
 from deltareg.checkpoint import Checkpoint
@@ -30,9 +30,9 @@ from deltareg.checkpoint.bucket import is_bucket
 from deltareg.checkpoint.output import check_output
 from deltareg.errors import (
     BadLock,
+    DeltaregError,
     DigestMismatch,
     InvalidArgument,
-    NotAllowed,
     NotHomologous,
     OutputDiffers,
     UnsupportedFormat,
@@ -192,7 +192,7 @@ def _build(
         if not wrote and not how.dry_run and not _output_tells(lock, out):
             _check_tensors(lock, checkpoint, how)
         if wrote and not how.dry_run:
-            write_lock(lock, project.lock_path)
+            lock = keep_lock(lock, project)
         if not how.dry_run:
             fetch(wanted, sources, how.threads, how.progress)
         sealing = _Sealing(lock, how)
@@ -328,17 +328,19 @@ def _check_base(lock: Lock, checkpoint: Checkpoint) -> None:
 
 def _remember(lock: Lock, output: LockedOutput, project: Project) -> Iterable[str]:
     """Tell the lock what was built, unless it is another one by now: a build takes long."""
+    name = project.lock_path.name
     try:
         now = project.lock_if_any()
+        if now is None or now.meaning != lock.meaning:
+            yield f"{name} was changed during the build, and is not told what came out"
+        elif now.output is None:
+            write_lock(now.model_copy(update={"output": output}), project.lock_path)
+        elif now.output.digest != output.digest:
+            yield f"{name} was told of another output during the build, {now.output.digest}, and keeps that"
     except (BadLock, UnsupportedFormat):
-        now = None
-    if now is not None and now.meaning == lock.meaning:
-        try:
-            write_lock(lock.model_copy(update={"output": output}), project.lock_path)
-        except NotAllowed as error:  # a recipe that others look after: OUT is there all the same
-            yield f"{project.lock_path.name} is not told what came out: {error.message}"
-    else:
-        yield f"{project.lock_path.name} was changed during the build, and is not told what came out"
+        yield f"{name} was changed during the build, and is not told what came out"
+    except DeltaregError as error:  # a recipe that others look after, or a full disk: OUT is there all the same
+        yield f"{name} is not told what came out: {error.message}"
 
 
 def _output_tells(lock: Lock, out: str | os.PathLike[str]) -> bool:

@@ -25,7 +25,7 @@ from deltareg.resolve import Resolution, Sources, resolve
 from deltareg.resolve.resolve import Base
 from deltareg.threads import thread_count
 
-__all__ = ["Change", "LockReport", "base_digest", "changes", "lock", "lock_of"]
+__all__ = ["Change", "LockReport", "base_digest", "changes", "keep_lock", "lock", "lock_of"]
 
 
 class Change(Document):
@@ -100,7 +100,7 @@ def lock(
         )
     changed = before is None or after != before
     if changed and not dry_run and not check:
-        write_lock(after, project.lock_path)
+        after = keep_lock(after, project)
     return LockReport(
         lock=str(project.lock_path),
         base=after.base.location,
@@ -150,6 +150,21 @@ def lock_of(found: Resolution, digest: str | None, before: Lock | None = None) -
     # What was built is still what would be built.
     output = before.output if before is not None and before.deciding == lock.deciding else None
     return lock if output is None else lock.model_copy(update={"output": output})
+
+
+def keep_lock(lock: Lock, project: Project) -> Lock:
+    """Write a lock, unless somebody has written the same meanwhile: that one may know what was built.
+
+    Returns the one that is there then. Raises DiskFull, NotAllowed.
+    """
+    try:
+        now = project.lock_if_any()
+    except (BadLock, UnsupportedFormat):
+        now = None
+    if now is not None and now.meaning == lock.meaning and lock.output in (None, now.output):
+        return now
+    write_lock(lock, project.lock_path)
+    return lock
 
 
 def changes(before: Lock | None, after: Lock) -> list[Change]:

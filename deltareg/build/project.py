@@ -58,7 +58,10 @@ class Project:
 
     def lock_if_any(self) -> Lock | None:
         """The lock; None where there is none. Raises BadLock, UnsupportedFormat, NotAllowed."""
-        return self.lock() if self.lock_path.exists() else None
+        try:
+            return self.lock()
+        except LockStale:  # it may be taken away at any time
+            return None
 
     def current_lock(self) -> Lock:
         """The lock, if it was made for the recipe as it is now. Raises LockStale and what `lock` raises."""

@@ -132,19 +132,29 @@ def build(
     Follows deltareg.lock, or writes it where it is missing or older than the recipe. Everything is checked before
     anything large is fetched; then the deltas are fetched, verified and applied. The output carries the lock that it
     was built from, and deltareg inspect verifies it. The lock is told the output's digest: whoever builds from it again
-    gets the same bytes or an error.
+    gets the same bytes or an error. One process builds; several, started by torchrun, build from the lock: deltareg
+    apply --locked.
 
     \b
       deltareg build -o med-chat/
       deltareg build --dry-run -o med-chat/
     """
+    import os
+
+    from deltareg.apply.ranks import one_of_several
     from deltareg.build import build
     from deltareg.build.building import Options
     from deltareg.cli.checkpoints import output_of
     from deltareg.cli.progress import watched
     from deltareg.cli.session import current_settings, sources, writable_registry
     from deltareg.cli.units import parse_size
+    from deltareg.errors import UsageError
 
+    if one_of_several(os.environ):  # each would resolve the recipe for itself, and might find other versions
+        raise UsageError(
+            "deltareg build is for one process, and torchrun has started several",
+            hint="deltareg lock, then torchrun … -m deltareg apply --locked -o OUT",
+        )
     bound = None if memory is None else parse_size(memory)
     settings = current_settings()
     project = project_of(recipe)

@@ -246,7 +246,7 @@ def apply(
     deltareg apply …
 
     With --locked everything comes from deltareg.lock, and an output of another digest than the lock's is an error, with
-    exit status 5.
+    exit status 5 (of the process: torchrun has one of its own).
 
     \b
       deltareg apply target/ acme/search:1.0.0=0.5 acme/chat:2.1.0=0.5 -o merged/

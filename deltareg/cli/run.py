@@ -97,7 +97,7 @@ def _tell(error: DeltaregError, arguments: Sequence[str]) -> int:
 
     if os.environ.get("DELTAREG_TRACEBACK") == "1":
         traceback.print_exc()
-    print_error(error, as_json=_wants_json(arguments))
+    print_error(error, as_json=_wants_json(arguments) and _tells_programs())
     return error.exit_code
 
 
@@ -105,6 +105,11 @@ def _wants_json(arguments: Sequence[str]) -> bool:
     # Looked up by hand: errors of usage arise before the options are known.
     words = list(arguments)
     return "--json" in words[: words.index("--") if "--" in words else None]
+
+
+def _tells_programs() -> bool:
+    """Whether this process is the one whose stdout is read: of several that torchrun has started the first alone is."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def _settle_streams() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from safetensors.torch import load_file, save_file
 import deltareg
 from deltareg.build import Project
 from deltareg.catalog import Registry
+from deltareg.progress import Progress
 from deltareg.resolve import Sources
 
-__all__ = ["Scene", "perturbed"]
+__all__ = ["Meanwhile", "Scene", "files_of", "perturbed"]
 
 RECIPE = """\
 [build]
@@ -67,3 +69,22 @@ def perturbed(base: Path, out: Path, seed: int) -> Path:
             tensors[name] = (tensor.float() + noise).to(tensor.dtype)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     return out
+
+
+class Meanwhile(Progress):
+    """Does something once, as somebody else would, when a step begins."""
+
+    def __init__(self, step: str, does: Callable[[], object]) -> None:
+        self._step = step
+        self._does: list[Callable[[], object]] = [does]
+
+    def begin(self, name: str, total: int) -> None:
+        if name == self._step and self._does:
+            self._does.pop()()
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    """The bytes of every file."""
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }

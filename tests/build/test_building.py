@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,12 +34,11 @@ from deltareg.errors import (
 from deltareg.lock import Lock, read_lock, write_lock
 from deltareg.merge import Gradient, Schedule
 from deltareg.names import parse_reference
-from deltareg.progress import Progress
 from deltareg.remote import DirectoryRemote
 from deltareg.resolve import Candidate, Sources
 from deltareg.store import Store
 from tests import weights
-from tests.build.scene import Scene, perturbed
+from tests.build.scene import Meanwhile, Scene, files_of, perturbed
 from tests.deltas import flip
 from tests.disks import read_only
 
@@ -72,25 +71,6 @@ def scene(team: Path, tmp_path: Path) -> Scene:
     for name in ("base", "shared"):
         shutil.copytree(team / name, tmp_path / name)
     return Scene(tmp_path)
-
-
-class Meanwhile(Progress):
-    """Does something once, as somebody else would, when a step begins."""
-
-    def __init__(self, step: str, does: Callable[[], None]) -> None:
-        self._step = step
-        self._does: list[Callable[[], None]] = [does]
-
-    def begin(self, name: str, total: int) -> None:
-        if name == self._step and self._does:
-            self._does.pop()()
-
-
-def files_of(directory: Path) -> dict[str, bytes]:
-    """The bytes of every file."""
-    return {
-        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
-    }
 
 
 def locked(scene: Scene, more: str = "") -> Lock:

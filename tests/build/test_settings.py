@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -64,6 +64,7 @@ def test_a_weight_is_a_float_however_it_is_written() -> None:
 TIES = sorted(METHODS["ties"].parameters)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # of a busy machine, not of the examples
 @given(st.dictionaries(st.sampled_from(TIES), SETTINGS))
 def test_parameters_come_back_from_their_schedules(settings: dict[str, Any]) -> None:
     schedules = parameter_schedules("ties", settings)

@@ -141,8 +141,8 @@ along the layers: `density=0.2..0.8` goes linearly from the first layer to the l
 the middle. Tensors in front of the layers have the first value, those behind them the last.
 
 **By delta.** What may differ by delta, a density for instance, can be given to one of them: `--param
-density@acme/search:1.0.0=0.3`, or with a selector, `--param 'density@acme/search:1.0.0[mlp]=0.2'`. It counts before what
-is given for all. In a recipe it is the delta's own `parameters`. Random masks and thresholds then follow each
+density@acme/search:1.0.0=0.3`, or with a selector, `--param 'density@acme/search:1.0.0[mlp]=0.2'`. It counts before
+what is given for all. In a recipe it is the delta's own `parameters`. Random masks and thresholds then follow each
 delta's own value; trimmed as a whole (`trim=model`), the largest are sought for each delta among the tensors for which
 all deltas have the same.
 

@@ -296,7 +296,7 @@ def test_a_delta_has_parameters_of_its_own(scene: Scene, tmp_path: Path) -> None
     [
         ("trim = 'model'", "acme/search:1.0.0: ties has one trim for all deltas"),
         ("density = 2.0", "acme/search:1.0.0: density is 2.0"),
-        ("densty = 0.5", "ties has no parameter 'densty'"),
+        ("densty = 0.5", "acme/search:1.0.0: ties has no parameter 'densty'"),
     ],
 )
 def test_a_delta_cannot_be_locked_with_what_the_method_does_not_take(scene: Scene, setting: str, told: str) -> None:

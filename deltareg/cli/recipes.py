@@ -153,7 +153,7 @@ def add(
       deltareg add acme/search --weight 0.5
     """
     from deltareg.apply.plan import Merge
-    from deltareg.build.settings import own_settings, parameter_settings
+    from deltareg.build.settings import parameter_settings
     from deltareg.cli.output import hint
     from deltareg.cli.schedules import parse_parameters
     from deltareg.names import parse_reference
@@ -173,9 +173,10 @@ def add(
         values["where"] = {**values.get("where", {}), **dict(_selected(text) for text in where)}
     if parameters:
         merge, name = Merge.of(file.recipe.build.method, None, 0), parse_reference(wanted["ref"])
-        own = own_settings(merge, name, parameter_settings(parse_parameters(merge.method.name, parameters)))
-        known = values.get("parameters", {})
-        values["parameters"] = known | {name: _with_rules(known.get(name), value) for name, value in own.items()}
+        schedules = parse_parameters(merge.method.name, parameters)
+        merge.check_own(name, schedules)
+        own, known = parameter_settings(schedules), values.get("parameters", {})
+        values["parameters"] = known | {key: _with_rules(known.get(key), value) for key, value in own.items()}
     if remote is not None:
         values["remote"] = remote
     if check and (before is None or before != _checked(path, values)):

@@ -58,9 +58,14 @@ def own_schedules(method: str, reference: Reference, settings: Mapping[str, Sett
 
 
 def own_settings(merge: Merge, reference: Reference, settings: Mapping[str, Setting]) -> dict[str, Setting]:
-    """The parameters that a delta has for itself, as a lock writes them. Raises InvalidArgument, naming the delta."""
+    """The parameters that a delta has for itself, as a lock writes them.
+
+    Raises InvalidArgument, naming the delta, also where it has none of those that the method needs.
+    """
     schedules = own_schedules(merge.method.name, reference, settings)
     merge.check_own(reference, schedules)
+    with naming(reference):
+        merge.method.refuse_missing({*merge.parameters, *schedules})
     return parameter_settings(schedules)
 
 

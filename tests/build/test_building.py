@@ -291,6 +291,14 @@ def test_a_delta_has_parameters_of_its_own(scene: Scene, tmp_path: Path) -> None
     assert files_of(tmp_path / "again") == files_of(tmp_path / "out")
 
 
+def test_a_delta_cannot_be_locked_without_what_the_method_needs(scene: Scene) -> None:
+    own = OWN.replace('"ties"', '"dare_ties"').replace("parameters = { density = 0.5 }\n", "")
+    with pytest.raises(InvalidArgument, match=r"^acme/chat:1\.1\.0: dare_ties needs density$") as caught:
+        lock(scene.project(own), scene.sources())
+    assert "in a recipe parameters = { density = VALUE }" in str(caught.value.hint)
+    lock(scene.project(own.replace("weight = 0.4", "parameters = { density = 0.5 }")), scene.sources())
+
+
 @pytest.mark.parametrize(
     ("setting", "told"),
     [

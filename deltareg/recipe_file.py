@@ -294,13 +294,21 @@ def _changed(text: str, delta: RecipeDelta) -> str:
     document = _parse(_with_ends(body) + "\n")
     table = document["delta"][0]
     values = _values(delta)
+    if values["weight"] == 1 and "weight" not in table:
+        del values["weight"]
+    _update(table, values)
+    return _with_ends(document.as_string().rstrip("\n"), body) + behind
+
+
+def _update(table: Any, values: Mapping[str, Any]) -> None:
+    """Give a table these values; where one has them already, and its comments, nothing changes."""
     for key in [key for key in table if key not in values]:
         del table[key]
     for key, value in values.items():
-        left_out = key == "weight" and value == 1 and key not in table
-        if not left_out and (key not in table or table[key] != value):
+        if isinstance(value, dict) and isinstance(table.get(key), dict):
+            _update(table[key], cast("dict[str, Any]", value))
+        elif key not in table or table[key] != value:
             table[key] = _item(value)
-    return _with_ends(document.as_string().rstrip("\n"), body) + behind
 
 
 def _item(value: Any) -> Any:

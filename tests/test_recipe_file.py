@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltareg.errors import BadRecipe, InvalidArgument, NotFound, OutputExists
-from deltareg.recipe import RecipeDelta, parse_recipe
+from deltareg.recipe import RecipeDelta, Setting, parse_recipe
 from deltareg.recipe_file import SCENARIOS, RecipeFile, template
 
 WRITTEN = """\
@@ -34,6 +34,11 @@ ref = "a/two"
 weight = 1
 [delta.where]
 mlp = 0.4 # low
+[delta.parameters]
+density = 0.3 # few
+[delta.parameters.gamma]
+# of all
+mlp = 0.1
 
 # remotes
 [remotes.a]
@@ -71,8 +76,22 @@ def test_a_delta_that_is_there_is_changed_in_its_place() -> None:
     assert before == RecipeDelta(ref="a/one", where={"mlp": 0.5})
     assert file.text == WRITTEN.replace("where = { mlp = 0.5 }\n", 'version = "^2"\nweight = 0.25\n')
     file = file_of()
-    file.add(RecipeDelta(ref="a/two", where={"mlp": 0.4}))
+    written: dict[str, Setting] = {"density": 0.3, "gamma": {"mlp": 0.1}}
+    file.add(RecipeDelta(ref="a/two", where={"mlp": 0.4}, parameters=written))
     assert file.text == WRITTEN
+
+
+def test_tables_of_a_delta_keep_their_comments() -> None:
+    file = file_of()
+    changed = RecipeDelta(
+        ref="a/two",
+        where={"mlp": 0.6, "attention": 0.2},
+        parameters={"density": 0.3, "epsilon": 0.1, "gamma": {"mlp": 0.2}},
+    )
+    file.add(changed)
+    assert file.text == WRITTEN.replace("mlp = 0.4 # low\n", "mlp = 0.6 # low\nattention = 0.2\n").replace(
+        "# few\n", "# few\nepsilon = 0.1\n\n"
+    ).replace("mlp = 0.1\n", "mlp = 0.2\n")
 
 
 def test_a_delta_goes_with_the_comments_directly_above_it() -> None:
@@ -110,12 +129,20 @@ def test_what_cannot_be_changed_safely_is_left_alone(deltas: str) -> None:
 
 names = st.sampled_from(["a/one", "a/two", "a/three", "b/four"])
 weights = st.floats(-10, 10).map(lambda one: round(one, 3)) | st.lists(st.floats(0, 1), min_size=2, max_size=3)
+selectors = st.sampled_from(["mlp", "model.layers.*", 'odd "name"'])
 wishes = st.builds(
-    lambda ref, version, weight, where: RecipeDelta(ref=ref, version=version, weight=weight, where=where),
+    lambda ref, version, weight, where, parameters: RecipeDelta(
+        ref=ref, version=version, weight=weight, where=where, parameters=parameters
+    ),
     names,
     st.sampled_from([None, "^1.2", ">=1, <3"]),
     weights,
-    st.dictionaries(st.sampled_from(["mlp", "model.layers.*", 'odd "name"']), weights, max_size=2),
+    st.dictionaries(selectors, weights, max_size=2),
+    st.dictionaries(
+        st.sampled_from(["density", "gamma"]),
+        weights | st.dictionaries(selectors, weights, min_size=1, max_size=2),
+        max_size=2,
+    ),
 )
 
 

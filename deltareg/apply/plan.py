@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,7 +21,18 @@ from deltareg.merge.combine import Sum
 from deltareg.merge.deferred import can_defer
 from deltareg.names import Reference
 
-__all__ = ["LINEAR", "Action", "Merge", "Parameters", "Piece", "Plan", "PlannedTensor", "plan", "schedules_of"]
+__all__ = [
+    "LINEAR",
+    "Action",
+    "Merge",
+    "Parameters",
+    "Piece",
+    "Plan",
+    "PlannedTensor",
+    "naming",
+    "plan",
+    "schedules_of",
+]
 
 Action = Literal["copy", "convert", "add", "replace"]
 
@@ -63,10 +75,8 @@ class Merge:
         """Raise InvalidArgument where a delta has a parameter for itself that it cannot have."""
         for name, schedule in parameters.items():
             for value in schedule.values:
-                try:
+                with naming(reference):
                     self.method.check_own(name, value)
-                except InvalidArgument as error:
-                    raise InvalidArgument(f"{reference}: {error.message}", hint=error.hint) from error
 
     def told(self) -> dict[str, Schedule]:
         """Every parameter with what it is, defaults included; for a plain sum nothing but what is no default."""
@@ -85,6 +95,15 @@ class Merge:
 def schedules_of(parameters: Parameters | None) -> dict[str, Schedule]:
     """Parameters, one value or several, as schedules."""
     return {name: Schedule.of(value) for name, value in (parameters or {}).items()}
+
+
+@contextmanager
+def naming(reference: Reference) -> Generator[None]:
+    """Say of what is wrong within which delta it is about."""
+    try:
+        yield
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{reference}: {error.message}", hint=error.hint) from error
 
 
 LINEAR = Merge(METHODS["linear"])
@@ -277,6 +296,9 @@ class _Planner:
         # Thousands of tensors have the same parameters.
         key = tuple(tuple(values.items()) for values in (shared, *own))
         if key not in self._stages_of:
+            for delta, values in zip(self._deltas, own, strict=False):
+                with naming(delta.reference):
+                    self._merge.method.stages({**shared, **values})
             self._stages_of[key] = self._merge.method.stages(shared, own)
         return self._stages_of[key]
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import deltareg
 from deltareg.apply.card import Labels, config_json
@@ -168,15 +169,25 @@ def prepare(
 def weighted(deltas: Deltas) -> list[tuple[str | Reference, Schedule, dict[str, Schedule]]]:
     """The deltas with their weights, and the parameters that they have for themselves.
 
-    Raises InvalidArgument where none is named, or a weight is no number.
+    Raises InvalidArgument where none is named, a weight is no number, or its parameters are none.
     """
     named = list(deltas.items()) if isinstance(deltas, Mapping) else list(deltas)
     if not named:
         raise InvalidArgument("no delta was named", hint="deltareg apply TARGET namespace/name:1.2.3=0.5 -o OUT")
     return [
-        (reference, checked_weight(weight, f"the weight of {reference}"), schedules_of(own[0] if own else None))
+        (reference, checked_weight(weight, f"the weight of {reference}"), _own_schedules(reference, own))
         for reference, weight, *own in named
     ]
+
+
+def _own_schedules(reference: str | Reference, own: Sequence[object]) -> dict[str, Schedule]:
+    if len(own) > 1 or any(not isinstance(one, Mapping) for one in own):
+        told = ", ".join(map(repr, own))
+        raise InvalidArgument(
+            f"{reference} has {told} behind its weight",
+            hint='a delta with parameters of its own is ("acme/search:1.0.0", 0.5, {"density": 0.3})',
+        )
+    return schedules_of(cast("Parameters", own[0]) if own else None)
 
 
 def checked_weight(weight: Weight, what: str = "the weight") -> Schedule:

@@ -24,7 +24,7 @@ from deltareg.build.digests import file_digests, output_digest
 from deltareg.build.fetch import Fetch, fetch, fetches
 from deltareg.build.locking import base_digest, keep_lock, lock_of
 from deltareg.build.project import Project
-from deltareg.build.settings import parameter_schedules, weight_schedule
+from deltareg.build.settings import own_schedules, parameter_schedules, weight_schedule
 from deltareg.checkpoint import Checkpoint
 from deltareg.checkpoint.bucket import is_bucket
 from deltareg.checkpoint.output import check_output
@@ -212,7 +212,7 @@ def _prepared(lock: Lock, checkpoint: Checkpoint, wanted: Sequence[Fetch], how: 
             one.locked.name,
             one.artifact,
             weight_schedule(one.locked.weight, one.locked.where),
-            parameter_schedules(lock.method, one.locked.parameters),
+            own_schedules(lock.method, one.locked.name, one.locked.parameters),
         )
         for one in wanted
     ]
@@ -253,7 +253,7 @@ def _applied(
             (
                 one.name,
                 weight_schedule(one.weight, one.where),
-                parameter_schedules(lock.method, one.parameters),
+                own_schedules(lock.method, one.name, one.parameters),
             )
             for one in lock.deltas
         ],

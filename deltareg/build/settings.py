@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from deltareg.apply.plan import Merge
+from deltareg.apply.plan import Merge, naming
 from deltareg.errors import InvalidArgument
 from deltareg.merge import Gradient, Schedule, method_of
 from deltareg.merge.parameter import Value
 from deltareg.names import Reference
 from deltareg.recipe import Number, Plain, Setting
 
-__all__ = ["own_settings", "parameter_schedules", "parameter_settings", "weight_schedule"]
+__all__ = ["own_schedules", "own_settings", "parameter_schedules", "parameter_settings", "weight_schedule"]
 
 EVERY = "*"
 
@@ -51,10 +51,21 @@ def parameter_settings(schedules: Mapping[str, Schedule]) -> dict[str, Setting]:
     return found
 
 
+def own_schedules(method: str, reference: Reference, settings: Mapping[str, Setting]) -> dict[str, Schedule]:
+    """The parameters that a delta has for itself. Raises InvalidArgument as `parameter_schedules`, naming the delta."""
+    with naming(reference):
+        return parameter_schedules(method, settings)
+
+
 def own_settings(merge: Merge, reference: Reference, settings: Mapping[str, Setting]) -> dict[str, Setting]:
-    """The parameters that a delta has for itself, as a lock writes them. Raises InvalidArgument, naming it."""
-    schedules = parameter_schedules(merge.method.name, settings)
+    """The parameters that a delta has for itself, as a lock writes them.
+
+    Raises InvalidArgument, naming the delta, also where it has none of those that the method needs.
+    """
+    schedules = own_schedules(merge.method.name, reference, settings)
     merge.check_own(reference, schedules)
+    with naming(reference):
+        merge.method.refuse_missing({*merge.parameters, *schedules})
     return parameter_settings(schedules)
 
 

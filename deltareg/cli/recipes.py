@@ -14,7 +14,7 @@ from deltareg.cli.options import DryRun, Json, RecipeOption, check_text, complet
 
 if TYPE_CHECKING:
     from deltareg.names import Reference
-    from deltareg.recipe import RecipeDelta
+    from deltareg.recipe import RecipeDelta, Setting
     from deltareg.recipe_file import RecipeFile
 
 __all__ = ["add", "new", "remove"]
@@ -153,7 +153,7 @@ def add(
       deltareg add acme/search --weight 0.5
     """
     from deltareg.apply.plan import Merge
-    from deltareg.build.settings import own_settings, parameter_settings
+    from deltareg.build.settings import parameter_settings
     from deltareg.cli.output import hint
     from deltareg.cli.schedules import parse_parameters
     from deltareg.names import parse_reference
@@ -173,8 +173,10 @@ def add(
         values["where"] = {**values.get("where", {}), **dict(_selected(text) for text in where)}
     if parameters:
         merge, name = Merge.of(file.recipe.build.method, None, 0), parse_reference(wanted["ref"])
-        own = own_settings(merge, name, parameter_settings(parse_parameters(merge.method.name, parameters)))
-        values["parameters"] = {**values.get("parameters", {}), **own}
+        schedules = parse_parameters(merge.method.name, parameters)
+        merge.check_own(name, schedules)
+        own, known = parameter_settings(schedules), values.get("parameters", {})
+        values["parameters"] = known | {key: _with_rules(known.get(key), value) for key, value in own.items()}
     if remote is not None:
         values["remote"] = remote
     if check and (before is None or before != _checked(path, values)):
@@ -341,6 +343,13 @@ def _checked(path: Path, values: dict[str, Any]) -> RecipeDelta:
     except ValidationError as error:
         faults = [str(fault["msg"]).removeprefix("Value error, ") for fault in error.errors()]
         raise InvalidArgument(f"{values['ref']}: " + "; ".join(faults), path=path) from error
+
+
+def _with_rules(before: Setting | None, added: Setting) -> Setting:
+    """A parameter as it was, with what is added: anew, where that is for all tensors."""
+    if before is None or not isinstance(added, dict) or "*" in added:
+        return added
+    return {**(before if isinstance(before, dict) else {"*": before}), **added}
 
 
 def _weight(text: str) -> float | list[float]:

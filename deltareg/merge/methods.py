@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -81,14 +81,19 @@ class Method:
             )
         return checked
 
-    def complete(self, given: Mapping[str, Value]) -> dict[str, Value]:
-        """All parameters with their values. Raises InvalidArgument, naming what is wrong or missing."""
+    def refuse_missing(self, given: Container[str]) -> None:
+        """Raise InvalidArgument where a parameter that has no default is not given."""
         missing = [name for name, one in self.parameters.items() if one.default is None and name not in given]
         if missing:
             told = "; ".join(f"{name}: {self.parameters[name].meaning}" for name in missing)
             raise InvalidArgument(
-                f"{self.name} needs {', '.join(missing)}", hint=f"--param {missing[0]}=VALUE ({told})"
+                f"{self.name} needs {', '.join(missing)}",
+                hint=f"--param {missing[0]}=VALUE, in a recipe parameters = {{ {missing[0]} = VALUE }} ({told})",
             )
+
+    def complete(self, given: Mapping[str, Value]) -> dict[str, Value]:
+        """All parameters with their values. Raises InvalidArgument, naming what is wrong or missing."""
+        self.refuse_missing(given)
         return {name: one.checked(one.default) for name, one in self.parameters.items() if one.default is not None} | {
             name: self.check(name, value) for name, value in given.items()
         }

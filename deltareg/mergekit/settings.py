@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from deltareg.errors import InvalidArgument
-from deltareg.merge import method_of
+from deltareg.merge import Method, method_of
 from deltareg.mergekit.config import MergeConfig, lines_of
 from deltareg.mergekit.document import refuse
 from deltareg.mergekit.methods import Flag, Number
@@ -160,24 +161,34 @@ class Settings:
     def _check_values(self, ours: str, parameters: Mapping[str, Table], deltas: Sequence[Wanted]) -> None:
         """Raise BadMergeConfig for what our method does not take."""
         method = method_of(ours)
-        own = [{name: table for name, (table, _) in one.parameters.items()} for one in deltas]
-        try:
-            for name, table in ((name, table) for tables in (parameters, *own) for name, table in tables.items()):
+        self._check_numbers(method, parameters, self.config.method.line)
+        for one in deltas:
+            own = {name: table for name, (table, _) in one.parameters.items()}
+            self._check_numbers(method, own, one.model.said.line)
+            self._check_together(method, {**parameters, **own}, one.model.said.line if own else self.config.method.line)
+
+    def _check_numbers(self, method: Method, parameters: Mapping[str, Table], line: int) -> None:
+        with self._refusing(line):
+            for name, table in parameters.items():
                 for value in table.values():
                     for point in value if isinstance(value, list) else [value]:
                         method.check(name, point)
-            combinations = {
-                tuple(
-                    tuple((name, self._at(table, subject)) for name, table in tables.items())
-                    for tables in (parameters, *own)
-                )
-                for subject in self.places.subjects
-            }
+
+    def _check_together(self, method: Method, parameters: Mapping[str, Table], line: int) -> None:
+        combinations = {
+            tuple((name, self._at(table, subject)) for name, table in parameters.items())
+            for subject in self.places.subjects
+        }
+        with self._refusing(line):
             for combination in combinations:
-                shared, *each = map(dict, combination)
-                method.stages(shared, each)
+                method.stages(dict(combination))
+
+    @contextmanager
+    def _refusing(self, line: int) -> Generator[None]:
+        try:
+            yield
         except InvalidArgument as error:
-            raise refuse(self.config.path, self.config.method.line, error.message, error.hint) from error
+            raise refuse(self.config.path, line, error.message, error.hint) from error
 
     def _at(self, table: Table, name: str) -> Scalar:
         value = schedule_of(table).at(self.places.subjects[name])

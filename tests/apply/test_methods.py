@@ -317,6 +317,8 @@ def test_the_card_names_every_parameter(models: Models) -> None:
         ("linear", {}, {"acme/a:1.0.0": float("nan")}, "the weight of acme/a:1.0.0 is nan"),
         ("linear", {}, {"acme/a:1.0.0": Gradient((0.0, float("inf")))}, "the weight of acme/a:1.0.0 is inf"),
         ("fisher", {}, {"acme/a:1.0.0": 1.0}, "unknown method 'fisher'"),
+        ("ties", {}, [("acme/a:1.0.0", 1.0, 0.3)], "acme/a:1.0.0 has 0.3 behind its weight"),
+        ("ties", {}, [("acme/a:1.0.0", 1.0, {}, {"density": 0.3})], "acme/a:1.0.0 has {}, {'density': 0.3} behind"),
         ("ties", {}, [("acme/a:1.0.0", 1.0, {"trim": "model"})], "acme/a:1.0.0: ties has one trim for all deltas"),
         ("ties", {}, [("acme/a:1.0.0", 1.0, {"density": -0.5})], "acme/a:1.0.0: density is -0.5"),
         ("ties", {}, [("acme/a:1.0.0", 1.0, {"gamma": 0.5})], "acme/a:1.0.0: ties has no parameter gamma"),
@@ -325,7 +327,13 @@ def test_the_card_names_every_parameter(models: Models) -> None:
             "dare_ties",
             {},
             [("acme/a:1.0.0", 1.0, {"density": 0.5}), ("acme/b:1.0.0", 1.0)],
-            "dare_ties needs density",
+            "acme/b:1.0.0: dare_ties needs density",
+        ),
+        (
+            "della",
+            {"density": 0.5, "epsilon": 0.1},
+            [("acme/a:1.0.0", 1.0, {"density": 0.99}), ("acme/b:1.0.0", 1.0)],
+            "acme/a:1.0.0: chances from 0.94 to 1.04 are none",
         ),
         (
             "ties",

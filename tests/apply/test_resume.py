@@ -228,6 +228,26 @@ def test_another_job_is_begun_anew(build: Build) -> None:
     assert staged(build.out) == []
 
 
+def test_another_density_of_one_delta_is_another_job(build: Build) -> None:
+    def run(density: float, progress: Progress | None = None) -> ApplyReport:
+        return deltareg.apply(
+            build.base,
+            [("acme/llama:1.0.0", 0.5, {"density": density})],
+            build.registry,
+            build.out,
+            method="ties",
+            parameters={"trim": "tensor"},
+            resume=True,
+            progress=progress or Progress(),
+        )
+
+    for density, goes_on in ((0.4, False), (0.3, True)):
+        with pytest.raises(KeyboardInterrupt):
+            run(0.3, Interrupting())
+        assert (run(density).resumed_tensors > 0) == goes_on
+        shutil.rmtree(build.out)
+
+
 def test_target_that_was_written_to_is_another_job(tmp_path: Path, build: Build) -> None:
     target = tmp_path / "target"
     shutil.copytree(build.base, target)

@@ -271,12 +271,20 @@ def test_a_delta_has_parameters_of_its_own(scene: Scene, tmp_path: Path) -> None
     assert files_of(tmp_path / "again") == files_of(tmp_path / "out")
 
 
+def test_a_delta_cannot_be_locked_without_what_the_method_needs(scene: Scene) -> None:
+    own = OWN.replace('"ties"', '"dare_ties"').replace("parameters = { density = 0.5 }\n", "")
+    with pytest.raises(InvalidArgument, match=r"^acme/chat:1\.1\.0: dare_ties needs density$") as caught:
+        lock(scene.project(own), scene.sources())
+    assert "in a recipe parameters = { density = VALUE }" in str(caught.value.hint)
+    lock(scene.project(own.replace("weight = 0.4", "parameters = { density = 0.5 }")), scene.sources())
+
+
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
         ("trim = 'model'", "acme/search:1.0.0: ties has one trim for all deltas"),
         ("density = 2.0", "acme/search:1.0.0: density is 2.0"),
-        ("densty = 0.5", "ties has no parameter 'densty'"),
+        ("densty = 0.5", "acme/search:1.0.0: ties has no parameter 'densty'"),
     ],
 )
 def test_a_delta_cannot_be_locked_with_what_the_method_does_not_take(scene: Scene, setting: str, told: str) -> None:

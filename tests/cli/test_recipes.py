@@ -158,6 +158,14 @@ def test_add_gives_a_delta_parameters_of_its_own(stocked: Workplace) -> None:
     assert row["parameters"] == {"density": {"*": 0.3, "mlp": [0.2, 0.4]}, "epsilon": 0.1}
     before = recipe_of(stocked).read_bytes()
     assert b"parameters = {density = {" in before
+    for given, density in (
+        ("density[attention]=0.1", {"*": 0.3, "mlp": [0.2, 0.4], "attention": 0.1}),
+        ("density=0.7", 0.7),
+        ("density[mlp]=0.5", {"*": 0.7, "mlp": 0.5}),
+    ):
+        row = stocked.ok("add", "acme/search", "-p", given, "--json").document("recipe-change")["deltas"][0]
+        assert row["parameters"] == {"density": density, "epsilon": 0.1}
+    before = recipe_of(stocked).read_bytes()
     for wrong in ("density=2", "ramp=ends", "width=1", "density"):
         done = stocked.run("add", "acme/search", "--param", wrong)
         assert done.status == 2 and "hint: " in done.err

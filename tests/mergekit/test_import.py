@@ -271,8 +271,14 @@ def test_adapter_on_another_model_is_refused(tmp_path: Path, models: Models, reg
         (LINEAR + "  - {model: ./base, parameters: {weight: 1}}\n", 1, "takes at least 1 model beside the base, not 0"),
         (
             TWO.replace("task_arithmetic", "ties").replace("weight: 0.5", "weight: 0.5, density: 1.5"),
-            1,
+            4,
             "density is 1.5",
+        ),
+        (
+            TWO.replace("task_arithmetic", "della").replace("[0, 1]", "1, density: 0.9")
+            + "parameters: {epsilon: 0.2}\n",
+            6,
+            "chances from 0.7 to 1.1 are none",
         ),
         (TWO.replace("task_arithmetic", "ties") + "parameters: {density: 1.5}\n", 1, "density is 1.5"),
         (

@@ -58,6 +58,7 @@ class BuiltDelta(Document):
     digest: str
     remote: str
     weight: float | str = Field(description="weight, or the rules of weights as text")
+    settings: dict[str, float | bool | str] = Field(description="parameters of the method for this delta alone")
     required_by: list[str] = Field(description="deltas that require it; empty where the recipe alone asks for it")
     fetched_bytes: int = Field(description="bytes that came from the remote, or would come")
 
@@ -406,6 +407,10 @@ def _report(
                 digest=one.locked.digest,
                 remote=one.locked.remote,
                 weight=weight_schedule(one.locked.weight, one.locked.where).plain,  # type: ignore[arg-type]
+                settings={
+                    name: schedule.plain
+                    for name, schedule in parameter_schedules(lock.method, one.locked.parameters).items()
+                },
                 required_by=one.locked.required_by,
                 fetched_bytes=one.bytes,
             )

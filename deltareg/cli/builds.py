@@ -309,6 +309,7 @@ def print_build(report: BuildReport, *, json: bool) -> None:
     """What a build came to."""
     from deltareg.cli.output import print_report, warn
     from deltareg.cli.units import duration, ratio, size
+    from deltareg.merge import value_text
 
     for warning in report.warnings:
         warn(warning)
@@ -316,7 +317,8 @@ def print_build(report: BuildReport, *, json: bool) -> None:
     for number, one in enumerate(report.deltas, 1):
         weight = one.weight if isinstance(one.weight, str) else ratio(one.weight)
         by = f", required by {', '.join(one.required_by)}" if one.required_by else ""
-        more[f"delta {number}"] = f"{weight} × {one.reference} from {one.remote}{by}"
+        own = "".join(f", {name} {value_text(value)}" for name, value in one.settings.items())
+        more[f"delta {number}"] = f"{weight} × {one.reference} from {one.remote}{own}{by}"
     expected = " expected" if report.dry_run else " at most"
     more |= {
         "to fetch" if report.dry_run else "fetched": size(report.fetch_bytes),

@@ -253,7 +253,8 @@ weight = 0.4
 
 def test_a_delta_has_parameters_of_its_own(scene: Scene, tmp_path: Path) -> None:
     project = scene.project(OWN)
-    build(project, scene.sources(), tmp_path / "out")
+    report = build(project, scene.sources(), tmp_path / "out")
+    assert [one.settings for one in report.deltas] == [{"density": "0.2, mlp: 0.3..0.6"}, {}]
     locked = project.lock()
     assert [one.parameters for one in locked.deltas] == [{"density": {"*": 0.2, "mlp": [0.3, 0.6]}}, {}]
     rules = Schedule(((None, 0.2), ("mlp", Gradient((0.3, 0.6)))))

@@ -13,12 +13,19 @@ from pydantic import Field
 import deltareg
 from deltareg.apply.plan import Merge
 from deltareg.build.project import Project
-from deltareg.build.settings import own_settings, parameter_schedules, parameter_settings
+from deltareg.build.settings import (
+    own_schedules,
+    own_settings,
+    parameter_schedules,
+    parameter_settings,
+    weight_schedule,
+)
 from deltareg.checkpoint import Checkpoint
 from deltareg.describe import digest_of
 from deltareg.errors import BadLock, LockStale, UnsupportedFormat
 from deltareg.lock import Lock, LockedDelta, write_lock
 from deltareg.manifest import Document
+from deltareg.merge import refuse_unmatched, subjects_of
 from deltareg.names import version_key
 from deltareg.progress import SILENT, Progress
 from deltareg.resolve import Resolution, Sources, resolve
@@ -65,7 +72,8 @@ def lock(
 
     What the lock held before stays where it still fits, but for the names in `update`; None frees all. `allow_licence`
     and `exclude_newer` are for `resolve`. With `check` nothing is written, and LockStale is raised where the lock is
-    not what the recipe means. Raises NothingFits and what else `resolve` raises.
+    not what the recipe means. Raises NothingFits and what else `resolve` raises; InvalidArgument for parameters that
+    the method does not have, and selectors that are for no tensor.
     """
     started = time.monotonic()
     warnings: list[str] = []
@@ -89,6 +97,7 @@ def lock(
             called=project.name,
             threads=threads,
         )
+        _refuse_unmatched(found, base)
         digest = before.base.digest if check and before is not None else base_digest(base.checkpoint, threads, progress)
     after = lock_of(found, digest, before)
     if check and before is not None and after.meaning != before.meaning:
@@ -110,6 +119,20 @@ def lock(
         seconds=time.monotonic() - started,
         dry_run=dry_run,
     )
+
+
+def _refuse_unmatched(found: Resolution, base: Base) -> None:
+    """Raise InvalidArgument where a selector is for no tensor, neither of the base nor of a delta."""
+    build = found.recipe.build
+    schedules = list(parameter_schedules(build.method, build.parameters).values())
+    for choice in found.choices:
+        schedules.append(weight_schedule(choice.weight, choice.where))
+        schedules.extend(own_schedules(build.method, choice.candidate.reference, choice.parameters).values())
+    if base.checkpoint is None or not any(schedule.selectors for schedule in schedules):
+        return
+    artifacts = [found.pool.sources.named(one.candidate.remote).artifact(one.candidate) for one in found.choices]
+    names = [*base.checkpoint.tensors, *(entry.name for one in artifacts for entry in one.inventory.tensors)]
+    refuse_unmatched(schedules, subjects_of(dict.fromkeys(names)).values())
 
 
 def lock_of(found: Resolution, digest: str | None, before: Lock | None = None) -> Lock:

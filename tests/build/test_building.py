@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import deltareg
 from deltareg.build import build, lock, outdated, rebuild, tree, why
@@ -270,6 +270,33 @@ def test_a_delta_has_parameters_of_its_own(scene: Scene, tmp_path: Path) -> None
     assert deltareg.inspect(tmp_path / "out").deltas[0].parameters == locked.deltas[0].parameters
     rebuild(project, scene.sources(offline=True), tmp_path / "again")
     assert files_of(tmp_path / "again") == files_of(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("density = 0.5", "density = { '*' = 0.5, 'layers.*' = 0.3 }"),
+        ("weight = 0.4", "where = { 'layers.*' = 0.4 }"),
+        ("mlp = [0.3, 0.6]", "'layers.*' = 0.3"),
+    ],
+)
+def test_a_selector_for_no_tensor_is_refused_before_anything_is_locked(scene: Scene, before: str, after: str) -> None:
+    project = scene.project(OWN.replace(before, after))
+    with pytest.raises(InvalidArgument, match=r"no tensor of the target matches 'layers\.\*'"):
+        lock(project, scene.sources())
+    assert not project.lock_path.exists()
+
+
+def test_a_selector_for_what_a_delta_adds_is_locked(scene: Scene) -> None:
+    post = scene.place / "post"
+    shutil.copytree(scene.place / "base", post)
+    tensors = load_file(post / "model.safetensors") | {"score.weight": torch.ones(2, 8)}
+    save_file(tensors, post / "model.safetensors", metadata={"format": "pt"})
+    scene.publish("acme/scored:1.0.0", scene.place / "base", post)
+    project = scene.project("[build]\nbase = './base'\n[[delta]]\nref = 'acme/scored'\nwhere = { 'score.*' = 0.5 }\n")
+    lock(project, scene.sources())
+    build(project, scene.sources(), scene.place / "out")
+    assert "score.weight" in load_file(scene.place / "out" / "model.safetensors")
 
 
 def test_a_delta_cannot_be_locked_without_what_the_method_needs(scene: Scene) -> None:

@@ -12,7 +12,7 @@ from deltareg.apply.write import Means, Written
 from deltareg.manifest import Document
 from deltareg.merge import Schedule
 
-__all__ = ["AppliedDelta", "ApplyReport", "report_of"]
+__all__ = ["AppliedDelta", "ApplyReport", "report_of", "settings_of"]
 
 
 class AppliedDelta(Document):
@@ -100,7 +100,7 @@ def report_of(
         out=str(out),
         target=job.target.id,
         method=job.merge.method.name,
-        settings=_plain(job.merge.told()),
+        settings=settings_of(job.merge.told()),
         seed=job.merge.seed if job.merge.method.random else None,
         device=means.processor.name,
         deltas=[
@@ -108,7 +108,7 @@ def report_of(
                 reference=str(delta.reference),
                 digest=delta.artifact.digest,
                 weight=delta.weights.plain,
-                settings=_plain(delta.parameters),
+                settings=settings_of(delta.parameters),
             )
             for delta in job.wanted
         ],
@@ -148,5 +148,6 @@ def report_of(
     )
 
 
-def _plain(parameters: Mapping[str, Schedule]) -> dict[str, float | bool | str]:
+def settings_of(parameters: Mapping[str, Schedule]) -> dict[str, float | bool | str]:
+    """Parameters as a report tells them: those that differ by tensor as the rules that say so."""
     return {name: schedule.plain for name, schedule in parameters.items()}

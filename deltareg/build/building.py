@@ -20,6 +20,7 @@ from deltareg.apply.placement import WeightedDelta
 from deltareg.apply.plan import Merge
 from deltareg.apply.prepare import Prepared, prepare
 from deltareg.apply.ranks import ALONE, Ranks
+from deltareg.apply.report import settings_of
 from deltareg.build.digests import file_digests, output_digest
 from deltareg.build.fetch import Fetch, fetch, fetches
 from deltareg.build.locking import base_digest, keep_lock, lock_of
@@ -39,8 +40,9 @@ from deltareg.errors import (
 )
 from deltareg.fingerprint import fingerprint_of
 from deltareg.licences import refuse_conflicts
-from deltareg.lock import LOCK_NAME, Lock, LockedOutput, lock_bytes, write_lock
+from deltareg.lock import LOCK_NAME, Lock, LockedDelta, LockedOutput, lock_bytes, write_lock
 from deltareg.manifest import Document
+from deltareg.merge import Schedule
 from deltareg.progress import SILENT, Progress
 from deltareg.resolve import Sources, resolve
 from deltareg.resolve.resolve import Base, location_in
@@ -209,13 +211,7 @@ def _prepared(lock: Lock, checkpoint: Checkpoint, wanted: Sequence[Fetch], how: 
     """Everything that can be wrong with what is applied is found here, from documents alone."""
     merge = Merge.of(lock.method, parameter_schedules(lock.method, lock.parameters), lock.seed)
     deltas = [
-        WeightedDelta(
-            one.locked.name,
-            one.artifact,
-            weight_schedule(one.locked.weight, one.locked.where),
-            own_schedules(lock.method, one.locked.name, one.locked.parameters),
-        )
-        for one in wanted
+        WeightedDelta(one.locked.name, one.artifact, *_weights_and_parameters(lock, one.locked)) for one in wanted
     ]
     return prepare(
         checkpoint,
@@ -228,6 +224,11 @@ def _prepared(lock: Lock, checkpoint: Checkpoint, wanted: Sequence[Fetch], how: 
         dtype=None if lock.dtype is None else DTYPES[lock.dtype],
         labels=_labels(lock),
     )
+
+
+def _weights_and_parameters(lock: Lock, delta: LockedDelta) -> tuple[Schedule, dict[str, Schedule]]:
+    own = own_schedules(lock.method, delta.name, delta.parameters)
+    return weight_schedule(delta.weight, delta.where), own
 
 
 def _accepts(lock: Lock, how: Options) -> bool:
@@ -250,14 +251,7 @@ def _applied(
 ) -> ApplyReport:
     return apply(
         checkpoint,
-        [
-            (
-                one.name,
-                weight_schedule(one.weight, one.where),
-                own_schedules(lock.method, one.name, one.parameters),
-            )
-            for one in lock.deltas
-        ],
+        [(one.name, *_weights_and_parameters(lock, one)) for one in lock.deltas],
         sources.registry,
         out,
         method=lock.method,
@@ -406,15 +400,12 @@ def _report(
                 reference=one.locked.reference,
                 digest=one.locked.digest,
                 remote=one.locked.remote,
-                weight=weight_schedule(one.locked.weight, one.locked.where).plain,  # type: ignore[arg-type]
-                settings={
-                    name: schedule.plain
-                    for name, schedule in parameter_schedules(lock.method, one.locked.parameters).items()
-                },
+                weight=delta.weights.plain,
+                settings=settings_of(delta.parameters),
                 required_by=one.locked.required_by,
                 fetched_bytes=one.bytes,
             )
-            for one in wanted
+            for one, delta in zip(wanted, job.wanted, strict=True)
         ],
         fetch_bytes=sum(one.bytes for one in wanted),
         read_bytes=target + sum(pack.size for one in wanted for pack in one.artifact.packs),

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 
 from pydantic import Field
 
@@ -70,14 +71,15 @@ def push(
     warnings = [*_yanked_here(store, version), *_founding(remote, dry_run=dry_run)]
     lacking = _lacking(registry.artifact(version), remote.list)
     warnings += [f"{version} was taken on top of {one}, which {remote.url} lacks: push that too" for one in lacking]
+    lacks = partial(remote.missing, version.repository)
     if dry_run:
-        absent = _missing(remote.missing, manifest)
+        absent = _missing(lacks, manifest)
         moved = sum(blob.size for blob in absent)
         return _report(version, digest, remote, manifest, len(absent), moved, begun, dry_run=True, warnings=warnings)
     sent = moved = 0
     for attempt in range(_ROUNDS):
-        absent = _missing(remote.missing, manifest)
-        moved += _in_parallel("push", _sender(store, remote), absent, threads, progress)
+        absent = _missing(lacks, manifest)
+        moved += _in_parallel("push", _sender(store, remote, version.repository), absent, threads, progress)
         sent += len(absent)
         try:
             remote.put_manifest(version, data)
@@ -117,7 +119,7 @@ def pull(
     version = _version_of(wanted, digest, entries)
     yanked = _yanked_among(entries, version)
     warnings = [] if yanked is None else [f"{version} is yanked at {remote.url}: {yanked}"]
-    data = read_manifest(remote, digest)
+    data = read_manifest(remote, wanted.repository, digest)
     manifest = parse_manifest(data, what=f"the manifest of {version} from {remote.url}")
     store.check_free(version, digest)
     if dry_run:
@@ -129,7 +131,7 @@ def pull(
         present = [blob for blob in manifest.blobs if blob not in absent]
         absent += _damaged(store, present, threads, progress)
         _check_space(store, absent)
-        moved = _in_parallel("pull", _fetcher(store, remote), absent, threads, progress)
+        moved = _in_parallel("pull", _fetcher(store, remote, wanted.repository), absent, threads, progress)
         store.publish(version, data, yanked=yanked)
         if version in {entry.reference for entry in entries}:
             _follow_yank(store, version, yanked)
@@ -191,17 +193,17 @@ def _in_parallel(step: str, work: _Work, blobs: Sequence[Descriptor], threads: i
     return sum(future.result() for future in futures)
 
 
-def _sender(store: Store, remote: Remote) -> _Work:
+def _sender(store: Store, remote: Remote, repository: str) -> _Work:
     def send(blob: Descriptor, progress: Progress) -> int:
-        return remote.put_blob(blob, store.path(Digest(blob.digest)), progress)
+        return remote.put_blob(repository, blob, store.path(Digest(blob.digest)), progress)
 
     return send
 
 
-def _fetcher(store: Store, remote: Remote) -> _Work:
+def _fetcher(store: Store, remote: Remote, repository: str) -> _Work:
     def fetch(blob: Descriptor, progress: Progress) -> int:
         with store.resume(blob) as writer:
-            moved = writer.fill(lambda offset: remote.get_blob(blob, offset), progress, origin=remote.url)
+            moved = writer.fill(lambda offset: remote.get_blob(repository, blob, offset), progress, origin=remote.url)
             writer.commit()
         return moved
 

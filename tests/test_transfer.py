@@ -84,11 +84,11 @@ class Altered(DirectoryRemote):
         reference = parse_reference(NAME)
         return super().list(repository) if self._digest is None else [RemoteEntry(reference, self._digest, 1, "")]
 
-    def get_manifest(self, digest: Digest) -> bytes:
-        return super().get_manifest(digest) if self._manifest is None else self._manifest
+    def get_manifest(self, repository: str, digest: Digest) -> bytes:
+        return super().get_manifest(repository, digest) if self._manifest is None else self._manifest
 
-    def get_blob(self, descriptor: Descriptor, offset: int) -> Iterator[bytes]:
-        yield from super().get_blob(descriptor, offset)
+    def get_blob(self, repository: str, descriptor: Descriptor, offset: int) -> Iterator[bytes]:
+        yield from super().get_blob(repository, descriptor, offset)
         yield self._extra
 
 
@@ -349,7 +349,7 @@ def test_flipped_bit_in_any_local_blob_is_never_pushed(registry: Registry, tmp_p
             push(registry, NAME, remote)
         assert caught.value.exit_code == 5
         assert remote.list() == []
-        assert remote.missing([Digest(f"sha256:{path.name}")]) == {f"sha256:{path.name}"}
+        assert remote.missing("acme/search", [Digest(f"sha256:{path.name}")]) == {f"sha256:{path.name}"}
         flip(path, bit)
         push(registry, NAME, remote)
         assert Store(remote.path).fsck().ok

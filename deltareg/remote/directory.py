@@ -48,7 +48,7 @@ class DirectoryRemote:
             vacant = os.access(self.path, os.R_OK) and is_vacant(self.path)
         return Capabilities(writable=writable, resumable=True, conditional_put=True, search=False, vacant=vacant)
 
-    def missing(self, digests: Iterable[Digest]) -> set[Digest]:
+    def missing(self, repository: str, digests: Iterable[Digest]) -> set[Digest]:
         """Those of `digests` that are not there. The others are safe from `gc` for its grace period."""
         wanted = {parse_digest(digest) for digest in digests}
         with self._reaching():
@@ -61,14 +61,14 @@ class DirectoryRemote:
                 # Read-only for this user: what is there can still be told.
                 return store.missing(wanted, touch=False)
 
-    def put_blob(self, descriptor: Descriptor, source: Path, progress: Progress) -> int:
+    def put_blob(self, repository: str, descriptor: Descriptor, source: Path, progress: Progress) -> int:
         """Copy a blob from a file, going on where an earlier copy was cut off."""
         with self._reaching(), self._made().resume(descriptor) as writer:
             sent = writer.fill(lambda offset: _pieces(source, offset), progress, origin=str(source))
             writer.commit()
         return sent
 
-    def get_blob(self, descriptor: Descriptor, offset: int) -> Iterator[bytes]:
+    def get_blob(self, repository: str, descriptor: Descriptor, offset: int) -> Iterator[bytes]:
         """The bytes of a blob from `offset` on, in pieces of 1 MiB."""
         digest = parse_digest(descriptor.digest)
         with self._reaching():
@@ -81,7 +81,7 @@ class DirectoryRemote:
         with self._reaching():
             return self._made().publish(reference, manifest)
 
-    def get_manifest(self, digest: Digest) -> bytes:
+    def get_manifest(self, repository: str, digest: Digest) -> bytes:
         """The verified bytes of a manifest."""
         with self._reaching():
             return self._readable_store(digest).read(digest, limit=MANIFEST_LIMIT)

@@ -36,7 +36,9 @@ class Capabilities(Document):
 class Remote(Protocol):
     """A registry reached by URL. Its methods may be called from several threads at once.
 
-    Every method raises RemoteUnavailable where the remote does not answer, NotAllowed where it refuses, and no OSError.
+    Blobs and manifests belong to a repository, `namespace/name`, where the remote tells them apart; where it does not,
+    they are found under any. Every method raises RemoteUnavailable where the remote does not answer, NotAllowed where
+    it refuses, and no OSError.
     What a remote returns is not trusted: `transfer` checks sizes and digests itself.
     """
 
@@ -46,11 +48,14 @@ class Remote(Protocol):
         """What it can do."""
         ...
 
-    def missing(self, digests: Iterable[Digest]) -> set[Digest]:
-        """Those of `digests` that have to be sent. The others stay there long enough for a push to end."""
+    def missing(self, repository: str, digests: Iterable[Digest]) -> set[Digest]:
+        """Those of `digests` that have to be sent to `namespace/name`.
+
+        The others stay there long enough for a push to end.
+        """
         ...
 
-    def put_blob(self, descriptor: Descriptor, source: Path, progress: Progress) -> int:
+    def put_blob(self, repository: str, descriptor: Descriptor, source: Path, progress: Progress) -> int:
         """Send a blob from a file; return the bytes that were sent, fewer where an earlier try was cut off.
 
         Verified before it is visible; sending it again is no error. `progress` advances by the blob's size in all, and
@@ -59,7 +64,7 @@ class Remote(Protocol):
         """
         ...
 
-    def get_blob(self, descriptor: Descriptor, offset: int) -> Iterator[bytes]:
+    def get_blob(self, repository: str, descriptor: Descriptor, offset: int) -> Iterator[bytes]:
         """The bytes of a blob from `offset` on, in pieces of at most a few MiB. Raises NotFound."""
         ...
 
@@ -71,7 +76,7 @@ class Remote(Protocol):
         """
         ...
 
-    def get_manifest(self, digest: Digest) -> bytes:
+    def get_manifest(self, repository: str, digest: Digest) -> bytes:
         """The bytes of a manifest. Raises NotFound."""
         ...
 

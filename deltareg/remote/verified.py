@@ -11,21 +11,21 @@ from deltareg.store import MANIFEST_LIMIT
 __all__ = ["read_blob", "read_manifest"]
 
 
-def read_manifest(remote: Remote, digest: Digest) -> bytes:
+def read_manifest(remote: Remote, repository: str, digest: Digest) -> bytes:
     """The verified bytes of a manifest. Raises NotFound, DigestMismatch; BadManifest for more than 4 MiB."""
-    data = _verified(remote, digest, remote.get_manifest(digest), "a manifest that is")
+    data = _verified(remote, digest, remote.get_manifest(repository, digest), "a manifest that is")
     if len(data) > MANIFEST_LIMIT:
         raise BadManifest(f"the manifest {digest} has {len(data)} bytes; at most {MANIFEST_LIMIT} are allowed")
     return data
 
 
-def read_blob(remote: Remote, blob: Descriptor, limit: int) -> bytes:
+def read_blob(remote: Remote, repository: str, blob: Descriptor, limit: int) -> bytes:
     """The verified bytes of a small blob. Raises NotFound, DigestMismatch; BadManifest for more than `limit` bytes."""
     if blob.size > limit:
         raise BadManifest(f"{blob.digest} has {blob.size} bytes; at most {limit} are allowed")
     pieces: list[bytes] = []
     length = 0
-    for piece in remote.get_blob(blob, 0):
+    for piece in remote.get_blob(repository, blob, 0):
         pieces.append(piece)
         length += len(piece)
         if length > blob.size:

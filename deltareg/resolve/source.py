@@ -118,7 +118,9 @@ class RemoteSource:
     def __init__(self, name: str, remote: Remote, store: Store, *, keeps: bool = True) -> None:
         self.name = name
         self.remote = remote
-        self._blobs = _RemoteBlobs(remote, store, keeps)
+        self._store = store
+        self._keeps = keeps
+        self._blobs: dict[str, _RemoteBlobs] = {}
         self._listed: dict[str, list[Candidate]] = {}
 
     def candidates(self, repository: str) -> list[Candidate]:
@@ -133,16 +135,21 @@ class RemoteSource:
 
     def artifact(self, candidate: Candidate) -> Artifact:
         """A candidate whose documents are fetched when they are looked at."""
-        artifact = Artifact.open(self._blobs, candidate.digest)
-        self._blobs.learn(artifact.manifest.blobs)
+        repository = candidate.repository
+        if repository not in self._blobs:
+            self._blobs[repository] = _RemoteBlobs(self.remote, repository, self._store, self._keeps)
+        blobs = self._blobs[repository]
+        artifact = Artifact.open(blobs, candidate.digest)
+        blobs.learn(artifact.manifest.blobs)
         return artifact
 
 
 class _RemoteBlobs:
-    """Small blobs of a remote, each verified. Packs are not among them."""
+    """Small blobs of one repository of a remote, each verified. Packs are not among them."""
 
-    def __init__(self, remote: Remote, store: Store, keeps: bool) -> None:
+    def __init__(self, remote: Remote, repository: str, store: Store, keeps: bool) -> None:
         self._remote = remote
+        self._repository = repository
         self._store = store
         self._keeps = keeps
         self._read: dict[Digest, bytes] = {}
@@ -172,7 +179,9 @@ class _RemoteBlobs:
 
     def _fetch(self, digest: Digest, limit: int) -> bytes:
         blob = self._known.get(digest)
-        return read_manifest(self._remote, digest) if blob is None else read_blob(self._remote, blob, limit)
+        if blob is None:
+            return read_manifest(self._remote, self._repository, digest)
+        return read_blob(self._remote, self._repository, blob, limit)
 
 
 @dataclass

@@ -27,7 +27,10 @@ from deltareg.remote import PROTOCOL_VERSION, Remote
 from deltareg.store import Store
 from tests.deltas import add_delta, descriptor, flip, noise
 
-__all__ = ["Counted", "Interrupted", "RemoteContract"]
+__all__ = ["REPOSITORY", "Counted", "Interrupted", "RemoteContract"]
+
+
+REPOSITORY = "acme/search"
 
 
 class Interrupted(Exception):
@@ -67,8 +70,8 @@ class RemoteContract:
     def test_new_remote_is_empty(self, remote: Remote) -> None:
         assert remote.list() == []
         assert remote.list("acme/search") == []
-        assert remote.missing([sha256(b"x"), sha256(b"y")]) == {sha256(b"x"), sha256(b"y")}
-        assert remote.missing([]) == set()
+        assert remote.missing(REPOSITORY, [sha256(b"x"), sha256(b"y")]) == {sha256(b"x"), sha256(b"y")}
+        assert remote.missing(REPOSITORY, []) == set()
         for name in ("acme/search:1.0.0", "acme/search", "acme/search:prod", f"acme/search@{sha256(b'x')}"):
             with pytest.raises(NotFound):
                 remote.resolve(parse_reference(name))
@@ -90,7 +93,7 @@ class RemoteContract:
         counted = Counted()
         assert send(remote, local, blob, counted) == size
         assert counted.total == size
-        assert remote.missing([Digest(blob.digest), sha256(b"other")]) == {sha256(b"other")}
+        assert remote.missing(REPOSITORY, [Digest(blob.digest), sha256(b"other")]) == {sha256(b"other")}
         assert received(self.another(remote), blob) == noise(size)
 
     def test_blob_is_read_from_any_offset(self, remote: Remote, local: Store) -> None:
@@ -126,7 +129,7 @@ class RemoteContract:
         with pytest.raises(DigestMismatch) as caught:
             send(remote, local, blob)
         assert caught.value.exit_code == 5
-        assert remote.missing([Digest(blob.digest)]) == {blob.digest}
+        assert remote.missing(REPOSITORY, [Digest(blob.digest)]) == {blob.digest}
         path.write_bytes(data)
         send(remote, local, blob)
         assert received(remote, blob) == data
@@ -136,7 +139,7 @@ class RemoteContract:
         blob = stored(local, data)
         with pytest.raises(Interrupted):
             send(remote, local, blob, Counted(3_000_000))
-        assert remote.missing([Digest(blob.digest)]) == {blob.digest}
+        assert remote.missing(REPOSITORY, [Digest(blob.digest)]) == {blob.digest}
         counted = Counted()
         sent = send(self.another(remote), local, blob, counted)
         assert counted.total == len(data)
@@ -156,10 +159,10 @@ class RemoteContract:
         publish(remote, local, "acme/search:1.0.0")
         hostile = descriptor(b"").model_copy(update={"digest": text})
         for ask in (
-            lambda: remote.missing([Digest(text)]),
-            lambda: remote.get_manifest(Digest(text)),
+            lambda: remote.missing(REPOSITORY, [Digest(text)]),
+            lambda: remote.get_manifest(REPOSITORY, Digest(text)),
             lambda: received(remote, hostile),
-            lambda: remote.put_blob(hostile, local.path(local.put(b"")), Progress()),
+            lambda: remote.put_blob(REPOSITORY, hostile, local.path(local.put(b"")), Progress()),
         ):
             with pytest.raises(BadName):
                 ask()
@@ -171,7 +174,7 @@ class RemoteContract:
         client = self.another(remote)
         for name in ("acme/search:1.0.0", "acme/search", "acme/search:latest", f"acme/search@{digest}"):
             assert client.resolve(parse_reference(name)) == digest
-        assert client.get_manifest(digest) == manifest
+        assert client.get_manifest(REPOSITORY, digest) == manifest
         (entry,) = client.list()
         assert (str(entry.reference), entry.digest, entry.size) == ("acme/search:1.0.0", digest, len(manifest))
 
@@ -187,7 +190,7 @@ class RemoteContract:
     def test_absent_manifest_is_not_found(self, remote: Remote, local: Store) -> None:
         publish(remote, local, "acme/search:1.0.0")
         with pytest.raises(NotFound):
-            remote.get_manifest(sha256(b"absent"))
+            remote.get_manifest(REPOSITORY, sha256(b"absent"))
         with pytest.raises(NotFound):
             remote.resolve(parse_reference("acme/search:1.0.1"))
 
@@ -270,8 +273,11 @@ class RemoteContract:
         assert client.resolve(parse_reference("acme/search")) == first
         for name in ("acme/search:1.1.0", f"acme/search@{second}"):
             assert client.resolve(parse_reference(name)) == second
-        assert client.get_manifest(second) == manifest
-        assert client.missing([Digest(blob.digest) for blob in parse(Manifest, manifest, what="test").blobs]) == set()
+        assert client.get_manifest(REPOSITORY, second) == manifest
+        assert (
+            client.missing(REPOSITORY, [Digest(blob.digest) for blob in parse(Manifest, manifest, what="test").blobs])
+            == set()
+        )
         client.unyank(parse_reference("acme/search:1.1.0"))
         assert [entry.yanked for entry in remote.list("acme/search")] == [None, None]
         assert remote.resolve(parse_reference("acme/search")) == second
@@ -394,7 +400,7 @@ class RemoteContract:
 
     def test_errors_are_those_of_deltareg(self, remote: Remote, local: Store) -> None:
         with pytest.raises(DeltaregError):
-            remote.put_blob(descriptor(b"x"), local.root / "absent", Progress())
+            remote.put_blob(REPOSITORY, descriptor(b"x"), local.root / "absent", Progress())
 
 
 def stored(local: Store, data: bytes) -> Descriptor:
@@ -402,17 +408,19 @@ def stored(local: Store, data: bytes) -> Descriptor:
     return descriptor(data)
 
 
-def send(remote: Remote, local: Store, blob: Descriptor, progress: Progress | None = None) -> int:
-    return remote.put_blob(blob, local.path(Digest(blob.digest)), progress or Progress())
+def send(
+    remote: Remote, local: Store, blob: Descriptor, progress: Progress | None = None, repository: str = REPOSITORY
+) -> int:
+    return remote.put_blob(repository, blob, local.path(Digest(blob.digest)), progress or Progress())
 
 
 def received(remote: Remote, blob: Descriptor, offset: int = 0) -> bytes:
-    return b"".join(remote.get_blob(blob, offset))
+    return b"".join(remote.get_blob(REPOSITORY, blob, offset))
 
 
 def publish(remote: Remote, local: Store, name: str, packs: list[bytes] | None = None) -> tuple[Digest, bytes]:
     """Send an artifact and name it; return its digest and manifest."""
     manifest = add_delta(local, packs or [b"a pack"])
     for blob in parse(Manifest, manifest, what="test").blobs:
-        send(remote, local, blob)
+        send(remote, local, blob, repository=parse_reference(name).repository)
     return remote.put_manifest(parse_reference(name), manifest), manifest

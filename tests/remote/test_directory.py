@@ -26,7 +26,7 @@ from deltareg.names import parse_reference
 from deltareg.progress import Progress
 from deltareg.remote import DirectoryRemote, Remote
 from deltareg.store import Store
-from tests.contracts.remote_contract import Counted, Interrupted, RemoteContract, publish, send, stored
+from tests.contracts.remote_contract import REPOSITORY, Counted, Interrupted, RemoteContract, publish, send, stored
 from tests.deltas import blob_files, descriptor, noise
 from tests.disks import read_only, small_disk
 
@@ -58,11 +58,11 @@ def calls(remote: DirectoryRemote, local: Store) -> list[tuple[str, object]]:
     reference = parse_reference("acme/search:1.0.0")
     return [
         ("capabilities", remote.capabilities),
-        ("missing", lambda: remote.missing([sha256(b"x")])),
+        ("missing", lambda: remote.missing(REPOSITORY, [sha256(b"x")])),
         ("put_blob", lambda: send(remote, local, blob)),
-        ("get_blob", lambda: list(remote.get_blob(blob, 0))),
+        ("get_blob", lambda: list(remote.get_blob(REPOSITORY, blob, 0))),
         ("put_manifest", lambda: remote.put_manifest(reference, b"{}")),
-        ("get_manifest", lambda: remote.get_manifest(sha256(b"x"))),
+        ("get_manifest", lambda: remote.get_manifest(REPOSITORY, sha256(b"x"))),
         ("resolve", lambda: remote.resolve(reference)),
         ("list", remote.list),
         ("yank", lambda: remote.yank(reference, "wrong")),
@@ -108,7 +108,7 @@ def test_directory_of_something_else_is_refused_and_left_alone(remote: Directory
 def test_asking_an_empty_directory_writes_nothing(remote: DirectoryRemote, local: Store) -> None:
     remote.capabilities()
     assert remote.list() == []
-    assert remote.missing([sha256(b"x")]) == {sha256(b"x")}
+    assert remote.missing(REPOSITORY, [sha256(b"x")]) == {sha256(b"x")}
     with pytest.raises(NotFound):
         remote.resolve(parse_reference("acme/search"))
     assert list(remote.path.iterdir()) == []
@@ -149,8 +149,8 @@ def test_read_only_remote_is_read_and_not_written(remote: DirectoryRemote, local
         reader = DirectoryRemote(remote.path)
         assert not reader.capabilities().writable
         assert reader.resolve(parse_reference("acme/search")) == digest
-        assert reader.get_manifest(digest) == manifest
-        assert reader.missing([digest, sha256(b"x")]) == {sha256(b"x")}
+        assert reader.get_manifest(REPOSITORY, digest) == manifest
+        assert reader.missing(REPOSITORY, [digest, sha256(b"x")]) == {sha256(b"x")}
         with pytest.raises(NotAllowed) as caught:
             send(reader, local, stored(local, b"new"))
         assert caught.value.exit_code == 4
@@ -175,7 +175,7 @@ def test_full_remote_is_told_and_keeps_nothing_of_the_blob(tmp_path: Path, local
         blob = stored(local, noise(1 << 20))
         with pytest.raises(DiskFull, match="No space left"):
             send(remote, local, blob)
-        assert remote.missing([Digest(blob.digest)]) == {blob.digest}
+        assert remote.missing(REPOSITORY, [Digest(blob.digest)]) == {blob.digest}
         assert blob_files(disk) == []
         assert list((disk / "tmp").iterdir()) == []
         publish(remote, local, "acme/search:1.0.0")
@@ -184,7 +184,7 @@ def test_full_remote_is_told_and_keeps_nothing_of_the_blob(tmp_path: Path, local
 def test_local_file_that_cannot_be_read_is_not_the_remotes_fault(remote: DirectoryRemote, local: Store) -> None:
     blob = stored(local, b"bytes")
     with pytest.raises(DeltaregError) as caught:
-        remote.put_blob(blob, local.root, Progress())
+        remote.put_blob(REPOSITORY, blob, local.root, Progress())
     assert type(caught.value) is DeltaregError
 
 
@@ -245,9 +245,9 @@ def test_remote_that_others_own_is_read_and_not_written(open_disk: Path, local: 
     digest, _ = publish(remote, local, "acme/search:1.0.0")
     source = open_disk / "source"
     source.write_bytes(b"new")
-    assert as_nobody(lambda: DirectoryRemote(remote.path).get_manifest(digest)) == ""
-    assert as_nobody(lambda: DirectoryRemote(remote.path).missing([digest])) == ""
-    sent = as_nobody(lambda: DirectoryRemote(remote.path).put_blob(descriptor(b"new"), source, Progress()))
+    assert as_nobody(lambda: DirectoryRemote(remote.path).get_manifest(REPOSITORY, digest)) == ""
+    assert as_nobody(lambda: DirectoryRemote(remote.path).missing(REPOSITORY, [digest])) == ""
+    sent = as_nobody(lambda: DirectoryRemote(remote.path).put_blob(REPOSITORY, descriptor(b"new"), source, Progress()))
     assert sent == "NotAllowed"
 
 
@@ -264,7 +264,9 @@ def test_part_that_another_user_left_is_not_in_the_way(open_disk: Path, local: S
     part.chmod(0o600)
     source = open_disk / "source"
     source.write_bytes(data)
-    assert as_nobody(lambda: DirectoryRemote(remote.path).put_blob(descriptor(data), source, Progress())) == ""
+    assert (
+        as_nobody(lambda: DirectoryRemote(remote.path).put_blob(REPOSITORY, descriptor(data), source, Progress())) == ""
+    )
     assert Store(remote.path).read(sha256(data)) == data
 
 

@@ -125,7 +125,9 @@ def _synchronise(tables: Tables, store: Store) -> int:
     signature = _signature(store)
     entries = {str(entry.reference): entry for entry in store.entries()}
     known = tables.marks()
-    changed = [entry for name, entry in entries.items() if known.get(name) != (entry.digest, entry.yanked)]
+    changed = [
+        entry for name, entry in entries.items() if known.get(name) != (entry.digest, entry.yanked, entry.deprecated)
+    ]
     # Search gives those first that were put in last.
     changed.sort(key=lambda entry: (entry.created, entry.reference.repository, str(entry.reference)))
     tables.update(known.keys() - entries, (describe(store, entry) for entry in changed), signature)
@@ -142,7 +144,14 @@ def _mended(tables: Tables, store: Store) -> list[CatalogRow]:
     found = (
         describe(
             store,
-            Entry(parse_reference(row.reference), Digest(row.digest), row.manifest_size, row.created, row.yanked),
+            Entry(
+                parse_reference(row.reference),
+                Digest(row.digest),
+                row.manifest_size,
+                row.created,
+                row.yanked,
+                row.deprecated,
+            ),
         )
         for row in tables.faulty()
     )

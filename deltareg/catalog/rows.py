@@ -35,6 +35,7 @@ class CatalogRow(Document):
     exactness: str | None = None
     channels: list[str] = Field(default=[], description="channels that point to it")
     yanked: str | None = Field(default=None, description="why it was yanked; null where it was not")
+    deprecated: str | None = Field(default=None, description="why it was deprecated; null where it was not")
     fault: str | None = None
 
 
@@ -47,6 +48,7 @@ def describe(store: Store, entry: Entry) -> CatalogRow:
         manifest_size=entry.size,
         namespace=entry.reference.namespace,
         yanked=entry.yanked,
+        deprecated=entry.deprecated,
     )
     try:
         manifest = store.manifest(entry.digest)

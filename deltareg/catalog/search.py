@@ -34,6 +34,7 @@ class SearchRow(Document):
     description: str | None
     created: str = Field(description="RFC 3339")
     yanked: str | None = Field(default=None, description="why it was yanked; null where it was not")
+    deprecated: str | None = Field(default=None, description="why it was deprecated; null where it was not")
     fit: Fit | None = Field(default=None, description="how it fits the target, by digests; null without a target")
 
 

@@ -47,6 +47,7 @@ def details_of(registry: Registry, reference: str, *, tensors: bool) -> DeltaDet
         size=artifact.size,
         created=entry.created,
         yanked=registry.yanked(entry.reference),
+        deprecated=registry.deprecated(entry.reference),
         manifest=artifact.manifest,
         config=artifact.config,
         tensors=artifact.inventory.tensors if tensors else None,
@@ -67,4 +68,5 @@ def _row(version: RemoteEntry, entries: list[RemoteEntry]) -> CatalogRow:
         manifest_size=version.size,
         channels=sorted(channels),
         yanked=version.yanked,
+        deprecated=version.deprecated,
     )

@@ -81,7 +81,7 @@ def search(
     if json:
         print_json(found)
     elif found.results:
-        columns = ["reference", "fit", "size", "base", "licence", "created", "description", "yanked"]
+        columns = ["reference", "fit", "size", "base", "licence", "created", "description", "yanked", "deprecated"]
         print_table(columns, [_cells(row) for row in found.results], right=["size"])
         if found.total > len(found.results):
             hint(f"{found.total} were found; --limit N shows more")
@@ -93,6 +93,6 @@ def _cells(row: SearchRow) -> list[str]:
     from deltareg.cli.units import size
 
     told = "" if row.size is None else size(row.size)
-    why = "" if row.yanked is None else row.yanked or "no reason is given"
+    why = ["" if reason is None else reason or "no reason is given" for reason in (row.yanked, row.deprecated)]
     licence, description = row.licence or "", row.description or ""
-    return [row.reference, row.fit or "", told, row.base or "", licence, row.created, description, why]
+    return [row.reference, row.fit or "", told, row.base or "", licence, row.created, description, *why]

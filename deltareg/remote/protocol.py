@@ -99,6 +99,17 @@ class Remote(Protocol):
         """Take back that a version was yanked. Raises NotFound; BadName where `reference` is no version."""
         ...
 
+    def deprecate(self, reference: Reference, reason: str) -> None:
+        """Advise against a version, or give another reason: it resolves as before, and whoever uses it is warned.
+
+        Raises NotFound; BadName where `reference` is no version; InvalidArgument for what is no reason.
+        """
+        ...
+
+    def undeprecate(self, reference: Reference) -> None:
+        """Take back that a version was deprecated. Raises NotFound; BadName where `reference` is no version."""
+        ...
+
     def set_channel(self, repository: str, channel: str, digest: Digest, expected: Digest | None) -> None:
         """Let a channel name a published version, if it still points to `expected` (None: to nothing).
 

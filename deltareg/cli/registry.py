@@ -36,8 +36,8 @@ def list_deltas(
     """List the deltas of the local registry, or of a remote.
 
     Every version with its size, its base, its licence, the channels that point to it, and why it was yanked or
-    deprecated. The ratio is that of post's bytes to the artifact's. A remote that cannot search tells only names, dates
-    and what is yanked or deprecated.
+    deprecated. The ratio is that of post's bytes to the artifact's. Of a remote with many deltas that were not looked
+    at before only names, dates and what is yanked or deprecated are told: deltareg search reads them all.
 
     \b
       deltareg list
@@ -49,7 +49,7 @@ def list_deltas(
 
     settings = current_settings()
     here = remote is None
-    found = local_deltas(settings, repository) if here else remote_deltas(reach(settings, remote), repository)
+    found = local_deltas(settings, repository) if here else remote_deltas(settings, reach(settings, remote), repository)
     for row in found.deltas:
         if row.fault is not None:
             warn(f"{row.reference}: {row.fault}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 from pydantic import Field
 
@@ -14,7 +14,10 @@ from deltareg.names import Reference
 from deltareg.progress import Progress
 from deltareg.store import Entry
 
-__all__ = ["PROTOCOL_VERSION", "Capabilities", "Remote", "RemoteEntry"]
+if TYPE_CHECKING:
+    from deltareg.catalog.search import Query, SearchReport
+
+__all__ = ["PROTOCOL_VERSION", "Capabilities", "Remote", "RemoteEntry", "SearchableRemote", "is_searchable"]
 
 PROTOCOL_VERSION = 1
 
@@ -120,3 +123,16 @@ class Remote(Protocol):
     def remove_channel(self, repository: str, channel: str) -> None:
         """Drop a channel. Raises NotFound; BadName for what is no channel."""
         ...
+
+
+class SearchableRemote(Remote, Protocol):
+    """A remote that finds deltas by itself. `deltareg.remote.search` searches in those that do not."""
+
+    def search(self, query: Query) -> SearchReport:
+        """The published versions that `query` asks for, best fit first, then newest first."""
+        ...
+
+
+def is_searchable(remote: Remote) -> TypeGuard[SearchableRemote]:
+    """Whether a remote finds deltas by itself. Asks it."""
+    return remote.capabilities().search

@@ -86,6 +86,18 @@ class DirectoryRemote:
         with self._reaching():
             return self._readable_store(digest).read(digest, limit=MANIFEST_LIMIT)
 
+    def put_referrer(self, repository: str, manifest: bytes) -> Digest:
+        """Store the manifest of a referrer."""
+        with self._reaching():
+            return self._readable_store(repository).put_referrer(repository, manifest)
+
+    def referrers(self, repository: str, digest: Digest, artifact_type: str | None = None) -> builtins.list[Descriptor]:
+        """The referrers of a manifest; none for an empty directory."""
+        wanted = parse_digest(digest)
+        with self._reaching():
+            store = self._store()
+            return [] if store is None else store.referrers(repository, wanted, artifact_type)
+
     def resolve(self, reference: Reference) -> Digest:
         """The digest that a name means."""
         with self._reaching():

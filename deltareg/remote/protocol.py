@@ -83,6 +83,21 @@ class Remote(Protocol):
         """The bytes of a manifest. Raises NotFound."""
         ...
 
+    def put_referrer(self, repository: str, manifest: bytes) -> Digest:
+        """Store the manifest of a referrer, whose blobs and subject are there; return its digest.
+
+        The same bytes again are no error. Raises BadManifest for what has no subject; NotFound where blobs are
+        missing, and, where the remote looks for it, where the subject is.
+        """
+        ...
+
+    def referrers(self, repository: str, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
+        """The referrers of a manifest: artifacts whose OCI `subject` it is, all or those of one artifact type.
+
+        None for an unknown digest. At most some thousands: a remote that tells of more is not listened to any longer.
+        """
+        ...
+
     def resolve(self, reference: Reference) -> Digest:
         """The digest that a version, a channel, `latest` (skips what is yanked) or a digest names. Raises NotFound."""
         ...

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -122,6 +123,15 @@ class Snapshot:
         for descriptor in self.index.manifests:
             found.setdefault((_ref_name(descriptor) or "").partition(":")[0], []).append(descriptor)
         return found
+
+    @cached_property
+    def untagged(self) -> list[Descriptor]:
+        """The entries without a name: referrers, and what other programs left so. Names are not looked at for them."""
+        if self.lines is not None:
+            with suppress(BadManifest, UnsupportedFormat):
+                # They come first, and no name begins below '"'.
+                return [one for one in self.lines.between("", "!") if _ref_name(one) is None]
+        return [one for one in self.index.manifests if _ref_name(one) is None]
 
     @cached_property
     def removed(self) -> dict[str, str]:

@@ -39,6 +39,7 @@ from deltareg.store.index import (
     write_index,
 )
 from deltareg.store.inspect import FsckReport
+from deltareg.store.referrers import entry_of, parse_referrer, referrers_among, with_referrer, without
 from deltareg.store.writer import mismatch
 
 __all__ = ["LAYOUT", "MANIFEST_LIMIT", "Store", "channel_moved", "is_vacant", "parse_manifest", "version_exists"]
@@ -170,6 +171,38 @@ class Store(Blobs):
             raise BadName(f"{channel!r} is no channel", hint="a channel is a lower-case word, such as prod")
         self.remove(reference)
 
+    def put_referrer(self, repository: str, manifest: bytes) -> Digest:
+        """Store the manifest of a referrer, whose blobs and whose subject are here; return its digest.
+
+        The same bytes again change nothing. `gc` keeps it for as long as its subject. Raises BadManifest and
+        UnsupportedFormat where it cannot be read; NotFound where a blob is missing, or no version of `repository` has
+        the subject; DigestMismatch for a blob of another size; NotAllowed where the subject has 1000 referrers.
+        """
+        document = parse_referrer(manifest, what=f"the manifest of a referrer in {repository}")
+        with self.hold():
+            digest = self.put(manifest)
+            with self.lock.exclusive():
+                snapshot = self.snapshot()
+                subject = parse_digest(document.subject.digest)
+                if not any(entry.digest == subject for entry in snapshot.entries_of(repository)):
+                    raise NotFound(
+                        f"{repository} has no version with the digest {subject}, which {digest} refers to",
+                        hint=f"deltareg list {repository}",
+                        digest=subject,
+                    )
+                self._check_blobs(f"{digest}, which refers to {subject},", document.blobs)
+                entry = entry_of(manifest, document)
+                if entry not in snapshot.untagged:
+                    self._write(with_referrer(snapshot.index, entry))
+        return digest
+
+    def referrers(self, repository: str, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
+        """The referrers of the manifest `digest`, all or those of one artifact type, ordered by digest.
+
+        `repository` is not asked for: here a digest means the same in all of them.
+        """
+        return referrers_among(self, self.snapshot().untagged, parse_digest(digest), artifact_type)
+
     def remove(self, reference: Reference) -> None:
         """Drop a version or a channel; `gc` removes the bytes. A removed version is never free for other bytes.
 
@@ -242,12 +275,17 @@ class Store(Blobs):
     # --- upkeep ---
 
     def gc(self, grace_seconds: float = 3600, *, dry_run: bool = False) -> GcReport:
-        """Remove blobs that no name leads to and stale temporary files, once they are older than the grace period.
+        """Remove referrers and blobs that no name leads to; blobs and stale temporary files after the grace period.
 
         Raises an integrity error, and removes nothing, where a manifest cannot be read: what it needs is unknown then.
         """
         with self.lock.exclusive():
-            return collect.collect(self, self.snapshot().index, grace_seconds, dry_run=dry_run)
+            index = self.snapshot().index
+            needed, gone = collect.needed_by(self, index)
+            if gone and not dry_run:
+                # First: were this killed before the files are gone, nothing would name what is not there.
+                self._write(without(index, gone))
+            return collect.collect(self, needed, grace_seconds, dry_run=dry_run)
 
     def fsck(self, progress: Progress | None = None, *, drop_damaged: bool = False) -> FsckReport:
         """Read everything and report each fault. With `drop_damaged`, damaged blobs go, so that a pull brings them."""
@@ -320,7 +358,7 @@ class Store(Blobs):
             if (entry.yanked if mark == YANKED else entry.deprecated) != reason:
                 self._write(snapshot.with_mark(reference, mark, reason))
 
-    def _check_blobs(self, reference: Reference, blobs: Iterable[Descriptor]) -> None:
+    def _check_blobs(self, what: Reference | str, blobs: Iterable[Descriptor]) -> None:
         absent: list[str] = []
         for blob in blobs:
             digest = parse_digest(blob.digest)
@@ -330,7 +368,7 @@ class Store(Blobs):
                 raise mismatch(digest, self.place(digest), expected=blob.size, found=self.size(digest))
         if absent:
             raise NotFound(
-                f"{reference} cannot be published: {len(absent)} of its blobs are missing: {', '.join(absent[:3])}",
+                f"{what} cannot be published: {len(absent)} of its blobs are missing: {', '.join(absent[:3])}",
                 hint="run the command again",
                 missing=absent,
             )

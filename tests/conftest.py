@@ -8,9 +8,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from selenium.webdriver import Remote
 
 from tests import weights
-from tests.checkpoint.object_store import Bucket, ObjectStore, Proxy, serve_objects, serve_proxy
+from tests.servers.chromium import browse
+from tests.servers.docker_registry import DockerRegistry, serve_docker_registry
+from tests.servers.object_store import Bucket, ObjectStore, Proxy, serve_objects, serve_proxy
+from tests.servers.postgresql import PostgreSQL, serve_postgresql
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,9 +56,9 @@ def small_llama(tmp_path_factory: pytest.TempPathFactory) -> weights.Pair:
 
 
 @pytest.fixture(scope="session")
-def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+def object_store() -> Iterator[ObjectStore]:
     """A real S3 server on loopback."""
-    with serve_objects(tmp_path_factory.mktemp("object-store")) as running:
+    with serve_objects() as running:
         yield running
 
 
@@ -75,4 +79,32 @@ def proxy(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """What the environment now names as the store of `bucket`: requests are counted, and may be refused."""
     with serve_proxy(bucket.server.endpoint) as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A real PostgreSQL on loopback."""
+    with serve_postgresql() as running:
+        yield running
+
+
+@pytest.fixture
+def database(postgresql: PostgreSQL) -> Iterator[str]:
+    """The URL of an empty database in it."""
+    with postgresql.database() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def docker_registry() -> Iterator[DockerRegistry]:
+    """A real OCI registry on loopback, which deletes what it is told to and asks nobody who they are."""
+    with serve_docker_registry() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Remote]:
+    """A real browser. What pages keep in it stays from test to test."""
+    with browse() as running:
         yield running

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+
+# Before torch and the BLAS of numpy are loaded: these take a thread for each core, and spin while they wait for work.
+# Beside other workers of pytest, tests on tiny tensors took three times as long. Tests of threads ask for them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 

@@ -13,8 +13,8 @@ PLAIN := $(VENV)/plain
 # More arguments for pytest, the benchmark or the demo: make test ARGS='-k codec'
 ARGS ?=
 
-# Neighbours stay together for the fixtures that they share, until a worker has nothing left to do.
-WORKERS := --numprocesses=auto --dist=worksteal
+# The tests of a file stay together for the fixtures that they share; the files come in the order of tests/conftest.py.
+WORKERS := --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

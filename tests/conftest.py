@@ -22,6 +22,12 @@ from tests.servers.object_store import Bucket, ObjectStore, Proxy, serve_objects
 from tests.servers.postgresql import PostgreSQL, serve_postgresql
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first: begun last, one would keep a worker busy when the others have nothing left."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def signals_end_processes() -> None:
     """What a shell has told a background job to ignore, the programs that tests start would ignore too."""

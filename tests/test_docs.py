@@ -218,6 +218,7 @@ def _line_pattern(line: str) -> str:
     return r" *" + r" +".join(words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
 def test_page_shows_what_its_command_gives(command: Command, played: Mapping[Command, Outcome]) -> None:
     if "s3://" in command.typed and not object_store_exists():

@@ -22,7 +22,15 @@ __all__ = [
     "read_manifest",
 ]
 
-REMOTES: Mapping[str, Callable[[str], Remote]] = {"file": DirectoryRemote}
+
+def _hub(url: str) -> Remote:
+    # Not before it is needed: it loads what reads checkpoints.
+    from deltareg.remote.hub import HubRemote
+
+    return HubRemote(url)
+
+
+REMOTES: Mapping[str, Callable[[str], Remote]] = {"file": DirectoryRemote, "hf": _hub}
 """The kinds of remotes, by the scheme of their URLs."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://|(file):")

@@ -8,11 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from deltareg.digest import Digest
+from deltareg.digest import Digest, parse_digest, sha256
 from deltareg.errors import BadName, ChannelMoved, NotAllowed, NotFound, UnsupportedFormat, VersionExists
-from deltareg.manifest import CONFIG_TYPE, DELTA_TYPE, MANIFEST_TYPE, DeltaConfig, Descriptor, Index, parse
+from deltareg.manifest import (
+    CONFIG_TYPE,
+    DELTA_TYPE,
+    MANIFEST_TYPE,
+    DeltaConfig,
+    Descriptor,
+    Index,
+    ReferrerManifest,
+    parse,
+)
 from deltareg.names import LATEST, Reference, parse_reference
-from deltareg.store.index import CREATED, REF_NAME, Entry, Snapshot, latest_tag
+from deltareg.store.index import CREATED, REF_NAME, YANKED, Entry, Snapshot, latest_tag
+from deltareg.store.referrers import entry_of, with_referrer
 
 __all__ = [
     "blobs_missing",
@@ -25,6 +35,7 @@ __all__ = [
     "published",
     "version_exists",
     "with_channel",
+    "with_referrer_of",
     "without_channel",
     "without_name",
 ]
@@ -77,17 +88,35 @@ def published(
     return snapshot.with_entry(reference, _named(reference, digest, size, marks))
 
 
-def marked(snapshot: Snapshot, reference: Reference, reason: str | None, where: str) -> Index | None:
-    """The index with a version yanked; with None for a reason, no longer.
+def marked(snapshot: Snapshot, reference: Reference, mark: str, reason: str | None, where: str) -> Index | None:
+    """The index with a version marked, `YANKED` or `DEPRECATED`; with None for a reason, no longer.
 
     Raises BadName where `reference` is no version, NotFound.
     """
     if reference.version is None:
-        raise BadName(f"{reference} does not name a version", hint="only versions are yanked: namespace/name:1.2.3")
+        done = "yanked" if mark == YANKED else "deprecated"
+        raise BadName(f"{reference} does not name a version", hint=f"only versions are {done}: namespace/name:1.2.3")
     entry = snapshot.entry(reference)
     if entry is None:
         raise _unknown(snapshot, reference, where)
-    return None if entry.yanked == reason else snapshot.with_yank(reference, reason)
+    now = entry.yanked if mark == YANKED else entry.deprecated
+    return None if now == reason else snapshot.with_mark(reference, mark, reason)
+
+
+def with_referrer_of(snapshot: Snapshot, repository: str, manifest: bytes, document: ReferrerManifest) -> Index | None:
+    """The index with one more referrer of a version of `repository`.
+
+    Raises NotFound where no version is its subject, NotAllowed where that has too many.
+    """
+    subject = parse_digest(document.subject.digest)
+    if not any(entry.digest == subject for entry in snapshot.entries_of(repository)):
+        raise NotFound(
+            f"{repository} has no version with the digest {subject}, which {sha256(manifest)} refers to",
+            hint=f"deltareg list {repository}",
+            digest=subject,
+        )
+    entry = entry_of(manifest, document)
+    return None if entry in snapshot.untagged else with_referrer(snapshot.index, entry)
 
 
 def with_channel(
@@ -159,10 +188,10 @@ def config_of(reference: Reference, config: Descriptor, data: bytes) -> DeltaCon
     return parse(DeltaConfig, data, what=f"the config of {reference}")
 
 
-def blobs_missing(reference: Reference, absent: Sequence[str]) -> NotFound:
-    """The error of a version that cannot be published, since blobs of it are missing."""
+def blobs_missing(what: Reference | str, absent: Sequence[str]) -> NotFound:
+    """The error of what cannot be published, since blobs of it are missing."""
     return NotFound(
-        f"{reference} cannot be published: {len(absent)} of its blobs are missing: {', '.join(absent[:3])}",
+        f"{what} cannot be published: {len(absent)} of its blobs are missing: {', '.join(absent[:3])}",
         hint="run the command again",
         missing=list(absent),
     )

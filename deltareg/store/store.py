@@ -21,6 +21,7 @@ from deltareg.store.blobs import Blobs
 from deltareg.store.collect import GcReport
 from deltareg.store.files import sync_directory, write_atomically
 from deltareg.store.index import (
+    DEPRECATED,
     YANKED,
     Entry,
     Signature,
@@ -30,6 +31,7 @@ from deltareg.store.index import (
     write_index,
 )
 from deltareg.store.inspect import FsckReport
+from deltareg.store.referrers import parse_referrer, referrers_among, without
 from deltareg.store.writer import mismatch
 
 __all__ = ["LAYOUT", "MANIFEST_LIMIT", "Store", "is_vacant", "parse_manifest"]
@@ -68,17 +70,21 @@ class Store(Blobs):
 
     # --- names ---
 
-    def publish(self, reference: Reference, manifest: bytes, *, yanked: str | None = None) -> Digest:
-        """Give a manifest, whose blobs are all here, the name of a version; with a reason it is yanked from the start.
+    def publish(
+        self, reference: Reference, manifest: bytes, *, yanked: str | None = None, deprecated: str | None = None
+    ) -> Digest:
+        """Give a manifest, whose blobs are all here, the name of a version.
 
-        Publishing the same bytes again changes nothing, and does not unyank. Raises VersionExists for other bytes, also
+        With a reason it is yanked, or deprecated, from the start. Publishing the same bytes again changes nothing, and
+        does not take back what was said of the version. Raises VersionExists for other bytes, also
         where the version was removed; BadName where `reference` is no version; BadManifest and UnsupportedFormat where
         the manifest or its config cannot be read; NotFound and DigestMismatch where blobs are missing or have another
         size.
         """
         changes.check_version(reference)
         document = parse_manifest(manifest, what=f"the manifest of {reference}")
-        reason = None if yanked is None else parse_reason(yanked)
+        told = {YANKED: yanked, DEPRECATED: deprecated}
+        marks = {mark: parse_reason(reason) for mark, reason in told.items() if reason is not None}
         digest = sha256(manifest)
         self.check_free(reference, digest)
         with self.hold():
@@ -88,7 +94,6 @@ class Store(Blobs):
                 data = self.read(Digest(document.config.digest), limit=_CONFIG_LIMIT)
                 changes.config_of(reference, document.config, data)
                 snapshot = self.snapshot()
-                marks = {} if reason is None else {YANKED: reason}
                 self._write(changes.published(snapshot, reference, digest, len(manifest), marks))
         return digest
 
@@ -101,11 +106,22 @@ class Store(Blobs):
 
         Raises BadName where `reference` is no version, InvalidArgument for what is no reason, NotFound.
         """
-        self._mark(reference, parse_reason(reason))
+        self._mark(reference, YANKED, parse_reason(reason))
 
     def unyank(self, reference: Reference) -> None:
         """Take back that a version was yanked. Raises BadName where `reference` is no version, NotFound."""
-        self._mark(reference, None)
+        self._mark(reference, YANKED, None)
+
+    def deprecate(self, reference: Reference, reason: str) -> None:
+        """Advise against a version, or give another reason: it resolves as before, and whoever uses it is warned.
+
+        Raises BadName where `reference` is no version, InvalidArgument for what is no reason, NotFound.
+        """
+        self._mark(reference, DEPRECATED, parse_reason(reason))
+
+    def undeprecate(self, reference: Reference) -> None:
+        """Take back that a version was deprecated. Raises BadName where `reference` is no version, NotFound."""
+        self._mark(reference, DEPRECATED, None)
 
     def set_channel(self, repository: str, channel: str, digest: Digest, expected: Digest | None) -> None:
         """Let a channel name a published version, if it still points to `expected` (None: to nothing).
@@ -121,6 +137,30 @@ class Store(Blobs):
         """Drop a channel; the version that it points to stays. Raises NotFound, BadName for what is no channel."""
         with self.lock.exclusive():
             self._write(changes.without_channel(self.snapshot(), repository, channel, str(self.root)))
+
+    def put_referrer(self, repository: str, manifest: bytes) -> Digest:
+        """Store the manifest of a referrer, whose blobs and whose subject are here; return its digest.
+
+        The same bytes again change nothing. `gc` keeps it for as long as its subject. Raises BadManifest and
+        UnsupportedFormat where it cannot be read; NotFound where a blob is missing, or no version of `repository` has
+        the subject; DigestMismatch for a blob of another size; NotAllowed where the subject has 1000 referrers.
+        """
+        document = parse_referrer(manifest, what=f"the manifest of a referrer in {repository}")
+        with self.hold():
+            digest = self.put(manifest)
+            with self.lock.exclusive():
+                snapshot = self.snapshot()
+                index = changes.with_referrer_of(snapshot, repository, manifest, document)
+                self._check_blobs(f"{digest}, which refers to {document.subject.digest},", document.blobs)
+                self._write(index)
+        return digest
+
+    def referrers(self, repository: str, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
+        """The referrers of the manifest `digest`, all or those of one artifact type, ordered by digest.
+
+        `repository` is not asked for: here a digest means the same in all of them.
+        """
+        return referrers_among(self, self.snapshot().untagged, parse_digest(digest), artifact_type)
 
     def remove(self, reference: Reference) -> None:
         """Drop a version or a channel; `gc` removes the bytes. A removed version is never free for other bytes.
@@ -169,12 +209,17 @@ class Store(Blobs):
     # --- upkeep ---
 
     def gc(self, grace_seconds: float = 3600, *, dry_run: bool = False) -> GcReport:
-        """Remove blobs that no name leads to and stale temporary files, once they are older than the grace period.
+        """Remove referrers and blobs that no name leads to; blobs and stale temporary files after the grace period.
 
         Raises an integrity error, and removes nothing, where a manifest cannot be read: what it needs is unknown then.
         """
         with self.lock.exclusive():
-            return collect.collect(self, self.snapshot().index, grace_seconds, dry_run=dry_run)
+            index = self.snapshot().index
+            needed, gone = collect.needed_by(self, index)
+            if gone and not dry_run:
+                # First: were this killed before the files are gone, nothing would name what is not there.
+                self._write(without(index, gone))
+            return collect.collect(self, needed, grace_seconds, dry_run=dry_run)
 
     def fsck(self, progress: Progress | None = None, *, drop_damaged: bool = False) -> FsckReport:
         """Read everything and report each fault. With `drop_damaged`, damaged blobs go, so that a pull brings them."""
@@ -234,11 +279,11 @@ class Store(Blobs):
         if index is not None:
             write_index(self.index_path, index, temporary=self.scratch())
 
-    def _mark(self, reference: Reference, reason: str | None) -> None:
+    def _mark(self, reference: Reference, mark: str, reason: str | None) -> None:
         with self.lock.exclusive():
-            self._write(changes.marked(self.snapshot(), reference, reason, str(self.root)))
+            self._write(changes.marked(self.snapshot(), reference, mark, reason, str(self.root)))
 
-    def _check_blobs(self, reference: Reference, blobs: Iterable[Descriptor]) -> None:
+    def _check_blobs(self, what: Reference | str, blobs: Iterable[Descriptor]) -> None:
         absent: list[str] = []
         for blob in blobs:
             digest = parse_digest(blob.digest)
@@ -247,7 +292,7 @@ class Store(Blobs):
             elif self.size(digest) != blob.size:
                 raise mismatch(digest, self.place(digest), expected=blob.size, found=self.size(digest))
         if absent:
-            raise changes.blobs_missing(reference, absent)
+            raise changes.blobs_missing(what, absent)
 
 
 def is_vacant(root: Path) -> bool:

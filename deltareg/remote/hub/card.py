@@ -38,6 +38,8 @@ def card(entry: Entry, manifest: Manifest, config: DeltaConfig, url: str, beside
     lines += [f"{plain(config.description)}", ""] if config.description else []
     if entry.yanked is not None:
         lines += [f"**This version is yanked:** {plain(entry.yanked or 'no reason is given')}", ""]
+    if entry.deprecated is not None:
+        lines += [f"**This version is deprecated:** {plain(entry.deprecated or 'no reason is given')}", ""]
     lines += [
         "A weight delta: what a post-training run changed in its base, to be added to that base or to another one of",
         "the same architecture and tokenizer. The repository is an OCI image layout; deltareg reads it.",

@@ -43,6 +43,13 @@ class State:
         """Whether it is a repository of a delta."""
         return "oci-layout" in self.files
 
+    def read(self, digest: Digest, *, limit: int) -> bytes:
+        """The verified bytes of a small blob. Raises BadManifest."""
+        data = None if self.commit is None else self.repository.read(path_of(digest), self.commit, limit)
+        if data is None or sha256(data) != digest:
+            raise BadManifest(f"{self.repository.label} does not have {digest}")
+        return data
+
 
 @dataclass(frozen=True)
 class Change:
@@ -164,18 +171,10 @@ def _new_card(state: State, change: Change, latest: Entry, url: str, beside: Seq
 
 
 def _described(state: State, entry: Entry) -> Described:
-    data = _blob(state, entry.digest, MANIFEST_LIMIT)
+    data = state.read(entry.digest, limit=MANIFEST_LIMIT)
     manifest = parse_manifest(data, what=f"the manifest of {entry.reference}")
-    config = _blob(state, Digest(manifest.config.digest), CONFIG_LIMIT)
+    config = state.read(Digest(manifest.config.digest), limit=CONFIG_LIMIT)
     return manifest, parse(DeltaConfig, config, what=f"the config of {entry.reference}")
-
-
-def _blob(state: State, digest: Digest, limit: int) -> bytes:
-    assert state.commit is not None
-    data = state.repository.read(path_of(digest), state.commit, limit)
-    if data is None or sha256(data) != digest:
-        raise BadManifest(f"{state.repository.label} does not have {digest}")
-    return data
 
 
 def _latest(snapshot: Snapshot) -> Entry | None:

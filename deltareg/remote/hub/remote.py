@@ -7,7 +7,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from deltareg.remote.hub.names import parse_place
 from deltareg.remote.hub.repository import Conflict, HubRepository, LargeFileLost, addition
 from deltareg.remote.hub.staging import StagedBlob, Staging
 from deltareg.remote.protocol import Capabilities, RemoteEntry
-from deltareg.store import MANIFEST_LIMIT, changes, parse_manifest
-from deltareg.store.index import Snapshot
+from deltareg.store import MANIFEST_LIMIT, changes, parse_manifest, parse_referrer
+from deltareg.store.index import DEPRECATED, YANKED, Snapshot
+from deltareg.store.referrers import referrers_among
 from deltareg.store.writer import mismatch
 
 __all__ = ["HubRemote"]
@@ -113,28 +114,18 @@ class HubRemote:
         document = parse_manifest(manifest, what=f"the manifest of {reference}")
         digest = sha256(manifest)
         staging = self._staging(reference.repository)
-        blobs = [blob.digest for blob in document.blobs]
 
         def publish(state: State) -> Change | None:
             index = changes.published(state.snapshot, reference, digest, len(manifest), where=f" at {self.url}")
             if index is None:
                 return None
-            additions = self._additions(state, reference, document)
+            additions = self._additions(state, reference.repository, reference, document.blobs)
             config = self._config(state, reference, document)
             additions.append(addition(path_of(digest), manifest))
             return Change(index, additions, (reference, (document, config)), staging.files(reference))
 
-        try:
-            self._change(reference.repository, f"Publish {reference}", publish)
-        except LargeFileLost as error:
-            # The Hub keeps what no commit has for some time only.
-            staging.forget(reference, blobs)
-            raise NotFound(
-                f"{reference} cannot be published: the hub lost some of its blobs",
-                cause=str(error),
-                hint="run the command again",
-            ) from error
-        staging.forget(reference, blobs)
+        self._publish(reference.repository, f"Publish {reference}", publish, document.blobs)
+        staging.forget_files(reference)
         return digest
 
     def get_manifest(self, repository: str, digest: Digest) -> bytes:
@@ -165,13 +156,40 @@ class HubRemote:
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="list") as pool:
             return sorted(entry for entries in pool.map(self.list, deltas) for entry in entries)
 
+    def put_referrer(self, repository: str, manifest: bytes) -> Digest:
+        """Store the manifest of a referrer, by one commit with the blobs of it that were sent."""
+        document = parse_referrer(manifest, what=f"the manifest of a referrer in {repository}")
+        digest = sha256(manifest)
+
+        def refer(state: State) -> Change | None:
+            index = changes.with_referrer_of(state.snapshot, repository, manifest, document)
+            told = f"{digest}, which refers to {document.subject.digest},"
+            additions = self._additions(state, repository, told, document.blobs)
+            return None if index is None else Change(index, [*additions, addition(path_of(digest), manifest)])
+
+        self._publish(repository, f"Add {digest}", refer, document.blobs)
+        return digest
+
+    def referrers(self, repository: str, digest: Digest, artifact_type: str | None = None) -> builtins.list[Descriptor]:
+        """The referrers of a manifest, as the newest index tells them."""
+        state = self._look(repository)
+        return referrers_among(state, state.snapshot.untagged, parse_digest(digest), artifact_type)
+
     def yank(self, reference: Reference, reason: str) -> None:
         """Yank a version."""
-        self._mark(reference, parse_reason(reason), f"Yank {reference}")
+        self._mark(reference, YANKED, parse_reason(reason), f"Yank {reference}")
 
     def unyank(self, reference: Reference) -> None:
         """Take back that a version was yanked."""
-        self._mark(reference, None, f"Unyank {reference}")
+        self._mark(reference, YANKED, None, f"Unyank {reference}")
+
+    def deprecate(self, reference: Reference, reason: str) -> None:
+        """Advise against a version."""
+        self._mark(reference, DEPRECATED, parse_reason(reason), f"Deprecate {reference}")
+
+    def undeprecate(self, reference: Reference) -> None:
+        """Take back that a version was deprecated."""
+        self._mark(reference, DEPRECATED, None, f"Undeprecate {reference}")
 
     def set_channel(self, repository: str, channel: str, digest: Digest, expected: Digest | None) -> None:
         """Let a channel name a version, if it still points to `expected`."""
@@ -231,11 +249,12 @@ class HubRemote:
                 staging.founded = True
         return repository
 
-    def _mark(self, reference: Reference, reason: str | None, message: str) -> None:
-        def mark(names: Snapshot) -> Index | None:
-            return changes.marked(names, reference, reason, self.url)
-
-        self._rename(reference.repository, message, mark)
+    def _mark(self, reference: Reference, mark: str, reason: str | None, message: str) -> None:
+        self._rename(
+            reference.repository,
+            message,
+            lambda names: changes.marked(names, reference, mark, reason, self.url),
+        )
 
     def _rename(self, delta: str, message: str, change: Callable[[Snapshot], Index | None]) -> None:
         def make(state: State) -> Change | None:
@@ -243,6 +262,23 @@ class HubRemote:
             return None if index is None else Change(index)
 
         self._change(delta, message, make)
+
+    def _publish(
+        self, delta: str, message: str, make: Callable[[State], Change | None], blobs: Sequence[Descriptor]
+    ) -> None:
+        """Commit a change that needs blobs which were sent. Raises NotFound where they have to be sent again."""
+        staging, sent = self._staging(delta), [blob.digest for blob in blobs]
+        try:
+            self._change(delta, message, make)
+        except LargeFileLost as error:
+            staging.forget(sent)
+            # The Hub keeps what no commit has for some time only.
+            raise NotFound(
+                f"the hub lost some of the blobs of {delta} that were sent to {self.url}",
+                cause=str(error),
+                hint="run the command again",
+            ) from error
+        staging.forget(sent)
 
     def _change(self, delta: str, message: str, make: Callable[[State], Change | None]) -> None:
         """Commit what `make` makes of the names as they are; again, where somebody else was first."""
@@ -263,13 +299,15 @@ class HubRemote:
             hint="run the command again",
         )
 
-    def _additions(self, state: State, reference: Reference, document: Manifest) -> builtins.list[Any]:
+    def _additions(
+        self, state: State, delta: str, what: Reference | str, blobs: Sequence[Descriptor]
+    ) -> builtins.list[Any]:
         """The blobs that a commit has to add. Raises NotFound where some were not sent, DigestMismatch."""
-        there = present(state, [Digest(blob.digest) for blob in document.blobs])
-        staging = self._staging(reference.repository)
+        there = present(state, [parse_digest(blob.digest) for blob in blobs])
+        staging = self._staging(delta)
         additions: builtins.list[Any] = []
         absent: builtins.list[str] = []
-        for blob in document.blobs:
+        for blob in blobs:
             size = there.get(Digest(blob.digest))
             staged = staging.blob(blob.digest) if size is None else None
             if staged is not None:
@@ -280,7 +318,7 @@ class HubRemote:
             elif size != blob.size:
                 raise mismatch(blob.digest, self.url, expected=blob.size, found=size)
         if absent:
-            raise changes.blobs_missing(reference, absent)
+            raise changes.blobs_missing(what, absent)
         return additions
 
     def _config(self, state: State, reference: Reference, document: Manifest) -> DeltaConfig:

@@ -55,9 +55,13 @@ class Staging:
         with self._lock:
             return dict(self._files.get(reference, {}))
 
-    def forget(self, reference: Reference, digests: Iterable[str]) -> None:
-        """Drop what a version needed, which is committed or has to be sent again."""
+    def forget_files(self, reference: Reference) -> None:
+        """Drop the files of a version that is published."""
         with self._lock:
             self._files.pop(reference, None)
+
+    def forget(self, digests: Iterable[str]) -> None:
+        """Drop blobs, which are committed or have to be sent again."""
+        with self._lock:
             for digest in digests:
                 self._blobs.pop(Digest(digest), None)

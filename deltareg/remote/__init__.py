@@ -10,10 +10,12 @@ from deltareg.remote.directory import DirectoryRemote
 from deltareg.remote.protocol import (
     PROTOCOL_VERSION,
     Capabilities,
+    FilesRemote,
     Remote,
     RemoteEntry,
     SearchableRemote,
     is_searchable,
+    takes_files,
 )
 from deltareg.remote.verified import read_blob, read_manifest
 
@@ -22,6 +24,7 @@ __all__ = [
     "REMOTES",
     "Capabilities",
     "DirectoryRemote",
+    "FilesRemote",
     "Remote",
     "RemoteEntry",
     "SearchableRemote",
@@ -29,6 +32,7 @@ __all__ = [
     "open_remote",
     "read_blob",
     "read_manifest",
+    "takes_files",
 ]
 
 

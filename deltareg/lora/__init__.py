@@ -4,7 +4,8 @@
 base and adapter as one checkpoint, with tensors of `sources.py`; `importing.py` takes the delta of that.
 
 `exporting.py` writes factors that the codec finds in the numbers of `frames.py`, once `base.py` has looked at the base;
-`card.py` writes what lies beside them. `stored.py` gives the adapter that a delta is, where it is one. `modules.py`, `experts.py` and `renamed.py` tell what PEFT makes of a name.
+`card.py` writes what lies beside them, `stored.py` the adapter that a delta is, where it is one. `modules.py`,
+`experts.py` and `renamed.py` tell what PEFT makes of a name.
 """
 
 from __future__ import annotations

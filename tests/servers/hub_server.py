@@ -88,7 +88,7 @@ class HubServer(ThreadingHTTPServer):
         self.stopped = False
         self.part_size: int | None = None  # from how many bytes on files are sent in parts of that size
         self.refuse: tuple[str, int, dict[str, str]] | None = None  # requests that match, their status and headers
-        self.before_commit: Callable[[], None] | None = None  # what happens before the next commit is looked at
+        self.before_commit: Callable[[], object] | None = None  # what happens before the next commit is looked at
         self.cut_uploads = 0  # uploads that are still to break off
 
     @property

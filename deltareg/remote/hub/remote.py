@@ -47,9 +47,10 @@ class HubRemote:
     resolved is read from the commit that it was found in, even where the branch has moved since.
     """
 
-    def __init__(self, url: str, hub: Hub | None = None) -> None:
+    def __init__(self, url: str, hub: Hub | None = None, *, pause: Callable[[float], None] = time.sleep) -> None:
         self._place = parse_place(url)
         self._hub = hub or Hub()
+        self._pause = pause
         self.url = self._place.url
         self._lock = threading.Lock()
         self._staged: dict[str, Staging] = {}
@@ -292,7 +293,7 @@ class HubRemote:
                     commit(state, change, message, self.url)
                     return
                 except Conflict:
-                    time.sleep(random.uniform(0, min(_MOST_WAIT, _WAIT * 2**attempt)))
+                    self._pause(random.uniform(0, min(_MOST_WAIT, _WAIT * 2**attempt)))
         raise RemoteUnavailable(
             f"{delta} at {self.url} is being changed by others all the time",
             cause=f"{_ATTEMPTS} commits came after another one",

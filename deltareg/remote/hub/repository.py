@@ -75,7 +75,7 @@ class HubRepository:
             with hub_errors(self.label):
                 info = self._api().model_info(self.name, revision=_BRANCH, timeout=TIMEOUT)
         except DeltaregError as error:
-            if isinstance(error.__cause__, hub_library(".errors").RepositoryNotFoundError):
+            if _is_unseen(error):
                 return None
             raise
         return str(info.sha), [str(sibling.rfilename) for sibling in info.siblings or ()]
@@ -199,8 +199,8 @@ class HubRepository:
                         yield piece
         except DeltaregError as error:
             errors = hub_library(".errors")
-            absent = (errors.EntryNotFoundError, errors.RevisionNotFoundError, errors.RepositoryNotFoundError)
-            if isinstance(error.__cause__, absent):
+            absent = isinstance(error.__cause__, (errors.EntryNotFoundError, errors.RevisionNotFoundError))
+            if absent or _is_unseen(error):
                 raise NotFound(
                     f"{self.label} has no {path}", cause=f"not at its commit {commit}", hint="deltareg list"
                 ) from error
@@ -215,14 +215,22 @@ class HubRepository:
         except DeltaregError as error:
             if status_of(error.__cause__) in _CONFLICTS:
                 raise Conflict from error
-            unseen = isinstance(error.__cause__, hub_library(".errors").RepositoryNotFoundError)
-            if unseen or isinstance(error, NotAllowed):
+            if _is_unseen(error) or isinstance(error, NotAllowed):
                 message = f"the hub does not let you {doing} {self.label}"
                 raise NotAllowed(message, cause=error.cause, hint=_LOGIN) from error
             raise
 
     def _api(self) -> Any:
         return hub_library().HfApi(endpoint=self._hub.endpoint, token=self._hub.token)
+
+
+def _is_unseen(error: DeltaregError) -> bool:
+    """Whether the Hub says that there is no such repository, which may also mean: not for this user."""
+    errors = hub_library(".errors")
+    # A gated repository is there, though huggingface_hub makes it a kind of those that are not.
+    return isinstance(error.__cause__, errors.RepositoryNotFoundError) and not isinstance(
+        error.__cause__, errors.GatedRepoError
+    )
 
 
 class _Told(io.BufferedReader):

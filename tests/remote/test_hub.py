@@ -31,6 +31,7 @@ from deltareg.errors import (
 from deltareg.manifest import Descriptor, Manifest, encode, parse
 from deltareg.names import parse_reference
 from deltareg.remote import Remote, open_remote
+from deltareg.remote.bandwidth import Bandwidth
 from deltareg.remote.hub import HubRemote
 from deltareg.remote.hub.names import parse_place
 from deltareg.store import Store
@@ -461,6 +462,26 @@ def test_hub_that_does_not_answer_is_unavailable(local: Store) -> None:
         with pytest.raises(RemoteUnavailable, match="could not be reached") as caught:
             call()
         assert caught.value.exit_code == 6
+
+
+def test_hub_that_does_not_answer_is_told_without_a_token_too(server: HubServer) -> None:
+    server.refuse = ("GET", 503, {})
+    with pytest.raises(RemoteUnavailable):
+        with_token(server, None).capabilities()
+
+
+def test_limit_of_bandwidth_holds_both_ways(server: HubServer, local: Store) -> None:
+    waited: list[float] = []
+    limit = Bandwidth(1_000_000, clock=lambda: 0.0, sleep=waited.append)
+    remote = HubRemote("hf://acme", Hub(endpoint=server.url, token=WRITER), bandwidth=limit)
+    data = noise(3_000_000)
+    blob = stored(local, data)
+    send(remote, local, blob)
+    assert 2.8 < max(waited) < 3.2
+    publish(remote, local, NAME, [data])
+    waited.clear()
+    assert b"".join(remote.get_blob(REPOSITORY, blob, 0)) == data
+    assert max(waited) - min(waited) > 2.8
 
 
 def test_error_of_the_server_is_unavailable(server: HubServer, remote: HubRemote) -> None:

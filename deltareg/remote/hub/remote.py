@@ -18,6 +18,7 @@ from deltareg.errors import InvalidArgument, NotAllowed, NotFound, RemoteUnavail
 from deltareg.manifest import CONFIG_TYPE, DeltaConfig, Descriptor, Index, Manifest
 from deltareg.names import Reference, parse_reason
 from deltareg.progress import SILENT, Progress
+from deltareg.remote.bandwidth import Bandwidth
 from deltareg.remote.hub.card import TAG
 from deltareg.remote.hub.commits import CONFIG_LIMIT, Change, State, commit, found, look, path_of, present
 from deltareg.remote.hub.names import parse_place
@@ -47,9 +48,17 @@ class HubRemote:
     resolved is read from the commit that it was found in, even where the branch has moved since.
     """
 
-    def __init__(self, url: str, hub: Hub | None = None, *, pause: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        url: str,
+        hub: Hub | None = None,
+        *,
+        bandwidth: Bandwidth | None = None,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._place = parse_place(url)
         self._hub = hub or Hub()
+        self._bandwidth = bandwidth or Bandwidth()
         self._pause = pause
         self.url = self._place.url
         self._lock = threading.Lock()
@@ -228,12 +237,11 @@ class HubRemote:
         return NotFound(f"{delta} at {self.url} has no {digest}", hint="deltareg list", digest=digest)
 
     def _may_write(self) -> bool:
-        token = self._hub.token or hub_library().get_token()
+        if not (self._hub.token or hub_library().get_token()):
+            # Asked all the same, so that who looks whether it can be reached is told.
+            HubRepository(self._hub, f"{self._place.owner}/{TAG}", self._bandwidth).head()
+            return False
         with hub_errors(self.url):
-            if not token:
-                # Asked all the same, so that who looks whether it can be reached is told.
-                list(self._api().list_models(author=self._place.owner, filter=TAG, limit=1))
-                return False
             user: Any = self._api().whoami()
         role = user.get("auth", {}).get("accessToken", {}).get("role")
         orgs = [one["name"] for one in user.get("orgs", ()) if one.get("roleInOrg") != "read"]
@@ -333,7 +341,7 @@ class HubRemote:
         return changes.config_of(reference, document.config, data)
 
     def _repository(self, delta: str) -> HubRepository:
-        return HubRepository(self._hub, self._place.repository_of(delta))
+        return HubRepository(self._hub, self._place.repository_of(delta), self._bandwidth)
 
     def _staging(self, delta: str) -> Staging:
         with self._lock:

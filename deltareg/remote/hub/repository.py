@@ -25,6 +25,7 @@ from deltareg.digest import Digest
 from deltareg.errors import BadManifest, DeltaregError, HubUnavailable, NotAllowed, NotFound, translate_os_errors
 from deltareg.manifest import Descriptor
 from deltareg.progress import Progress
+from deltareg.remote.bandwidth import Bandwidth
 from deltareg.store.writer import mismatch
 
 __all__ = ["Conflict", "HubFile", "HubRepository", "LargeFileLost", "Upload", "addition"]
@@ -64,10 +65,11 @@ class Upload:
 class HubRepository:
     """`owner/name` on the Hub. Raises HubUnavailable, NotAllowed, NotFound."""
 
-    def __init__(self, hub: Hub, name: str) -> None:
+    def __init__(self, hub: Hub, name: str, bandwidth: Bandwidth) -> None:
         self.name = name
         self.label = f"hf://{name}"
         self._hub = hub
+        self._bandwidth = bandwidth
 
     def head(self) -> tuple[str, list[str]] | None:
         """The newest commit and its files; None where there is no repository, or none that we may see."""
@@ -112,6 +114,7 @@ class HubRepository:
             begun = offset
             try:
                 for chunk in self._chunks(path, commit, offset):
+                    self._bandwidth.take(len(chunk))
                     yield chunk
                     offset += len(chunk)
                 return
@@ -131,7 +134,11 @@ class HubRepository:
 
         Raises DigestMismatch where `source` is not what the descriptor says.
         """
-        with translate_os_errors("read a blob", source), source.open("rb", buffering=0) as raw, _Told(raw) as file:
+        with (
+            translate_os_errors("read a blob", source),
+            source.open("rb", buffering=0) as raw,
+            _Told(raw, self._bandwidth) as file,
+        ):
             # Reads it once, for its digest.
             operation = hub_library().CommitOperationAdd(path_in_repo=path, path_or_fileobj=file)
             size, digest = int(operation.upload_info.size), f"sha256:{operation.upload_info.sha256.hex()}"
@@ -240,8 +247,9 @@ class _Told(io.BufferedReader):
     Xet, which neither tells how far it is nor can be stopped.
     """
 
-    def __init__(self, raw: io.FileIO) -> None:
+    def __init__(self, raw: io.FileIO, bandwidth: Bandwidth) -> None:
         super().__init__(raw)
+        self._bandwidth = bandwidth
         self.told = 0
         self.failure: BaseException | None = None
         self._progress: Progress | None = None
@@ -258,6 +266,7 @@ class _Told(io.BufferedReader):
             if self._progress is not None and self.tell() > self.told:
                 count, self.told = self.tell() - self.told, self.tell()
                 self._progress.advance(count)
+                self._bandwidth.take(count)
         except BaseException as error:
             self.failure = error
             raise

@@ -28,11 +28,12 @@ from deltareg.errors import (
     UsageError,
     VersionExists,
 )
-from deltareg.manifest import Descriptor, Manifest, encode, parse
-from deltareg.names import parse_reference
-from deltareg.remote import Remote, open_remote
+from deltareg.manifest import DeltaConfig, Descriptor, Manifest, encode, parse
+from deltareg.names import Reference, parse_reference
+from deltareg.remote import DirectoryRemote, Remote, RemoteEntry, open_remote
 from deltareg.remote.bandwidth import Bandwidth
 from deltareg.remote.hub import HubRemote
+from deltareg.remote.hub.card import card
 from deltareg.remote.hub.names import parse_place
 from deltareg.store import Store
 from deltareg.transfer import pull, push
@@ -257,6 +258,40 @@ def test_files_lie_beside_the_latest_version_alone(
     publish(remote, local, "acme/search:2.0.0", [b"2"])
     assert "adapter_config.json" not in model().files
     assert front_matter(model())["base_model_relation"] == "finetune"
+
+
+def test_files_beside_are_made_once_and_only_where_they_are_shown(
+    server: HubServer, remote: HubRemote, registry: Registry, tmp_path: Path
+) -> None:
+    made: list[str] = []
+
+    def beside(name: Reference, folder: Path) -> dict[str, Path]:
+        made.append(str(name))
+        (folder / "adapter_config.json").write_text("{}")
+        return {"adapter_config.json": folder / "adapter_config.json"}
+
+    (tmp_path / "shared").mkdir()
+    push(registry, NAME, DirectoryRemote(tmp_path / "shared"), beside=beside)
+    push(registry, NAME, remote, beside=beside, dry_run=True)
+    assert made == []
+    for _ in range(2):
+        push(registry, NAME, remote, beside=beside)
+    assert made == [NAME]
+    assert model_of(server).files["adapter_config.json"] == b"{}"
+
+
+@pytest.mark.parametrize(
+    ("base", "linked"),
+    [("hf://acme/base", "acme/base"), ("my-base", None), ("hf://a b", None), ("hf://x/y\n- z", None)],
+)
+def test_card_links_only_to_a_base_that_can_be_on_the_hub(local: Store, base: str, linked: str | None) -> None:
+    manifest = parse(Manifest, add_delta(local), what="test")
+    config = parse(DeltaConfig, local.read(Digest(manifest.config.digest)), what="test")
+    config = config.model_copy(update={"base": config.base.model_copy(update={"id": base})})
+    entry = RemoteEntry(parse_reference(NAME), sha256(b"x"), 1, "")
+    text = card(entry, manifest, config, "hf://acme", [])
+    front = yaml.safe_load(text.decode().split("---\n")[1])
+    assert front.get("base_model") == linked
 
 
 @pytest.mark.parametrize("name", ["index.json", "README.md", "blobs/x", "../x", ".gitattributes"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from deltareg.checkpoint.hub import parse_hub_name
+from deltareg.errors import BadName
 from deltareg.licences import derive
 from deltareg.manifest import DeltaConfig, Manifest
 from deltareg.markdown import front_matter, plain
@@ -65,12 +67,20 @@ def card(entry: Entry, manifest: Manifest, config: DeltaConfig, url: str, beside
 def _front(config: DeltaConfig, *, adapted: bool) -> dict[str, Any]:
     licence = derive({"delta": config.licence})
     front: dict[str, Any] = {"library_name": TAG, "tags": [TAG, *(["lora", "peft"] if adapted else [])]}
-    # A base that was a directory has no name that others could follow.
-    if config.base.id.startswith("hf://"):
-        front["base_model"] = config.base.id.removeprefix("hf://")
+    base = _hub_name(config.base.id)
+    if base is not None:
+        front["base_model"] = base
         front["base_model_relation"] = "adapter" if adapted else "finetune"
     hub = {"license": licence.hub, "license_name": licence.hub_name}
     return front | {key: value for key, value in hub.items() if value is not None}
+
+
+def _hub_name(base: str) -> str | None:
+    """The model that the Hub can link to; a base that was a directory has none, and the Hub refuses what is no name."""
+    try:
+        return parse_hub_name(base).repository
+    except BadName:
+        return None
 
 
 def _table(entry: Entry, manifest: Manifest, config: DeltaConfig) -> list[str]:

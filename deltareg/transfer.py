@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from pydantic import Field
@@ -15,20 +18,24 @@ from pydantic import Field
 from deltareg.artifact import Artifact
 from deltareg.catalog import Registry
 from deltareg.digest import Digest, parse_digest
-from deltareg.errors import DigestMismatch, DiskFull, InvalidArgument, NotFound
+from deltareg.errors import DigestMismatch, DiskFull, InvalidArgument, NotFound, translate_os_errors
 from deltareg.manifest import Descriptor, Document, Manifest, Requirement
 from deltareg.names import LATEST, Reference, as_reason, parse_reference
 from deltareg.progress import SILENT, Progress
-from deltareg.remote import Remote, open_remote, read_manifest
+from deltareg.remote import Remote, open_remote, read_manifest, takes_files
 from deltareg.store import MANIFEST_LIMIT, Entry, Store, parse_manifest, version_among, version_exists
 from deltareg.versions import parse_range
 
-__all__ = ["TransferReport", "pull", "push"]
+__all__ = ["Beside", "TransferReport", "pull", "push"]
 
 _ROUNDS = 3
 _NO_REASON = "no reason is given"
 
 _Mark = Literal["yanked", "deprecated"]
+
+
+Beside = Callable[[Reference, Path], Mapping[str, Path]]
+"""Makes files, by name, of a version in a directory that is removed afterwards."""
 
 
 class TransferReport(Document):
@@ -54,9 +61,11 @@ def push(
     threads: int = 4,
     dry_run: bool = False,
     progress: Progress | None = None,
+    beside: Beside | None = None,
 ) -> TransferReport:
     """Send a version to a remote: first the blobs that it lacks, `threads` at a time, then the manifest.
 
+    What `beside` makes of the version goes along where the remote shows such files to those who know no deltas.
     A channel or `latest` is sent as the version that it names here. Whether it is yanked or deprecated is for each
     registry to say. Raises NotFound, VersionExists, NotAllowed, RemoteUnavailable, DiskFull; DigestMismatch where a
     local blob is damaged: the remote's names are unchanged then.
@@ -70,7 +79,7 @@ def push(
     version = _version_of(wanted, digest, store.siblings(wanted))
     data = store.read(digest, limit=MANIFEST_LIMIT)
     manifest = parse_manifest(data, what=f"the manifest of {version}")
-    _check_free(remote, version, digest)
+    there = _check_free(remote, version, digest)
     warnings = [*_marked_here(store, version), *_founding(remote, dry_run=dry_run)]
     lacking = _lacking(registry.artifact(version), remote.list)
     warnings += [f"{version} was taken on top of {one}, which {remote.url} lacks: push that too" for one in lacking]
@@ -84,6 +93,8 @@ def push(
         absent = _missing(lacks, manifest)
         moved += _in_parallel("push", _sender(store, remote, version.repository), absent, threads, progress)
         sent += len(absent)
+        if beside is not None and not there and attempt == 0:
+            _send_beside(remote, version, beside)
         try:
             remote.put_manifest(version, data)
             break
@@ -251,14 +262,24 @@ def _version_of(wanted: Reference, digest: Digest, entries: Iterable[Entry]) -> 
     return version
 
 
-def _check_free(remote: Remote, version: Reference, digest: Digest) -> None:
-    """Refuse before any blob is sent; `put_manifest` is what decides."""
+def _send_beside(remote: Remote, version: Reference, beside: Beside) -> None:
+    if not takes_files(remote):
+        return
+    with translate_os_errors("make the files beside it", tempfile.gettempdir()), TemporaryDirectory() as folder:
+        files = beside(version, Path(folder))
+        if files:
+            remote.put_files(version, files)
+
+
+def _check_free(remote: Remote, version: Reference, digest: Digest) -> bool:
+    """Refuse before any blob is sent; `put_manifest` is what decides. Whether the same bytes are there already."""
     try:
         found = remote.resolve(version)
     except NotFound:
-        return
+        return False
     if found != digest:
         raise version_exists(version, found, f" at {remote.url}")
+    return True
 
 
 def _founding(remote: Remote, *, dry_run: bool) -> list[str]:

@@ -29,6 +29,7 @@ from deltareg.cli.registry import list_deltas, show, verify
 from deltareg.cli.remotes import remote_app
 from deltareg.cli.search import search
 from deltareg.cli.setup import init
+from deltareg.cli.signing import sign
 from deltareg.cli.transfers import pull, push
 from deltareg.cli.yanks import unyank, yank
 
@@ -100,6 +101,7 @@ app.command("yank")(yank)
 app.command("unyank")(unyank)
 app.add_typer(channel_app, name="channel")
 app.command("verify")(verify)
+app.command("sign")(sign)
 app.command("check")(check)
 app.command("compare")(compare)
 app.command("apply")(apply)

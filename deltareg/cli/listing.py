@@ -9,6 +9,7 @@ from deltareg.config import Settings
 from deltareg.errors import NotFound
 from deltareg.names import parse_reference, version_key
 from deltareg.remote import Remote, RemoteEntry
+from deltareg.signatures import signatures_of
 
 __all__ = ["details_of", "local_deltas", "remote_deltas"]
 
@@ -49,6 +50,7 @@ def details_of(registry: Registry, reference: str, *, tensors: bool) -> DeltaDet
         yanked=registry.yanked(entry.reference),
         manifest=artifact.manifest,
         config=artifact.config,
+        signatures=signatures_of(registry, entry.reference),
         tensors=artifact.inventory.tensors if tensors else None,
     )
 

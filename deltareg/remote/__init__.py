@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from deltareg.errors import UsageError
 from deltareg.remote.directory import DirectoryRemote
 from deltareg.remote.protocol import PROTOCOL_VERSION, Capabilities, Remote, RemoteEntry
-from deltareg.remote.verified import read_blob, read_manifest
+from deltareg.remote.verified import RemoteReferrers, read_blob, read_manifest
 
 __all__ = [
     "PROTOCOL_VERSION",
@@ -17,6 +17,7 @@ __all__ = [
     "DirectoryRemote",
     "Remote",
     "RemoteEntry",
+    "RemoteReferrers",
     "open_remote",
     "read_blob",
     "read_manifest",

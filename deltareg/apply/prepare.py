@@ -220,7 +220,7 @@ def open_delta(
     """
     # The card says what was applied even after `latest` has moved on.
     version = registry.version_of(reference)
-    registry.check_signed(version)
+    registry.check_signed(reference)
     artifact = registry.artifact(version)
     return WeightedDelta(version, artifact, weights, parameters or {}, registry.yanked(version))
 

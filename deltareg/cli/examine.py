@@ -46,7 +46,7 @@ PACKAGES = (
 )
 """What deltareg cannot do without."""
 
-_OPTIONAL = ("safetensors", "torch", "transformers")
+_OPTIONAL = ("model-signing", "safetensors", "torch", "transformers")
 _LITTLE = 1 << 30
 _FSCK = "deltareg cache fsck"
 

@@ -222,7 +222,8 @@ def open_delta(
     version = registry.version_of(reference)
     registry.check_signed(reference)
     artifact = registry.artifact(version)
-    return WeightedDelta(version, artifact, weights, parameters or {}, registry.yanked(version))
+    told = (registry.yanked(version), registry.deprecated(version))
+    return WeightedDelta(version, artifact, weights, parameters or {}, *told)
 
 
 def refuse_errors(fits: Sequence[Fit], target: Checkpoint, *, force: bool) -> list[str]:

@@ -121,6 +121,16 @@ class DirectoryRemote:
         with self._reaching():
             self._readable_store(reference).unyank(reference)
 
+    def deprecate(self, reference: Reference, reason: str) -> None:
+        """Advise against a version."""
+        with self._reaching():
+            self._readable_store(reference).deprecate(reference, reason)
+
+    def undeprecate(self, reference: Reference) -> None:
+        """Take back that a version was deprecated."""
+        with self._reaching():
+            self._readable_store(reference).undeprecate(reference)
+
     def set_channel(self, repository: str, channel: str, digest: Digest, expected: Digest | None) -> None:
         """Let a channel name a version, if it still points to `expected`."""
         with self._reaching():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 from pydantic import Field
 
@@ -14,7 +14,10 @@ from deltareg.names import Reference
 from deltareg.progress import Progress
 from deltareg.store import Entry
 
-__all__ = ["PROTOCOL_VERSION", "Capabilities", "Remote", "RemoteEntry"]
+if TYPE_CHECKING:
+    from deltareg.catalog.search import Query, SearchReport
+
+__all__ = ["PROTOCOL_VERSION", "Capabilities", "Remote", "RemoteEntry", "SearchableRemote", "is_searchable"]
 
 PROTOCOL_VERSION = 1
 
@@ -114,6 +117,17 @@ class Remote(Protocol):
         """Take back that a version was yanked. Raises NotFound; BadName where `reference` is no version."""
         ...
 
+    def deprecate(self, reference: Reference, reason: str) -> None:
+        """Advise against a version, or give another reason: it resolves as before, and whoever uses it is warned.
+
+        Raises NotFound; BadName where `reference` is no version; InvalidArgument for what is no reason.
+        """
+        ...
+
+    def undeprecate(self, reference: Reference) -> None:
+        """Take back that a version was deprecated. Raises NotFound; BadName where `reference` is no version."""
+        ...
+
     def set_channel(self, repository: str, channel: str, digest: Digest, expected: Digest | None) -> None:
         """Let a channel name a published version, if it still points to `expected` (None: to nothing).
 
@@ -124,3 +138,16 @@ class Remote(Protocol):
     def remove_channel(self, repository: str, channel: str) -> None:
         """Drop a channel. Raises NotFound; BadName for what is no channel."""
         ...
+
+
+class SearchableRemote(Remote, Protocol):
+    """A remote that finds deltas by itself. `deltareg.remote.search` searches in those that do not."""
+
+    def search(self, query: Query) -> SearchReport:
+        """The published versions that `query` asks for, best fit first, then newest first."""
+        ...
+
+
+def is_searchable(remote: Remote) -> TypeGuard[SearchableRemote]:
+    """Whether a remote finds deltas by itself. Asks it."""
+    return remote.capabilities().search

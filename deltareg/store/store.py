@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from deltareg.store.collect import GcReport
 from deltareg.store.files import sync_directory, write_atomically
 from deltareg.store.index import (
     CREATED,
+    DEPRECATED,
     REF_NAME,
     YANKED,
     Entry,
@@ -77,10 +78,13 @@ class Store(Blobs):
 
     # --- names ---
 
-    def publish(self, reference: Reference, manifest: bytes, *, yanked: str | None = None) -> Digest:
-        """Give a manifest, whose blobs are all here, the name of a version; with a reason it is yanked from the start.
+    def publish(
+        self, reference: Reference, manifest: bytes, *, yanked: str | None = None, deprecated: str | None = None
+    ) -> Digest:
+        """Give a manifest, whose blobs are all here, the name of a version.
 
-        Publishing the same bytes again changes nothing, and does not unyank. Raises VersionExists for other bytes, also
+        With a reason it is yanked, or deprecated, from the start. Publishing the same bytes again changes nothing, and
+        does not take back what was said of the version. Raises VersionExists for other bytes, also
         where the version was removed; BadName where `reference` is no version; BadManifest and UnsupportedFormat where
         the manifest or its config cannot be read; NotFound and DigestMismatch where blobs are missing or have another
         size.
@@ -88,7 +92,8 @@ class Store(Blobs):
         if reference.version is None:
             raise BadName(f"{reference} does not name a version", hint="to publish, write namespace/name:1.2.3")
         document = parse_manifest(manifest, what=f"the manifest of {reference}")
-        reason = None if yanked is None else parse_reason(yanked)
+        told = {YANKED: yanked, DEPRECATED: deprecated}
+        marks = {mark: parse_reason(reason) for mark, reason in told.items() if reason is not None}
         digest = sha256(manifest)
         self.check_free(reference, digest)
         with self.hold():
@@ -99,7 +104,7 @@ class Store(Blobs):
                 snapshot = self.snapshot()
                 self.check_free(reference, digest)
                 if snapshot.entry(reference) is None:
-                    named = _named(reference, digest, len(manifest), yanked=reason)
+                    named = _named(reference, digest, len(manifest), marks)
                     self._write(snapshot.with_entry(reference, named))
         return digest
 
@@ -116,11 +121,22 @@ class Store(Blobs):
 
         Raises BadName where `reference` is no version, InvalidArgument for what is no reason, NotFound.
         """
-        self._mark(reference, parse_reason(reason))
+        self._mark(reference, YANKED, parse_reason(reason))
 
     def unyank(self, reference: Reference) -> None:
         """Take back that a version was yanked. Raises BadName where `reference` is no version, NotFound."""
-        self._mark(reference, None)
+        self._mark(reference, YANKED, None)
+
+    def deprecate(self, reference: Reference, reason: str) -> None:
+        """Advise against a version, or give another reason: it resolves as before, and whoever uses it is warned.
+
+        Raises BadName where `reference` is no version, InvalidArgument for what is no reason, NotFound.
+        """
+        self._mark(reference, DEPRECATED, parse_reason(reason))
+
+    def undeprecate(self, reference: Reference) -> None:
+        """Take back that a version was deprecated. Raises BadName where `reference` is no version, NotFound."""
+        self._mark(reference, DEPRECATED, None)
 
     def set_channel(self, repository: str, channel: str, digest: Digest, expected: Digest | None) -> None:
         """Let a channel name a published version, if it still points to `expected` (None: to nothing).
@@ -328,16 +344,19 @@ class Store(Blobs):
     def _write(self, index: Index) -> None:
         write_index(self.index_path, index, temporary=self.scratch())
 
-    def _mark(self, reference: Reference, reason: str | None) -> None:
+    def _mark(self, reference: Reference, mark: str, reason: str | None) -> None:
         if reference.version is None:
-            raise BadName(f"{reference} does not name a version", hint="only versions are yanked: namespace/name:1.2.3")
+            done = "yanked" if mark == YANKED else "deprecated"
+            raise BadName(
+                f"{reference} does not name a version", hint=f"only versions are {done}: namespace/name:1.2.3"
+            )
         with self.lock.exclusive():
             snapshot = self.snapshot()
             entry = snapshot.entry(reference)
             if entry is None:
                 raise self._unknown(reference, snapshot)
-            if entry.yanked != reason:
-                self._write(snapshot.with_yank(reference, reason))
+            if (entry.yanked if mark == YANKED else entry.deprecated) != reason:
+                self._write(snapshot.with_mark(reference, mark, reason))
 
     def _check_blobs(self, what: Reference | str, blobs: Iterable[Descriptor]) -> None:
         absent: list[str] = []
@@ -416,12 +435,12 @@ def parse_manifest(data: bytes, *, what: str) -> Manifest:
     return document
 
 
-def _named(reference: Reference, digest: Digest, size: int, *, yanked: str | None = None) -> Descriptor:
+def _named(reference: Reference, digest: Digest, size: int, marks: Mapping[str, str] | None = None) -> Descriptor:
     created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return Descriptor(
         media_type=MANIFEST_TYPE,
         digest=digest,
         size=size,
         artifact_type=DELTA_TYPE,
-        annotations={REF_NAME: str(reference), CREATED: created, **({} if yanked is None else {YANKED: yanked})},
+        annotations={REF_NAME: str(reference), CREATED: created, **(marks or {})},
     )

@@ -335,6 +335,76 @@ class RemoteContract:
             list(pool.map(lambda name: self.another(remote).yank(parse_reference(name), name), names))
         assert [entry.yanked for entry in remote.list()] == names
 
+    # --- deprecating ---
+
+    def test_deprecated_version_is_listed_as_such_and_resolves_as_before(self, remote: Remote, local: Store) -> None:
+        publish(remote, local, "acme/search:1.0.0")
+        second, manifest = publish(remote, local, "acme/search:1.1.0", [b"other"])
+        remote.set_channel("acme/search", "prod", second, None)
+        remote.deprecate(parse_reference("acme/search:1.1.0"), "slow: take acme/find – or none")
+        client = self.another(remote)
+        found = {str(entry.reference): entry.deprecated for entry in client.list("acme/search")}
+        assert found == {
+            "acme/search:1.0.0": None,
+            "acme/search:1.1.0": "slow: take acme/find – or none",
+            "acme/search:prod": None,
+        }
+        for name in ("acme/search", "acme/search:latest", "acme/search:prod", "acme/search:1.1.0"):
+            assert client.resolve(parse_reference(name)) == second
+        assert client.get_manifest(REPOSITORY, second) == manifest
+        client.undeprecate(parse_reference("acme/search:1.1.0"))
+        assert {entry.deprecated for entry in remote.list()} == {None}
+
+    def test_a_version_may_be_yanked_and_deprecated(self, remote: Remote, local: Store) -> None:
+        publish(remote, local, "acme/search:1.0.0")
+        remote.yank(parse_reference("acme/search:1.0.0"), "wrong")
+        remote.deprecate(parse_reference("acme/search:1.0.0"), "old")
+        assert [(entry.yanked, entry.deprecated) for entry in remote.list()] == [("wrong", "old")]
+        remote.unyank(parse_reference("acme/search:1.0.0"))
+        assert [(entry.yanked, entry.deprecated) for entry in remote.list()] == [(None, "old")]
+        remote.yank(parse_reference("acme/search:1.0.0"), "wrong")
+        remote.undeprecate(parse_reference("acme/search:1.0.0"))
+        assert [(entry.yanked, entry.deprecated) for entry in remote.list()] == [("wrong", None)]
+
+    def test_publishing_a_deprecated_version_again_changes_nothing(self, remote: Remote, local: Store) -> None:
+        publish(remote, local, "acme/search:1.0.0")
+        remote.deprecate(parse_reference("acme/search:1.0.0"), "old")
+        publish(self.another(remote), local, "acme/search:1.0.0")
+        assert [entry.deprecated for entry in remote.list()] == ["old"]
+
+    def test_another_reason_to_deprecate_takes_the_place_of_the_first(self, remote: Remote, local: Store) -> None:
+        publish(remote, local, "acme/search:1.0.0")
+        for reason in ("first", "first", "second"):
+            remote.deprecate(parse_reference("acme/search:1.0.0"), reason)
+        assert [entry.deprecated for entry in remote.list()] == ["second"]
+        remote.undeprecate(parse_reference("acme/search:1.0.0"))
+        remote.undeprecate(parse_reference("acme/search:1.0.0"))
+        assert [entry.deprecated for entry in remote.list()] == [None]
+
+    @pytest.mark.parametrize("reason", ["", " ", "two\nlines", "\x1b[31m", "x" * 1001])
+    def test_what_is_no_reason_deprecates_nothing(self, remote: Remote, local: Store, reason: str) -> None:
+        publish(remote, local, "acme/search:1.0.0")
+        with pytest.raises(InvalidArgument):
+            remote.deprecate(parse_reference("acme/search:1.0.0"), reason)
+        assert [entry.deprecated for entry in remote.list()] == [None]
+
+    def test_only_versions_that_are_there_are_deprecated(self, remote: Remote, local: Store) -> None:
+        with pytest.raises(NotFound):
+            remote.deprecate(parse_reference("acme/search:1.0.0"), "old")
+        digest, _ = publish(remote, local, "acme/search:1.0.0")
+        remote.set_channel("acme/search", "prod", digest, None)
+        for name in ("acme/search:1.0.1", "acme/other:1.0.0"):
+            with pytest.raises(NotFound):
+                remote.deprecate(parse_reference(name), "old")
+            with pytest.raises(NotFound):
+                remote.undeprecate(parse_reference(name))
+        for name in ("acme/search", "acme/search:prod", f"acme/search@{digest}"):
+            with pytest.raises(BadName):
+                remote.deprecate(parse_reference(name), "old")
+            with pytest.raises(BadName):
+                remote.undeprecate(parse_reference(name))
+        assert {entry.deprecated for entry in remote.list()} == {None}
+
     # --- channels ---
 
     def test_channel_is_set_moved_and_removed(self, remote: Remote, local: Store) -> None:
@@ -369,6 +439,8 @@ class RemoteContract:
         assert remote.resolve(parse_reference("acme/search:prod")) == first
 
     def test_of_several_that_move_a_channel_exactly_one_wins(self, remote: Remote, local: Store) -> None:
+        if not remote.capabilities().conditional_put:
+            pytest.skip("the remote has no conditional put")
         digests = [publish(remote, local, f"acme/search:1.0.{number}", [bytes([number])])[0] for number in range(5)]
         remote.set_channel("acme/search", "prod", digests[0], None)
 

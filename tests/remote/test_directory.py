@@ -69,6 +69,8 @@ def calls(remote: DirectoryRemote, local: Store) -> list[tuple[str, object]]:
         ("list", remote.list),
         ("yank", lambda: remote.yank(reference, "wrong")),
         ("unyank", lambda: remote.unyank(reference)),
+        ("deprecate", lambda: remote.deprecate(reference, "old")),
+        ("undeprecate", lambda: remote.undeprecate(reference)),
         ("set_channel", lambda: remote.set_channel("acme/search", "prod", sha256(b"x"), None)),
         ("remove_channel", lambda: remote.remove_channel("acme/search", "prod")),
     ]

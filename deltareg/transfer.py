@@ -15,6 +15,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from deltareg import referrers
 from deltareg.artifact import Artifact
 from deltareg.catalog import Registry
 from deltareg.digest import Digest, parse_digest
@@ -22,7 +23,8 @@ from deltareg.errors import DigestMismatch, DiskFull, InvalidArgument, NotFound,
 from deltareg.manifest import Descriptor, Document, Manifest, Requirement
 from deltareg.names import LATEST, Reference, as_reason, parse_reference
 from deltareg.progress import SILENT, Progress
-from deltareg.remote import Remote, open_remote, read_manifest, takes_files
+from deltareg.remote import Remote, RemoteReferrers, open_remote, read_manifest, takes_files
+from deltareg.signing import StoreReferrers
 from deltareg.store import MANIFEST_LIMIT, Entry, Store, parse_manifest, version_among, version_exists
 from deltareg.versions import parse_range
 
@@ -47,6 +49,7 @@ class TransferReport(Document):
     blobs: int = Field(description="blobs of the artifact, without the manifest")
     sent: int = Field(description="blobs that were moved")
     bytes: int = Field(description="bytes that were moved")
+    referrers: int = Field(default=0, description="signatures and other artifacts about it that were moved")
     skipped_bytes: int = Field(description="bytes of blobs that were there already, whole or in part")
     seconds: float
     dry_run: bool
@@ -65,10 +68,10 @@ def push(
 ) -> TransferReport:
     """Send a version to a remote: first the blobs that it lacks, `threads` at a time, then the manifest.
 
-    What `beside` makes of the version goes along where the remote shows such files to those who know no deltas.
-    A channel or `latest` is sent as the version that it names here. Whether it is yanked or deprecated is for each
-    registry to say. Raises NotFound, VersionExists, NotAllowed, RemoteUnavailable, DiskFull; DigestMismatch where a
-    local blob is damaged: the remote's names are unchanged then.
+    What `beside` makes of the version goes along where the remote shows such files to those who know no deltas. What
+    refers to it, such as signatures, comes last. A channel or `latest` is sent as the version that it names here.
+    Whether it is yanked or deprecated is for each registry to say. Raises NotFound, VersionExists, NotAllowed,
+    RemoteUnavailable, DiskFull; DigestMismatch where a local blob is damaged: the remote's names are unchanged then.
     """
     begun = time.monotonic()
     _check_threads(threads)
@@ -84,10 +87,12 @@ def push(
     lacking = _lacking(registry.artifact(version), remote.list)
     warnings += [f"{version} was taken on top of {one}, which {remote.url} lacks: push that too" for one in lacking]
     lacks = partial(remote.missing, version.repository)
+    going = referrers.sendable(store, remote, version, digest)
+    warnings += going.warnings
+    report = partial(_report, version, digest, remote, manifest, referrers=len(going.carried), begun=begun)
     if dry_run:
         absent = _missing(lacks, manifest)
-        moved = sum(blob.size for blob in absent)
-        return _report(version, digest, remote, manifest, len(absent), moved, begun, dry_run=True, warnings=warnings)
+        return report(len(absent), sum(blob.size for blob in absent), dry_run=True, warnings=warnings)
     sent = moved = 0
     for attempt in range(_ROUNDS):
         absent = _missing(lacks, manifest)
@@ -102,7 +107,8 @@ def push(
             # Collected at the remote while a long push went on: what is gone is sent again.
             if attempt == _ROUNDS - 1:
                 raise
-    return _report(version, digest, remote, manifest, sent, moved, begun, dry_run=False, warnings=warnings)
+    referrers.send(store, remote, version.repository, going.carried)
+    return report(sent, moved, dry_run=False, warnings=warnings)
 
 
 def pull(
@@ -118,9 +124,11 @@ def pull(
     """Bring a version from a remote: the blobs that are not here in sound form, `threads` at a time, then the name.
 
     A channel, `latest` or a digest brings the version that it names there; a channel is set here too. A damaged local
-    copy is mended. Whether the version is yanked or deprecated there, and why, holds here too. Raises NotFound,
-    VersionExists, RemoteUnavailable, DiskFull; DigestMismatch and BadManifest where the remote's bytes are not what
-    they should be, or where the name means another digest there than the one that is `expected`: nothing is named then.
+    copy is mended. Whether the version is yanked or deprecated there, and why, holds here too; what refers to it there,
+    such as signatures, comes along. Raises NotFound, VersionExists, RemoteUnavailable, DiskFull; SignatureMissing,
+    SignatureUntrusted and SignatureInvalid, before a pack is fetched, where a policy forbids it; DigestMismatch and
+    BadManifest where the remote's bytes are not what they should be, or where the name means another digest there than
+    the one that is `expected`: nothing is named then.
     """
     begun = time.monotonic()
     _check_threads(threads)
@@ -136,10 +144,14 @@ def pull(
     data = read_manifest(remote, wanted.repository, digest)
     manifest = parse_manifest(data, what=f"the manifest of {version} from {remote.url}")
     store.check_free(version, digest)
+    registry.policies.check(version, digest, [RemoteReferrers(remote), StoreReferrers(store)])
+    coming = referrers.fetchable(store, remote, version, digest)
+    warnings += coming.warnings
+    report = partial(_report, version, digest, remote, manifest, begun=begun)
     if dry_run:
         absent = _missing(lambda digests: store.missing(digests, touch=False), manifest)
         moved = sum(blob.size - store.kept(blob) for blob in absent)
-        return _report(version, digest, remote, manifest, len(absent), moved, begun, dry_run=True, warnings=warnings)
+        return report(len(absent), moved, referrers=len(coming.carried), dry_run=True, warnings=warnings)
     with store.hold():
         absent = _missing(store.missing, manifest)
         present = [blob for blob in manifest.blobs if blob not in absent]
@@ -147,13 +159,16 @@ def pull(
         _check_space(store, absent)
         moved = _in_parallel("pull", _fetcher(store, remote, wanted.repository), absent, threads, progress)
         store.publish(version, data, **marks)
+        lost = referrers.fetch(store, remote, version.repository, coming.carried)
+        warnings += lost
         if version in {entry.reference for entry in entries}:
             _follow_marks(store, version, marks)
         _follow_channel(store, wanted, digest)
     for one in _lacking(registry.artifact(version), store.entries_of):
         hint = f"deltareg pull {one.name} --remote {remote.url}"
         warnings.append(f"{version} was taken on top of {one}, which is not here: {hint}")
-    return _report(version, digest, remote, manifest, len(absent), moved, begun, dry_run=False, warnings=warnings)
+    came = len(coming.carried) - len(lost)
+    return report(len(absent), moved, referrers=came, dry_run=False, warnings=warnings)
 
 
 class _Stopped(Exception):
@@ -359,8 +374,9 @@ def _report(
     manifest: Manifest,
     sent: int,
     moved: int,
-    begun: float,
     *,
+    referrers: int,
+    begun: float,
     dry_run: bool,
     warnings: Sequence[str] = (),
 ) -> TransferReport:
@@ -371,6 +387,7 @@ def _report(
         blobs=len(manifest.blobs),
         sent=sent,
         bytes=moved,
+        referrers=referrers,
         skipped_bytes=max(0, sum(blob.size for blob in manifest.blobs) - moved),
         seconds=time.monotonic() - begun,
         dry_run=dry_run,

@@ -102,4 +102,5 @@ def _print_report(report: TransferReport, *, json: bool) -> None:
         warn(warning)
     moved = report.bytes if not report.dry_run else 0
     more = {"speed": speed(moved, report.seconds)} if moved else None
-    print_report(report, json=json, leave_out=["warnings"], more=more)
+    leave_out = ["warnings"] if report.referrers else ["warnings", "referrers"]
+    print_report(report, json=json, leave_out=leave_out, more=more)

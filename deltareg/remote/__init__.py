@@ -17,7 +17,7 @@ from deltareg.remote.protocol import (
     is_searchable,
     takes_files,
 )
-from deltareg.remote.verified import read_blob, read_manifest
+from deltareg.remote.verified import RemoteReferrers, read_blob, read_manifest
 
 __all__ = [
     "PROTOCOL_VERSION",
@@ -27,6 +27,7 @@ __all__ = [
     "FilesRemote",
     "Remote",
     "RemoteEntry",
+    "RemoteReferrers",
     "SearchableRemote",
     "is_searchable",
     "open_remote",

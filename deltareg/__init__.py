@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from deltareg.lora import export_lora as export_lora
     from deltareg.lora import import_lora as import_lora
     from deltareg.mergekit import import_mergekit as import_mergekit
+    from deltareg.mirroring import mirror as mirror
     from deltareg.recipe import Recipe as Recipe
     from deltareg.resolve import resolve as resolve
     from deltareg.transfer import pull as pull
@@ -51,6 +52,7 @@ __all__ = [
     "import_mergekit",
     "inspect",
     "live",
+    "mirror",
     "pull",
     "push",
     "resolve",
@@ -75,6 +77,7 @@ _HOMES = {
     "inspect": "deltareg.build.inspecting",
     "import_mergekit": "deltareg.mergekit",
     "live": "deltareg.apply",
+    "mirror": "deltareg.mirroring",
     "pull": "deltareg.transfer",
     "push": "deltareg.transfer",
     "verify": "deltareg.apply",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import Literal
 
@@ -21,6 +19,7 @@ from deltareg.names import LATEST, Reference, as_reason, parse_reference
 from deltareg.progress import SILENT, Progress
 from deltareg.remote import Remote, open_remote, read_manifest
 from deltareg.store import MANIFEST_LIMIT, Entry, Store, parse_manifest, version_among, version_exists
+from deltareg.threads import in_parallel
 from deltareg.versions import parse_range
 
 __all__ = ["TransferReport", "pull", "push"]
@@ -145,55 +144,16 @@ def pull(
     return _report(version, digest, remote, manifest, len(absent), moved, begun, dry_run=False, warnings=warnings)
 
 
-class _Stopped(Exception):
-    """Another blob failed, or the user interrupted."""
-
-
-class _Stoppable(Progress):
-    """Passes on what it hears, and ends the work of whoever tells it once `stop` is set."""
-
-    def __init__(self, inner: Progress, stop: threading.Event) -> None:
-        self._inner = inner
-        self._stop = stop
-
-    def advance(self, count: int) -> None:
-        if self._stop.is_set():
-            raise _Stopped
-        self._inner.advance(count)
-
-
 _Work = Callable[[Descriptor, Progress], int]
 
 
 def _in_parallel(step: str, work: _Work, blobs: Sequence[Descriptor], threads: int, progress: Progress | None) -> int:
-    """Do `work` for each blob and add up what it returns. The first error ends all of it, as does an interrupt."""
+    """Do `work` for each blob, as a step of its own, and add up what it returns."""
     if not blobs:
         return 0
     progress = progress or SILENT
-    stop = threading.Event()
-    stoppable = _Stoppable(progress, stop)
-
-    def attempt(blob: Descriptor) -> int:
-        if stop.is_set():
-            raise _Stopped
-        try:
-            return work(blob, stoppable)
-        except BaseException:
-            stop.set()
-            raise
-
-    total = sum(blob.size for blob in blobs)
-    with progress.step(step, total), ThreadPoolExecutor(threads, thread_name_prefix=step) as pool:
-        futures = [pool.submit(attempt, blob) for blob in blobs]
-        try:
-            wait(futures)
-        finally:
-            stop.set()
-    errors = [error for future in futures if (error := future.exception()) is not None]
-    for error in errors:
-        if not isinstance(error, _Stopped):
-            raise error
-    return sum(future.result() for future in futures)
+    with progress.step(step, sum(blob.size for blob in blobs)):
+        return in_parallel(work, blobs, threads, progress)
 
 
 def _sender(store: Store, remote: Remote, repository: str) -> _Work:

@@ -32,6 +32,7 @@ from deltareg.lora import ExportReport, ImportReport
 from deltareg.manifest import DeltaConfig, Descriptor, Index, Inventory, Manifest
 from deltareg.merge import METHODS
 from deltareg.mergekit import MergekitReport
+from deltareg.mirroring import MirrorReport
 from deltareg.recipe import Build, Recipe, RecipeDelta
 from deltareg.store import FsckReport, GcReport
 from deltareg.transfer import TransferReport
@@ -58,6 +59,7 @@ SCHEMAS: Mapping[str, type[BaseModel]] = {
     "show": reports.DeltaDetails,
     "search": SearchReport,
     "transfer": TransferReport,
+    "mirror": MirrorReport,
     "yank": reports.YankReport,
     "deprecation": reports.DeprecationReport,
     "channel": reports.ChannelChange,

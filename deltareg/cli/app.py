@@ -25,6 +25,7 @@ from deltareg.cli.doctor import doctor
 from deltareg.cli.inspect import inspect
 from deltareg.cli.mergekit import import_mergekit
 from deltareg.cli.methods import methods
+from deltareg.cli.mirroring import mirror
 from deltareg.cli.recipes import add, new, remove
 from deltareg.cli.registry import list_deltas, show, verify
 from deltareg.cli.remotes import remote_app
@@ -97,6 +98,7 @@ app.command("show")(show)
 app.command("search")(search)
 app.command("push")(push)
 app.command("pull")(pull)
+app.command("mirror")(mirror)
 app.command("yank")(yank)
 app.command("unyank")(unyank)
 app.command("deprecate")(deprecate)

@@ -12,7 +12,9 @@ from deltareg.remote.protocol import (
     Capabilities,
     Remote,
     RemoteEntry,
+    RemovingRemote,
     SearchableRemote,
+    is_removing,
     is_searchable,
 )
 from deltareg.remote.verified import read_blob, read_manifest
@@ -24,7 +26,9 @@ __all__ = [
     "DirectoryRemote",
     "Remote",
     "RemoteEntry",
+    "RemovingRemote",
     "SearchableRemote",
+    "is_removing",
     "is_searchable",
     "open_remote",
     "read_blob",

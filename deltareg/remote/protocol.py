@@ -17,7 +17,16 @@ from deltareg.store import Entry
 if TYPE_CHECKING:
     from deltareg.catalog.search import Query, SearchReport
 
-__all__ = ["PROTOCOL_VERSION", "Capabilities", "Remote", "RemoteEntry", "SearchableRemote", "is_searchable"]
+__all__ = [
+    "PROTOCOL_VERSION",
+    "Capabilities",
+    "Remote",
+    "RemoteEntry",
+    "RemovingRemote",
+    "SearchableRemote",
+    "is_removing",
+    "is_searchable",
+]
 
 PROTOCOL_VERSION = 1
 
@@ -33,6 +42,7 @@ class Capabilities(Document):
     resumable: bool = Field(description="a blob that was cut off is sent on from there")
     conditional_put: bool = Field(description="of two writers of one version exactly one wins")
     search: bool = Field(description="finds deltas by base, not only by name")
+    removal: bool = Field(default=False, description="versions can be removed")
     vacant: bool = Field(default=False, description="no registry yet: the first push makes one")
 
 
@@ -146,6 +156,22 @@ class SearchableRemote(Remote, Protocol):
     def search(self, query: Query) -> SearchReport:
         """The published versions that `query` asks for, best fit first, then newest first."""
         ...
+
+
+class RemovingRemote(Remote, Protocol):
+    """A remote whose versions can be removed."""
+
+    def remove(self, reference: Reference) -> None:
+        """Drop a version; it is never free for other bytes.
+
+        Raises NotFound; BadName where `reference` is no version; NotAllowed while a channel points to it.
+        """
+        ...
+
+
+def is_removing(remote: Remote) -> TypeGuard[RemovingRemote]:
+    """Whether versions of a remote can be removed. Asks it."""
+    return remote.capabilities().removal
 
 
 def is_searchable(remote: Remote) -> TypeGuard[SearchableRemote]:

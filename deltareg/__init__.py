@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from deltareg.apply import apply as apply
     from deltareg.apply import live as live
     from deltareg.apply import verify as verify
+    from deltareg.archive import export_archive as export_archive
+    from deltareg.archive import import_archive as import_archive
     from deltareg.build import build as build
     from deltareg.build.inspecting import inspect as inspect
     from deltareg.catalog import Registry as Registry
@@ -47,7 +49,9 @@ __all__ = [
     "build",
     "check",
     "diff",
+    "export_archive",
     "export_lora",
+    "import_archive",
     "import_lora",
     "import_mergekit",
     "inspect",
@@ -72,7 +76,9 @@ _HOMES = {
     "apply": "deltareg.apply",
     "check": "deltareg.check",
     "diff": "deltareg.diff",
+    "export_archive": "deltareg.archive",
     "export_lora": "deltareg.lora",
+    "import_archive": "deltareg.archive",
     "import_lora": "deltareg.lora",
     "inspect": "deltareg.build.inspecting",
     "import_mergekit": "deltareg.mergekit",

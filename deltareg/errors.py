@@ -434,6 +434,16 @@ class OutputDiffers(DeltaregError):
     exit_code = 5
 
 
+class BadArchive(DeltaregError):
+    """A file that was to be imported is no archive of deltas, was cut short, or holds what no archive may hold.
+
+    Nothing of it was named. Copy the file again; if it is still refused, export it again where it came from.
+    """
+
+    code = "DR0409"
+    exit_code = 5
+
+
 # --- 6: network ---------------------------------------------------------------------------------------------------
 
 

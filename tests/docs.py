@@ -17,6 +17,7 @@ from typer.main import get_command
 from deltareg.analysis.compare import ComparisonReport
 from deltareg.apply import ApplyReport
 from deltareg.apply.verify import VerifyReport
+from deltareg.archive import ArchiveReport
 from deltareg.build import BuildReport, LockReport, OutdatedReport, TreeReport, WhyReport
 from deltareg.build.inspecting import InspectReport
 from deltareg.catalog import SearchReport
@@ -60,6 +61,7 @@ SCHEMAS: Mapping[str, type[BaseModel]] = {
     "search": SearchReport,
     "transfer": TransferReport,
     "mirror": MirrorReport,
+    "archive": ArchiveReport,
     "yank": reports.YankReport,
     "deprecation": reports.DeprecationReport,
     "channel": reports.ChannelChange,

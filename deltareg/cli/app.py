@@ -14,6 +14,7 @@ import typer
 
 from deltareg import __version__
 from deltareg.cli.adapters import export_lora, import_lora
+from deltareg.cli.archives import export_deltas, import_deltas
 from deltareg.cli.builds import build, lock, outdated, tree, update, why
 from deltareg.cli.cache import cache_app
 from deltareg.cli.channels import channel_app
@@ -99,6 +100,8 @@ app.command("search")(search)
 app.command("push")(push)
 app.command("pull")(pull)
 app.command("mirror")(mirror)
+app.command("export")(export_deltas)
+app.command("import")(import_deltas)
 app.command("yank")(yank)
 app.command("unyank")(unyank)
 app.command("deprecate")(deprecate)

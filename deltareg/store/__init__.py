@@ -8,11 +8,12 @@ from deltareg.store.index import Entry, Signature, channels_by_digest, latest_ta
 from deltareg.store.inspect import Fault, FsckReport
 from deltareg.store.lock import FileLock
 from deltareg.store.referrers import REFERRER_LIMIT, REFERRERS_LIMIT, parse_referrer
-from deltareg.store.store import MANIFEST_LIMIT, Store, channel_moved, is_vacant, parse_manifest, version_exists
+from deltareg.store.store import LAYOUT, MANIFEST_LIMIT, Store, channel_moved, is_vacant, parse_manifest, version_exists
 from deltareg.store.writer import BLOCK, BlobWriter
 
 __all__ = [
     "BLOCK",
+    "LAYOUT",
     "MANIFEST_LIMIT",
     "REFERRERS_LIMIT",
     "REFERRER_LIMIT",

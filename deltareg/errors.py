@@ -16,6 +16,7 @@ from typing import ClassVar
 __all__ = [
     "AdapterRefused",
     "BadAdapter",
+    "BadArchive",
     "BadCheckpoint",
     "BadConfig",
     "BadHeader",

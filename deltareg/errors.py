@@ -16,6 +16,7 @@ from typing import ClassVar
 __all__ = [
     "AdapterRefused",
     "BadAdapter",
+    "BadArchive",
     "BadCheckpoint",
     "BadConfig",
     "BadHeader",
@@ -485,6 +486,16 @@ class SignatureInvalid(DeltaregError):
     """
 
     code = "DR0411"
+    exit_code = 5
+
+
+class BadArchive(DeltaregError):
+    """A file that was to be imported is no archive of deltas, was cut short, or holds what no archive may hold.
+
+    Nothing of it was named. Copy the file again; if it is still refused, export it again where it came from.
+    """
+
+    code = "DR0412"
     exit_code = 5
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +24,7 @@ from deltareg.progress import SILENT, Progress
 from deltareg.remote import Remote, RemoteReferrers, open_remote, read_manifest, takes_files
 from deltareg.signing import StoreReferrers
 from deltareg.store import MANIFEST_LIMIT, Entry, Store, parse_manifest, version_among, version_exists
+from deltareg.threads import in_parallel
 from deltareg.versions import parse_range
 
 __all__ = ["Beside", "TransferReport", "pull", "push"]
@@ -171,55 +170,16 @@ def pull(
     return report(len(absent), moved, referrers=came, dry_run=False, warnings=warnings)
 
 
-class _Stopped(Exception):
-    """Another blob failed, or the user interrupted."""
-
-
-class _Stoppable(Progress):
-    """Passes on what it hears, and ends the work of whoever tells it once `stop` is set."""
-
-    def __init__(self, inner: Progress, stop: threading.Event) -> None:
-        self._inner = inner
-        self._stop = stop
-
-    def advance(self, count: int) -> None:
-        if self._stop.is_set():
-            raise _Stopped
-        self._inner.advance(count)
-
-
 _Work = Callable[[Descriptor, Progress], int]
 
 
 def _in_parallel(step: str, work: _Work, blobs: Sequence[Descriptor], threads: int, progress: Progress | None) -> int:
-    """Do `work` for each blob and add up what it returns. The first error ends all of it, as does an interrupt."""
+    """Do `work` for each blob, as a step of its own, and add up what it returns."""
     if not blobs:
         return 0
     progress = progress or SILENT
-    stop = threading.Event()
-    stoppable = _Stoppable(progress, stop)
-
-    def attempt(blob: Descriptor) -> int:
-        if stop.is_set():
-            raise _Stopped
-        try:
-            return work(blob, stoppable)
-        except BaseException:
-            stop.set()
-            raise
-
-    total = sum(blob.size for blob in blobs)
-    with progress.step(step, total), ThreadPoolExecutor(threads, thread_name_prefix=step) as pool:
-        futures = [pool.submit(attempt, blob) for blob in blobs]
-        try:
-            wait(futures)
-        finally:
-            stop.set()
-    errors = [error for future in futures if (error := future.exception()) is not None]
-    for error in errors:
-        if not isinstance(error, _Stopped):
-            raise error
-    return sum(future.result() for future in futures)
+    with progress.step(step, sum(blob.size for blob in blobs)):
+        return in_parallel(work, blobs, threads, progress)
 
 
 def _sender(store: Store, remote: Remote, repository: str) -> _Work:

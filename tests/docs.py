@@ -17,6 +17,7 @@ from typer.main import get_command
 from deltareg.analysis.compare import ComparisonReport
 from deltareg.apply import ApplyReport
 from deltareg.apply.verify import VerifyReport
+from deltareg.archive import ArchiveReport
 from deltareg.build import BuildReport, LockReport, OutdatedReport, TreeReport, WhyReport
 from deltareg.build.inspecting import InspectReport
 from deltareg.catalog import SearchReport
@@ -32,6 +33,7 @@ from deltareg.lora import ExportReport, ImportReport
 from deltareg.manifest import DeltaConfig, Descriptor, Index, Inventory, Manifest, ReferrerManifest
 from deltareg.merge import METHODS
 from deltareg.mergekit import MergekitReport
+from deltareg.mirroring import MirrorReport
 from deltareg.recipe import Build, Recipe, RecipeDelta
 from deltareg.signatures import SignatureReport, SignReport
 from deltareg.store import FsckReport, GcReport
@@ -60,6 +62,8 @@ SCHEMAS: Mapping[str, type[BaseModel]] = {
     "show": reports.DeltaDetails,
     "search": SearchReport,
     "transfer": TransferReport,
+    "mirror": MirrorReport,
+    "archive": ArchiveReport,
     "yank": reports.YankReport,
     "deprecation": reports.DeprecationReport,
     "channel": reports.ChannelChange,

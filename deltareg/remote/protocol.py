@@ -23,7 +23,9 @@ __all__ = [
     "FilesRemote",
     "Remote",
     "RemoteEntry",
+    "RemovingRemote",
     "SearchableRemote",
+    "is_removing",
     "is_searchable",
     "takes_files",
 ]
@@ -42,6 +44,7 @@ class Capabilities(Document):
     resumable: bool = Field(description="a blob that was cut off is sent on from there")
     conditional_put: bool = Field(description="of two writers of one version exactly one wins")
     search: bool = Field(description="finds deltas by base, not only by name")
+    removal: bool = Field(default=False, description="versions can be removed")
     vacant: bool = Field(default=False, description="no registry yet: the first push makes one")
 
 
@@ -168,9 +171,25 @@ class FilesRemote(Remote, Protocol):
         ...
 
 
+class RemovingRemote(Remote, Protocol):
+    """A remote whose versions can be removed."""
+
+    def remove(self, reference: Reference) -> None:
+        """Drop a version; it is never free for other bytes.
+
+        Raises NotFound; BadName where `reference` is no version; NotAllowed while a channel points to it.
+        """
+        ...
+
+
 def takes_files(remote: Remote) -> TypeGuard[FilesRemote]:
     """Whether a remote shows files beside versions."""
     return callable(getattr(remote, "put_files", None))
+
+
+def is_removing(remote: Remote) -> TypeGuard[RemovingRemote]:
+    """Whether versions of a remote can be removed. Asks it."""
+    return remote.capabilities().removal
 
 
 def is_searchable(remote: Remote) -> TypeGuard[SearchableRemote]:

@@ -23,7 +23,7 @@ from deltareg.errors import (
 from deltareg.manifest import MANIFEST_TYPE, Descriptor, Manifest, ReferrerManifest, encode, parse
 from deltareg.names import parse_reference
 from deltareg.progress import Progress
-from deltareg.remote import PROTOCOL_VERSION, Remote
+from deltareg.remote import PROTOCOL_VERSION, Remote, is_removing
 from deltareg.store import Store
 from tests.deltas import SCAN, add_delta, add_referrer, descriptor, flip, noise
 
@@ -343,6 +343,27 @@ class RemoteContract:
         with ThreadPoolExecutor(3) as pool:
             list(pool.map(lambda name: self.another(remote).yank(parse_reference(name), name), names))
         assert [entry.yanked for entry in remote.list()] == names
+
+    # --- removing ---
+
+    def test_removed_version_is_gone_and_never_free_for_other_bytes(self, remote: Remote, local: Store) -> None:
+        if not is_removing(remote):
+            pytest.skip("the remote removes no versions")
+        digest, _ = publish(remote, local, "acme/search:1.0.0")
+        remote.set_channel("acme/search", "prod", digest, None)
+        with pytest.raises(NotAllowed):
+            remote.remove(parse_reference("acme/search:1.0.0"))
+        for name in ("acme/search", "acme/search:prod", f"acme/search@{digest}"):
+            with pytest.raises(BadName):
+                remote.remove(parse_reference(name))
+        remote.remove_channel("acme/search", "prod")
+        remote.remove(parse_reference("acme/search:1.0.0"))
+        assert self.another(remote).list() == []
+        with pytest.raises(NotFound):
+            remote.remove(parse_reference("acme/search:1.0.0"))
+        with pytest.raises(VersionExists):
+            publish(remote, local, "acme/search:1.0.0", [b"other"])
+        assert publish(remote, local, "acme/search:1.0.0")[0] == digest
 
     # --- deprecating ---
 

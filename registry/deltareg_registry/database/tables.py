@@ -55,23 +55,26 @@ metadata = MetaData(
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")
 _DIGEST = String(71)
 _TIME = String(27)
+# By code point in both databases, whatever the language of the server.
+_NAME = String(64).with_variant(String(64, collation="C"), "postgresql")
 
 namespaces = Table(
     "namespaces",
     metadata,
-    Column("name", String(64), primary_key=True),
+    Column("name", _NAME, primary_key=True),
     Column("public", Boolean, nullable=False),
     Column("created", _TIME, nullable=False),
     Column("quota", BigInteger, comment="bytes of all blobs of its repositories; null: no limit"),
     Column("policy", JSON, nullable=False, comment="what its owners ask for: deletion, signatures"),
+    Column("revision", BigInteger, nullable=False, server_default="0", comment="triggers raise it as its names change"),
 )
 
 repositories = Table(
     "repositories",
     metadata,
     Column("id", _NUMBER, primary_key=True),
-    Column("namespace", String(64), ForeignKey("namespaces.name"), nullable=False),
-    Column("name", String(64), nullable=False),
+    Column("namespace", _NAME, ForeignKey("namespaces.name"), nullable=False),
+    Column("name", _NAME, nullable=False),
     Column("created", _TIME, nullable=False),
     UniqueConstraint("namespace", "name"),
 )
@@ -88,7 +91,7 @@ users = Table(
 members = Table(
     "members",
     metadata,
-    Column("namespace", String(64), ForeignKey("namespaces.name", ondelete="CASCADE"), primary_key=True),
+    Column("namespace", _NAME, ForeignKey("namespaces.name", ondelete="CASCADE"), primary_key=True),
     Column("user", String(64), ForeignKey("users.name", ondelete="CASCADE"), primary_key=True),
     Column("role", String(16), nullable=False),
     Column("since", _TIME, nullable=False),
@@ -165,8 +168,8 @@ versions = Table(
     metadata,
     Column("id", _NUMBER, primary_key=True, comment="grows with each publish"),
     Column("repository", _NUMBER, ForeignKey("repositories.id"), nullable=False),
-    Column("namespace", String(64), nullable=False, index=True),
-    Column("name", String(64), nullable=False),
+    Column("namespace", _NAME, nullable=False, index=True),
+    Column("name", _NAME, nullable=False),
     Column("version", String(64), nullable=False),
     Column("digest", _DIGEST, nullable=False),
     Column("manifest_size", Integer, nullable=False),
@@ -223,7 +226,7 @@ audit = Table(
     Column("token", String(16)),
     Column("address", String(64)),
     Column("action", String(64), nullable=False),
-    Column("namespace", String(64), index=True),
+    Column("namespace", _NAME, index=True),
     Column("subject", Text, nullable=False),
     Column("detail", JSON, nullable=False),
 )
@@ -232,7 +235,7 @@ webhooks = Table(
     "webhooks",
     metadata,
     Column("id", String(16), primary_key=True),
-    Column("namespace", String(64), ForeignKey("namespaces.name", ondelete="CASCADE"), nullable=False, index=True),
+    Column("namespace", _NAME, ForeignKey("namespaces.name", ondelete="CASCADE"), nullable=False, index=True),
     Column("url", Text, nullable=False),
     Column("secret", String(64), nullable=False),
     Column("events", JSON, nullable=False),

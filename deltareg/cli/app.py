@@ -20,6 +20,7 @@ from deltareg.cli.channels import channel_app
 from deltareg.cli.check import check, fingerprint
 from deltareg.cli.checkpoints import apply, diff
 from deltareg.cli.compare import compare
+from deltareg.cli.deprecations import deprecate, undeprecate
 from deltareg.cli.doctor import doctor
 from deltareg.cli.inspect import inspect
 from deltareg.cli.mergekit import import_mergekit
@@ -98,6 +99,8 @@ app.command("push")(push)
 app.command("pull")(pull)
 app.command("yank")(yank)
 app.command("unyank")(unyank)
+app.command("deprecate")(deprecate)
+app.command("undeprecate")(undeprecate)
 app.add_typer(channel_app, name="channel")
 app.command("verify")(verify)
 app.command("check")(check)

@@ -17,7 +17,16 @@ from deltareg.remote import Remote, open_remote
 if TYPE_CHECKING:
     from deltareg.resolve import Sources
 
-__all__ = ["current_settings", "home_of", "open_registry", "reach", "sources", "working_directory", "writable_registry"]
+__all__ = [
+    "current_settings",
+    "home_of",
+    "open_registry",
+    "reach",
+    "remote_cache",
+    "sources",
+    "working_directory",
+    "writable_registry",
+]
 
 
 def current_settings() -> Settings:
@@ -58,6 +67,12 @@ def writable_registry(settings: Settings, *, dry_run: bool) -> Generator[Registr
 def home_of(settings: Settings) -> Path:
     """The directory of the local registry."""
     return settings.home or default_home()
+
+
+def remote_cache(settings: Settings) -> Path | None:
+    """Where what was read of remotes is kept; None where there is no local registry, for a search makes none."""
+    home = home_of(settings)
+    return home / "remotes" if os.path.exists(home / "registry") else None
 
 
 def reach(settings: Settings, remote: str | None) -> Remote:

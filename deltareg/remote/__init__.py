@@ -7,7 +7,14 @@ from collections.abc import Callable, Mapping
 
 from deltareg.errors import UsageError
 from deltareg.remote.directory import DirectoryRemote
-from deltareg.remote.protocol import PROTOCOL_VERSION, Capabilities, Remote, RemoteEntry
+from deltareg.remote.protocol import (
+    PROTOCOL_VERSION,
+    Capabilities,
+    Remote,
+    RemoteEntry,
+    SearchableRemote,
+    is_searchable,
+)
 from deltareg.remote.verified import read_blob, read_manifest
 
 __all__ = [
@@ -17,6 +24,8 @@ __all__ = [
     "DirectoryRemote",
     "Remote",
     "RemoteEntry",
+    "SearchableRemote",
+    "is_searchable",
     "open_remote",
     "read_blob",
     "read_manifest",

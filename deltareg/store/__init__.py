@@ -7,12 +7,15 @@ from deltareg.store.collect import GcReport
 from deltareg.store.index import Entry, Signature, channels_by_digest, latest_tag, version_among
 from deltareg.store.inspect import Fault, FsckReport
 from deltareg.store.lock import FileLock
+from deltareg.store.referrers import REFERRER_LIMIT, REFERRERS_LIMIT, parse_referrer
 from deltareg.store.store import MANIFEST_LIMIT, Store, channel_moved, is_vacant, parse_manifest, version_exists
 from deltareg.store.writer import BLOCK, BlobWriter
 
 __all__ = [
     "BLOCK",
     "MANIFEST_LIMIT",
+    "REFERRERS_LIMIT",
+    "REFERRER_LIMIT",
     "BlobWriter",
     "Blobs",
     "Entry",
@@ -27,6 +30,7 @@ __all__ = [
     "is_vacant",
     "latest_tag",
     "parse_manifest",
+    "parse_referrer",
     "version_among",
     "version_exists",
 ]

@@ -90,9 +90,9 @@ class VersionDetails(Document):
     manifest_size: int = Field(description="bytes of the manifest")
     size: int = Field(description="bytes of the artifact: manifest, config and layers")
     created: str = Field(description="RFC 3339")
-    publisher: str | None = Field(description="the user who published it")
-    yanked: str | None = Field(description="why it was yanked; null where it was not")
-    deprecated: str | None = Field(description="why it was deprecated; null where it was not")
+    publisher: str | None = Field(default=None, description="the user who published it")
+    yanked: str | None = Field(default=None, description="why it was yanked; absent where it was not")
+    deprecated: str | None = Field(default=None, description="why it was deprecated; absent where it was not")
     channels: list[str] = Field(description="channels that lead to it")
     signatures: list[Descriptor]
     manifest: Manifest
@@ -166,7 +166,8 @@ def resolve(
     return Resolved(reference=str(version), digest=entry.digest, version=str(version.tag))
 
 
-@deltas_router.get("/{namespace}/{name}/versions/{version}")
+# Manifests, configs and descriptors leave out what is absent; so does all around them.
+@deltas_router.get("/{namespace}/{name}/versions/{version}", response_model_exclude_none=True)
 def version_details(request: Request, asking: Asking, namespace: str, name: str, version: str) -> VersionDetails:
     """All that is known of a version."""
     state = state_of(request)
@@ -194,7 +195,7 @@ def version_details(request: Request, asking: Asking, namespace: str, name: str,
     )
 
 
-@deltas_router.get("/{namespace}/{name}/versions/{version}/signatures")
+@deltas_router.get("/{namespace}/{name}/versions/{version}/signatures", response_model_exclude_none=True)
 def signatures(request: Request, asking: Asking, namespace: str, name: str, version: str) -> SignatureList:
     """The signatures of a version: manifests that name its own as their subject."""
     reference = parse_reference(f"{namespace}/{name}:{version}", version_required=True)

@@ -22,6 +22,7 @@ from sqlalchemy import (
 )
 
 __all__ = [
+    "TERM_KINDS",
     "audit",
     "blobs",
     "deliveries",
@@ -33,7 +34,9 @@ __all__ = [
     "removed",
     "repositories",
     "repository_blobs",
+    "searchable",
     "tags",
+    "terms",
     "tokens",
     "uploads",
     "users",
@@ -55,6 +58,10 @@ metadata = MetaData(
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")
 _DIGEST = String(71)
 _TIME = String(27)
+
+TERM_KINDS = ("fingerprint", "space", "tokenizer_core", "tokenizer_added", "licence", "model_type", "base")
+"""The columns of `versions` whose values are searched for as a whole."""
+
 # By code point in both databases, whatever the language of the server.
 _NAME = String(64).with_variant(String(64, collation="C"), "postgresql")
 
@@ -194,6 +201,33 @@ versions = Table(
     Column("exactness", String(16), nullable=False),
     UniqueConstraint("repository", "version"),
     Index(None, "repository", "digest"),
+)
+
+searchable = Table(
+    "searchable",
+    metadata,
+    Column("version", _NUMBER, ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True),
+    Column("namespace", _NAME, nullable=False),
+    Column("name", _NAME, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("yanked", Boolean, nullable=False),
+    *(
+        Column(kind, BigInteger, index=kind in ("fingerprint", "space", "base"), comment="number of a term")
+        for kind in TERM_KINDS
+    ),
+    Index(None, "namespace", "name", "version"),
+    Index(None, "size", "version"),
+    comment="what is searched for in versions: rows so short that a search may look at every one of them",
+)
+
+terms = Table(
+    "terms",
+    metadata,
+    Column("id", _NUMBER, primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("key", String(64), nullable=False, unique=True, comment="SHA-256 of kind and value, without case"),
+    Column("value", Text, nullable=False, comment="as it was first written"),
+    comment="values of versions that are searched for, by the number that `searchable` has in their place",
 )
 
 removed = Table(

@@ -13,6 +13,7 @@ from deltareg_registry.database.tables import versions
 from deltareg_registry.records.audit import record
 from deltareg_registry.records.names import version_row
 from deltareg_registry.records.namespaces import locked_repository
+from deltareg_registry.records.searchable import note_yank
 
 __all__ = ["Mark", "set_mark"]
 
@@ -48,6 +49,8 @@ def set_mark(
     if row[mark] == told:
         return row
     connection.execute(update(versions).where(versions.c.id == row["id"]).values({mark: told}))
+    if mark == "yanked":
+        note_yank(connection, row["id"], yanked=told is not None)
     record(
         connection,
         principal,

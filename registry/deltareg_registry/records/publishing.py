@@ -19,6 +19,7 @@ from deltareg_registry.database.tables import manifest_blobs, manifests, removed
 from deltareg_registry.records.audit import record
 from deltareg_registry.records.blobs import sizes_of, touch
 from deltareg_registry.records.namespaces import insert_if_absent, locked_repository, make_repository
+from deltareg_registry.records.searchable import make_searchable
 from deltareg_registry.storage import Storage
 from deltareg_registry.storage.source import StorageSource
 
@@ -108,7 +109,9 @@ def _name(connection: Connection, principal: Principal, candidate: _Candidate, a
     if found is not None:
         return Published(digest, created=False)
     _keep_manifest(connection, repository, candidate)
-    connection.execute(insert(versions).values(_row(candidate, repository, principal)))
+    row = _row(candidate, repository, principal)
+    number: int = connection.execute(insert(versions).values(row).returning(versions.c.id)).scalar_one()
+    make_searchable(connection, number, row)
     record(
         connection,
         principal,

@@ -35,6 +35,7 @@ ROUTES: Mapping[str, Need] = MappingProxyType(
         "GET /api/v1/openapi.json": Need.NOTHING,
         "GET /api/v1/whoami": Need.TOKEN,
         "GET /api/v1/search": Need.NOTHING,
+        "GET /api/v1/index.ndjson": Need.NOTHING,
         "GET /api/v1/deltas": Need.NOTHING,
         "GET /api/v1/deltas/{namespace}/{name}": Need.READ,
         "GET /api/v1/deltas/{namespace}/{name}/resolve": Need.READ,

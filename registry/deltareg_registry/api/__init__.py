@@ -6,6 +6,7 @@ from fastapi import APIRouter
 
 from deltareg_registry.api.changes import changes_router
 from deltareg_registry.api.deltas import deltas_router
+from deltareg_registry.api.index import index_router
 from deltareg_registry.api.root import root_router
 from deltareg_registry.api.search import search_router
 from deltareg_registry.api.versions import versions_router
@@ -18,5 +19,6 @@ API_ROUTERS: tuple[APIRouter, ...] = (
     changes_router,
     versions_router,
     search_router,
+    index_router,
 )
 """Each has its whole prefix: the table of needs knows routes by their path."""

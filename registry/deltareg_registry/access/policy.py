@@ -36,6 +36,8 @@ ROUTES: Mapping[str, Need] = MappingProxyType(
         "GET /api/v1/whoami": Need.TOKEN,
         "GET /api/v1/search": Need.NOTHING,
         "GET /api/v1/index.ndjson": Need.NOTHING,
+        "POST /api/v1/check": Need.NOTHING,
+        "GET /api/v1/compare": Need.NOTHING,
         "GET /api/v1/deltas": Need.NOTHING,
         "GET /api/v1/deltas/{namespace}/{name}": Need.READ,
         "GET /api/v1/deltas/{namespace}/{name}/resolve": Need.READ,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from deltareg_registry.api.changes import changes_router
+from deltareg_registry.api.check import check_router
+from deltareg_registry.api.compare import compare_router
 from deltareg_registry.api.deltas import deltas_router
 from deltareg_registry.api.index import index_router
 from deltareg_registry.api.root import root_router
@@ -20,5 +22,7 @@ API_ROUTERS: tuple[APIRouter, ...] = (
     versions_router,
     search_router,
     index_router,
+    check_router,
+    compare_router,
 )
 """Each has its whole prefix: the table of needs knows routes by their path."""

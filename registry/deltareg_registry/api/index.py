@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
 from fastapi import APIRouter, Request, Response
@@ -15,6 +13,7 @@ from deltareg.digest import canonical_json
 from deltareg.manifest import Document
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.api.asking import PROBLEMS, Asking
+from deltareg_registry.api.caching import Cache
 from deltareg_registry.records.index import index_revision, index_rows
 from deltareg_registry.state import State, state_of
 
@@ -56,27 +55,8 @@ class IndexLine(Document):
     exactness: str | None = None
 
 
-class _Cache:
-    """The compressed index of the last few who asked, by revision: most of the time nothing has changed."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._found: OrderedDict[str, bytes] = OrderedDict()
-
-    def get(self, revision: str) -> bytes | None:
-        with self._lock:
-            if revision in self._found:
-                self._found.move_to_end(revision)
-            return self._found.get(revision)
-
-    def put(self, revision: str, data: bytes) -> None:
-        with self._lock:
-            self._found[revision] = data
-            while sum(map(len, self._found.values())) > _CACHED:
-                self._found.popitem(last=False)
-
-
-_CACHE = _Cache()
+_CACHE: Cache[bytes] = Cache(_CACHED, len)
+"""The compressed index of the last few who asked, by revision: most of the time nothing has changed."""
 
 
 @index_router.get(
@@ -85,7 +65,7 @@ _CACHE = _Cache()
     responses={
         200: {
             "content": {NDJSON: {"schema": {"type": "string"}}},
-            "description": "A line of JSON for each version and channel, sorted by reference.",
+            "description": "A line of JSON for each version and channel, sorted by namespace, name and tag.",
         },
         304: {"description": "Nothing has changed since the answer whose ETag If-None-Match names."},
     },

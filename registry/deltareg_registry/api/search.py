@@ -11,7 +11,7 @@ from pydantic import Field
 from deltareg.catalog import SearchRow
 from deltareg.manifest import Document
 from deltareg_registry.api.asking import PROBLEMS, Asking
-from deltareg_registry.records.searching import FACET_ROWS, Facet, Order, Search, count_facets, search
+from deltareg_registry.records.searching import FACET_ROWS, Facet, Order, Search, search
 from deltareg_registry.state import state_of
 
 __all__ = ["search_router"]
@@ -102,16 +102,16 @@ def find(
         cursor=cursor,
         limit=limit,
         yanked=yanked,
+        facets=facets,
     )
     with state_of(request).database.reading() as connection:
         found = search(connection, asking, asked)
-        counted = count_facets(connection, asking, asked) if facets else None
     return SearchPage(
         results=[_shown(dict(row)) for row in found.rows],
         total=found.total,
         seconds=perf_counter() - began,
         next_cursor=found.next_cursor,
-        facets=None if counted is None else _facets(counted, found.total),
+        facets=None if found.facets is None else _facets(found.facets, found.total),
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, false, func, not_, or_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Row, RowMapping, and_, case, false, func, not_, or_, select, tuple_
 
 from deltareg.catalog.search import Fit
 from deltareg.errors import InvalidArgument
@@ -21,7 +21,7 @@ from deltareg_registry.records.fulltext import matching
 from deltareg_registry.records.readable import readable
 from deltareg_registry.records.searchable import term_numbers
 
-__all__ = ["FACETS", "FACET_ROWS", "Facet", "Found", "Order", "Search", "count_facets", "search"]
+__all__ = ["FACETS", "FACET_ROWS", "Facet", "Found", "Order", "Search", "search"]
 
 Order = Literal["best", "newest", "oldest", "name", "size"]
 """`best`: the best fit first, of these the newest. `size`: the largest first."""
@@ -52,15 +52,7 @@ class Search:
     cursor: str | None = None
     limit: int = 20
     yanked: bool = False
-
-
-@dataclass(frozen=True)
-class Found:
-    """A page of versions, each as its row in `versions`, with `fit`; `total` counts those of all pages."""
-
-    rows: list[Mapping[str, Any]]
-    total: int
-    next_cursor: str | None
+    facets: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +61,19 @@ class Facet:
 
     value: str
     count: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """A page of versions, each as its row in `versions`, with `fit`; `total` counts those of all pages.
+
+    `facets` are the most frequent values of each of FACETS among the newest FACET_ROWS; None where not asked for.
+    """
+
+    rows: list[Mapping[str, Any]]
+    total: int
+    next_cursor: str | None
+    facets: dict[str, list[Facet]] | None
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,12 @@ def search(connection: Connection, principal: Principal, asked: Search) -> Found
     InvalidArgument for a cursor of another search, and for a text of too many words.
     """
     plan = _planned(connection, principal, asked)
-    total: int = connection.execute(select(func.count()).select_from(searchable).where(*plan.conditions)).scalar_one()
+    counted = _newest(connection, plan) if asked.facets else None
+    if counted is not None and len(counted) < FACET_ROWS:
+        total = len(counted)
+    else:
+        every = select(func.count()).select_from(searchable).where(*plan.conditions)
+        total = connection.execute(every).scalar_one()
     columns: list[ColumnElement[Any]] = [searchable.c.version, searchable.c.namespace, searchable.c.name]
     columns += [searchable.c.size] if plan.rank is None else [searchable.c.size, plan.rank.label("rank")]
     wanted = select(*columns).where(*plan.conditions)
@@ -96,24 +106,25 @@ def search(connection: Connection, principal: Principal, asked: Search) -> Found
     rows = connection.execute(wanted.order_by(*_sorting(plan, asked.order)).limit(asked.limit + 1)).mappings().all()
     shown = rows[: asked.limit]
     following = write_cursor([asked.order, *_place(asked.order, shown[-1])]) if len(rows) > len(shown) else None
-    return Found(_details(connection, shown), total, following)
+    facets = None if counted is None else _facets(connection, counted)
+    return Found(_details(connection, shown), total, following, facets)
 
 
-def count_facets(connection: Connection, principal: Principal, asked: Search) -> dict[str, list[Facet]]:
-    """The most frequent values of each of FACETS among the newest FACET_ROWS versions that are asked for."""
-    plan = _planned(connection, principal, asked)
+def _newest(connection: Connection, plan: _Plan) -> Sequence[Row[Any]]:
+    """What facets are counted among."""
     columns = [searchable.c[kind] for kind in FACETS]
-    newest = select(*columns).where(*plan.conditions).order_by(searchable.c.version.desc()).limit(FACET_ROWS)
-    rows = connection.execute(newest).all()
+    wanted = select(*columns).where(*plan.conditions).order_by(searchable.c.version.desc()).limit(FACET_ROWS)
+    return connection.execute(wanted).all()
+
+
+def _facets(connection: Connection, rows: Sequence[Row[Any]]) -> dict[str, list[Facet]]:
     counted = {
         kind: Counter(row[place] for row in rows if row[place] is not None).most_common(_SHOWN_FACETS)
         for place, kind in enumerate(FACETS)
     }
     numbers = [number for kind in FACETS[1:] for number, _ in counted[kind]]
-    values: dict[Any, str] = {
-        row.id: row.value
-        for row in connection.execute(select(terms.c.id, terms.c.value).where(terms.c.id.in_(numbers)))
-    }
+    known = connection.execute(select(terms.c.id, terms.c.value).where(terms.c.id.in_(numbers)))
+    values: dict[Any, str] = {row.id: row.value for row in known}
     return {
         kind: [Facet(value if kind == "namespace" else values[value], count) for value, count in found]
         for kind, found in counted.items()

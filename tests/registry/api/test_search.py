@@ -17,7 +17,7 @@ from deltareg_registry.access.principal import ANONYMOUS, Principal, Role
 from deltareg_registry.database.tables import searchable, versions
 from deltareg_registry.records.marks import set_mark
 from deltareg_registry.records.publishing import publish
-from deltareg_registry.records.searching import Found, Search, count_facets, search
+from deltareg_registry.records.searching import Found, Search, search
 from deltareg_registry.state import State
 from tests.deltas import add_delta
 from tests.registry.deltas import OWNER, publish_delta, put_blobs
@@ -137,8 +137,8 @@ def test_only_readable_namespaces_are_searched_and_counted(state: State) -> None
     assert names(found(state, reader)) == ["open/d0:1.0.0", "zoo/d0:1.0.0"]
     assert found(state, reader).total == 2
     assert names(found(state, reader, namespace="acme")) == []
-    with state.database.reading() as connection:
-        facets = count_facets(connection, reader, Search())
+    facets = found(state, reader, facets=True).facets
+    assert facets is not None
     assert {one.value for one in facets["namespace"]} == {"open", "zoo"}
 
 
@@ -210,9 +210,8 @@ def test_cursor_of_another_order_is_refused(state: State) -> None:
 
 def test_facets_count_values_among_what_was_found(state: State) -> None:
     put(state, {"licence": "mit"}, {"licence": "MIT", "model_type": None}, {"licence": "other"}, {"yanked": "bad"})
-    with state.database.reading() as connection:
-        facets = count_facets(connection, OWNER, Search())
-        fewer = count_facets(connection, OWNER, Search(licence="mit"))
+    facets, fewer = found(state, facets=True).facets, found(state, facets=True, licence="mit", limit=1)
+    assert facets is not None and fewer.facets is not None
     told = {kind: [(one.value, one.count) for one in counted] for kind, counted in facets.items()}
     assert told == {
         "namespace": [("acme", 3)],
@@ -220,7 +219,8 @@ def test_facets_count_values_among_what_was_found(state: State) -> None:
         "model_type": [("bert", 2)],
         "base": [("hf://acme/base", 3)],
     }
-    assert [(one.value, one.count) for one in fewer["licence"]] == [("mit", 2)]
+    assert [(one.value, one.count) for one in fewer.facets["licence"]] == [("mit", 2)]
+    assert (fewer.total, len(fewer.rows)) == (2, 1)
 
 
 def test_search_over_http(server: RunningServer) -> None:

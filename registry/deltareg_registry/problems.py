@@ -12,6 +12,7 @@ from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from deltareg.errors import (
+    BadCheckpoint,
     BadHeader,
     BadManifest,
     BadName,
@@ -23,6 +24,7 @@ from deltareg.errors import (
     InvalidArgument,
     NotAllowed,
     NotFound,
+    NotHomologous,
     NotSignedIn,
     QuotaExceeded,
     RemoteUnavailable,
@@ -44,9 +46,11 @@ _STATUSES: tuple[tuple[type[DeltaregError], int], ...] = (
     (QuotaExceeded, 403),
     (NotAllowed, 403),
     (NotFound, 404),
+    (BadCheckpoint, 422),
     (BadManifest, 422),
     (BadHeader, 422),
     (DigestMismatch, 422),
+    (NotHomologous, 422),
     (UnsupportedFormat, 422),
     (BadName, 400),
     (InvalidArgument, 400),

@@ -23,6 +23,7 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_SECONDS = 30
 _POOL = 20
 _MIGRATION_LOCK = 7_265_201
+_ONE_STATE = "REPEATABLE READ"
 
 
 class Database:
@@ -45,11 +46,13 @@ class Database:
         self.is_sqlite = parsed.drivername == "sqlite"
         # SQLite has one writer. Threads that wait for it here wait in turn; inside SQLite they would poll.
         self._writer = threading.Lock() if self.is_sqlite else None
+        # PostgreSQL would let each statement of a transaction see another state.
+        self._reader = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level=_ONE_STATE)
 
     @contextmanager
     def reading(self) -> Generator[Connection]:
-        """A transaction that only reads."""
-        with _translated(self.label), self.engine.connect() as connection, connection.begin():
+        """A transaction that only reads, and sees one state of the database."""
+        with _translated(self.label), self._reader.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
@@ -63,16 +66,6 @@ class Database:
             connection = self.engine.connect().execution_options(deltareg_writes=True)
             with connection, connection.begin():
                 yield connection
-
-    @contextmanager
-    def snapshot(self) -> Generator[Connection]:
-        """A transaction that only reads, and sees one state of the database in all of its queries."""
-        connecting = self.engine.connect()
-        # In SQLite every transaction is like that.
-        if not self.is_sqlite:
-            connecting = connecting.execution_options(isolation_level="REPEATABLE READ")
-        with _translated(self.label), connecting as connection, connection.begin():
-            yield connection
 
     def upgrade(self) -> None:
         """Bring the tables to the state that this program knows; several processes may try at once."""

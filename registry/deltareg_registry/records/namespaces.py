@@ -14,7 +14,7 @@ from deltareg_registry.database import now
 from deltareg_registry.database.tables import members, namespaces, repositories
 from deltareg_registry.records.audit import record
 
-__all__ = ["insert_if_absent", "make_namespace", "make_repository", "repository_id"]
+__all__ = ["insert_if_absent", "locked_repository", "make_namespace", "make_repository", "repository_id"]
 
 
 def make_namespace(connection: Connection, name: str, principal: Principal, *, public: bool) -> bool:
@@ -37,6 +37,14 @@ def repository_id(connection: Connection, namespace: str, name: str) -> int:
     found = _find(connection, namespace, name)
     if found is None:
         raise NotFound(f"{namespace}/{name} is not in the registry", hint="deltareg search --remote URL")
+    return found
+
+
+def locked_repository(connection: Connection, namespace: str, name: str) -> int:
+    """The number of a repository, of which nobody else changes a name until the transaction ends. Raises NotFound."""
+    found = repository_id(connection, namespace, name)
+    # In SQLite the transaction itself sees to that.
+    connection.execute(select(repositories.c.id).where(repositories.c.id == found).with_for_update())
     return found
 
 

@@ -15,10 +15,11 @@ from deltareg.names import Reference, is_licence
 from deltareg.store import parse_manifest, version_exists
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.database import Database, now
-from deltareg_registry.database.tables import manifest_blobs, manifests, removed, repositories, versions
+from deltareg_registry.database.tables import manifest_blobs, manifests, removed, versions
 from deltareg_registry.records.audit import record
 from deltareg_registry.records.blobs import sizes_of, touch
-from deltareg_registry.records.namespaces import insert_if_absent, make_repository
+from deltareg_registry.records.namespaces import insert_if_absent, locked_repository, make_repository
+from deltareg_registry.records.searchable import make_searchable
 from deltareg_registry.storage import Storage
 from deltareg_registry.storage.source import StorageSource
 
@@ -94,9 +95,8 @@ def _examined(storage: Storage, reference: Reference, manifest: Manifest) -> Del
 
 def _name(connection: Connection, principal: Principal, candidate: _Candidate, address: str | None) -> Published:
     reference, digest = candidate.reference, candidate.digest
-    repository = make_repository(connection, reference.namespace, reference.name)
-    # One publisher of a repository at a time; in SQLite the transaction itself sees to that.
-    connection.execute(select(repositories.c.id).where(repositories.c.id == repository).with_for_update())
+    # One publisher of a repository at a time.
+    repository = locked_repository(connection, reference.namespace, reference.name)
     _check_blobs(connection, repository, reference, candidate.manifest.blobs, hold=True)
     same = (versions.c.repository == repository, versions.c.version == reference.version)
     found = connection.execute(select(versions.c.digest).where(*same)).scalar_one_or_none()
@@ -109,7 +109,9 @@ def _name(connection: Connection, principal: Principal, candidate: _Candidate, a
     if found is not None:
         return Published(digest, created=False)
     _keep_manifest(connection, repository, candidate)
-    connection.execute(insert(versions).values(_row(candidate, repository, principal)))
+    row = _row(candidate, repository, principal)
+    number: int = connection.execute(insert(versions).values(row).returning(versions.c.id)).scalar_one()
+    make_searchable(connection, number, row)
     record(
         connection,
         principal,

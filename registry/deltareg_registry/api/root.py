@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.openapi.utils import get_openapi
 from pydantic import Field
 
 from deltareg.manifest import Document
 from deltareg_registry import __version__
 from deltareg_registry.access.principal import Principal, Scope
+from deltareg_registry.api.description import describe
 from deltareg_registry.authorise import authorise
 
 __all__ = ["root_router"]
@@ -81,4 +81,4 @@ def who_am_i(asking: _Asking) -> WhoAmI:
 @root_router.get("/openapi.json", include_in_schema=False)
 def openapi(request: Request, asking: _Asking) -> dict[str, Any]:
     """The description of this interface."""
-    return get_openapi(title=request.app.title, version=request.app.version, routes=request.app.state.api_routes)
+    return describe(request.app.title, request.app.version, request.app.state.api_routes)

@@ -13,7 +13,7 @@ from deltareg.names import Reference, parse_reference
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.authorise import authorise
 from deltareg_registry.records.publishing import Published, publish
-from deltareg_registry.state import state_of
+from deltareg_registry.state import address_of, state_of
 
 __all__ = ["read_body", "versions_router"]
 
@@ -37,8 +37,7 @@ async def publish_version(
     state = state_of(request)
     reference = parse_reference(f"{namespace}/{name}:{version}", version_required=True)
     data = await read_body(request, state.settings.manifest_limit)
-    address = None if request.client is None else request.client.host
-    done = await run_sync(_published, request, asking, reference, data, address)
+    done = await run_sync(_published, request, asking, reference, data, address_of(request))
     response.status_code = 201 if done.created else 200
     return PublishReport(reference=str(reference), digest=done.digest)
 

@@ -41,7 +41,7 @@ def _complete(operation: dict[str, Any], need: Need, path: str) -> None:
     declared: dict[str, Any] = {
         status: told for status, told in operation["responses"].items() if "HTTPValidationError" not in str(told)
     }
-    statuses = set(_EVERYWHERE)
+    statuses: set[int] = set(_EVERYWHERE)
     if need is not Need.NOTHING:
         statuses.add(403)
     if "{" in path:

@@ -14,7 +14,7 @@ from deltareg_registry.authorise import authorise
 from deltareg_registry.records.members import Member, list_members, remove_member, set_member
 from deltareg_registry.state import address_of, state_of
 
-__all__ = ["members_router"]
+__all__ = ["MemberList", "member_details", "members_router"]
 
 members_router = APIRouter(prefix="/api/v1/namespaces/{namespace}/members", tags=["members"])
 
@@ -47,7 +47,7 @@ def members(request: Request, asking: _Asking, namespace: NamespacePath) -> Memb
     if not asking.signed_in:
         raise NotSignedIn("that needs a token", hint="deltareg login URL")
     with state_of(request).database.reading() as connection:
-        return MemberList(members=[_details(member) for member in list_members(connection, namespace)])
+        return MemberList(members=[member_details(member) for member in list_members(connection, namespace)])
 
 
 @members_router.put("/{user}")
@@ -57,7 +57,7 @@ def put_member(
     """Give a user a role in a namespace, instead of the one that they have."""
     with state_of(request).database.writing() as connection:
         role = role_of(wanted.role)
-        return _details(set_member(connection, asking, namespace, user, role, address=address_of(request)))
+        return member_details(set_member(connection, asking, namespace, user, role, address=address_of(request)))
 
 
 @members_router.delete("/{user}", status_code=204)
@@ -67,5 +67,6 @@ def delete_member(request: Request, asking: _Asking, namespace: NamespacePath, u
         remove_member(connection, asking, namespace, user, address=address_of(request))
 
 
-def _details(member: Member) -> MemberDetails:
+def member_details(member: Member) -> MemberDetails:
+    """A member as a document."""
     return MemberDetails(user=member.user, role=role_of(member.role).label, since=member.since)  # type: ignore[arg-type]

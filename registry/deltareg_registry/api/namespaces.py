@@ -18,6 +18,7 @@ from deltareg_registry.records.namespaces import (
     change_namespace,
     delete_namespace,
     list_namespaces,
+    lock_namespace,
     make_namespace,
     namespace_named,
 )
@@ -119,6 +120,7 @@ def namespace_details(request: Request, asking: _Asking, namespace: NamespacePat
 def change(request: Request, asking: _Asking, namespace: NamespacePath, wanted: NamespaceChange) -> NamespaceDetails:
     """Change who may read a namespace, and its rules."""
     with state_of(request).database.writing() as connection:
+        lock_namespace(connection, namespace)
         changes: dict[str, object] = {}
         if wanted.public is not None:
             changes["public"] = wanted.public

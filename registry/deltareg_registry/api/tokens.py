@@ -18,7 +18,16 @@ from deltareg_registry.records.namespaces import find_namespace
 from deltareg_registry.records.tokens import issue_token, withdraw_token
 from deltareg_registry.state import State, address_of, state_of
 
-__all__ = ["GivenToken", "NewToken", "TokenList", "TokenRecord", "give_token", "token_record", "tokens_router"]
+__all__ = [
+    "GivenToken",
+    "NewToken",
+    "TokenList",
+    "TokenRecord",
+    "give_token",
+    "given_token",
+    "token_record",
+    "tokens_router",
+]
 
 tokens_router = APIRouter(prefix="/api/v1/tokens", tags=["tokens"])
 
@@ -109,7 +118,12 @@ def give_token(
         scopes = [Scope(namespace=scope.namespace, action=scope.action) for scope in wanted.scopes]
     end = expiry(wanted.expires, wanted.days)
     kept, secret = issue_token(connection, principal, user, wanted.name, scopes=scopes, expires=end, address=address)
-    return GivenToken(**token_record(kept).model_dump(by_alias=False), token=secret)
+    return given_token(kept, secret)
+
+
+def given_token(token: KeptToken, secret: str) -> GivenToken:
+    """A new token as a document, with the token itself."""
+    return GivenToken.model_validate({**token_record(token).model_dump(), "token": secret})
 
 
 def token_record(token: KeptToken) -> TokenRecord:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from deltareg_registry.cli.admin import admin_app
 from deltareg_registry.cli.serve import serve
 
 __all__ = ["app"]
@@ -23,3 +24,4 @@ def root() -> None:
 
 
 app.command("serve")(serve)
+app.add_typer(admin_app, name="admin")

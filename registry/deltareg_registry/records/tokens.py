@@ -6,12 +6,16 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
+from deltareg.errors import InvalidArgument
 from deltareg_registry.access.principal import Principal, Scope
 from deltareg_registry.access.tokens import KeptToken, list_tokens, make_token, revoke_token
 from deltareg_registry.records.audit import record
 from deltareg_registry.records.users import user_named
 
 __all__ = ["issue_token", "withdraw_token"]
+
+
+_NAME_LIMIT = 100
 
 
 def issue_token(
@@ -24,7 +28,9 @@ def issue_token(
     expires: str | None = None,
     address: str | None = None,
 ) -> tuple[KeptToken, str]:
-    """Make a token for a user; return what is kept of it, and the token itself. Raises NotFound."""
+    """Make a token for a user; return what is kept of it, and the token itself. Raises NotFound, InvalidArgument."""
+    if not 0 < len(name) <= _NAME_LIMIT or not name.isprintable():
+        raise InvalidArgument(f"{name[:_NAME_LIMIT]!r} cannot be a token's name", cause="1 to 100 printed characters")
     user_named(connection, user)
     identity, secret = make_token(connection, user, name, scopes=scopes, expires=expires)
     kept = list_tokens(connection, identity=identity)[0]

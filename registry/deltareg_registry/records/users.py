@@ -27,7 +27,7 @@ class User:
     disabled: str | None
 
 
-def list_users(connection: Connection, *, after: str = "", limit: int = 1000) -> list[User]:
+def list_users(connection: Connection, *, after: str = "", limit: int | None = None) -> list[User]:
     """The users by name, those that come behind `after`."""
     wanted = select(users).where(users.c.name > after).order_by(users.c.name).limit(limit)
     return [User(row.name, row.admin, row.created, row.disabled) for row in connection.execute(wanted)]

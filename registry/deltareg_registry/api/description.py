@@ -31,11 +31,11 @@ def describe(title: str, version: str, routes: Sequence[BaseRoute]) -> dict[str,
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             need = ROUTES[f"{method.upper()} {path}"]
-            _complete(operation, need, path)
+            _complete(operation, need, method, path)
     return document
 
 
-def _complete(operation: dict[str, Any], need: Need, path: str) -> None:
+def _complete(operation: dict[str, Any], need: Need, method: str, path: str) -> None:
     operation["security"] = [{"token": []}] if need not in (Need.NOTHING, Need.READ) else [{}, {"token": []}]
     # What FastAPI says of its own answer to a bad request is not what this server answers.
     declared: dict[str, Any] = {
@@ -48,7 +48,7 @@ def _complete(operation: dict[str, Any], need: Need, path: str) -> None:
         statuses.add(404)
     if "requestBody" in operation:
         statuses |= {408, 422}
-    if operation_changes(operation):
+    if method != "get":
         statuses |= {409, 507}
     for status in sorted(statuses | {int(status) for status in declared if status.isdigit() and int(status) >= 400}):
         told: Mapping[str, Any] = declared.get(str(status), {})
@@ -57,8 +57,3 @@ def _complete(operation: dict[str, Any], need: Need, path: str) -> None:
             "content": {PROBLEM: {"schema": {"$ref": _REFERENCE.format(model="Problem")}}},
         }
     operation["responses"] = dict(sorted(declared.items()))
-
-
-def operation_changes(operation: Mapping[str, Any]) -> bool:
-    """Whether an operation changes something, as its id ends in its method."""
-    return not str(operation["operationId"]).endswith("_get")

@@ -8,7 +8,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request, Response
 
 from deltareg.errors import BadManifest
-from deltareg.manifest import Document
+from deltareg.manifest import MANIFEST_TYPE, Document
 from deltareg.names import Reference, parse_reference
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.authorise import authorise
@@ -29,7 +29,12 @@ class PublishReport(Document):
     digest: str
 
 
-@versions_router.put("/{namespace}/{name}/versions/{version}", status_code=201)
+@versions_router.put(
+    "/{namespace}/{name}/versions/{version}",
+    status_code=201,
+    responses={200: {"model": PublishReport, "description": "The version had these bytes before."}},
+    openapi_extra={"requestBody": {"required": True, "content": {MANIFEST_TYPE: {"schema": {"type": "object"}}}}},
+)
 async def publish_version(
     namespace: str, name: str, version: str, request: Request, response: Response, asking: _Asking
 ) -> PublishReport:

@@ -164,8 +164,9 @@ def make_repository(connection: Connection, namespace: str, name: str) -> int:
 def insert_if_absent(connection: Connection, table: Table, values: Mapping[str, object]) -> bool:
     """Put in a row unless one with its key is there, another process's just now too; whether it was put in."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    done = connection.execute(dialect.insert(table).values(dict(values)).on_conflict_do_nothing())
-    return done.rowcount > 0
+    adding = dialect.insert(table).values(dict(values)).on_conflict_do_nothing()
+    # Not by the count of rows: of an INSERT, psycopg does not always tell it.
+    return connection.execute(adding.returning(*table.primary_key.columns)).first() is not None
 
 
 def _find(connection: Connection, namespace: str, name: str) -> int | None:

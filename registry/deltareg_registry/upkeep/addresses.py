@@ -56,8 +56,8 @@ def check_url(url: str, allowed: Sequence[str]) -> Place:
     return place
 
 
-def resolve(place: Place, allowed: Sequence[str]) -> str:
-    """An address of a host, to be connected to as it is: asked again, the name could stand for another.
+def resolve(place: Place, allowed: Sequence[str]) -> list[str]:
+    """The addresses of a host, to be connected to as they are: asked again, the name could stand for others.
 
     Raises NotAllowed where any of its addresses is not public and not `allowed`; OSError where it has none.
     """
@@ -67,7 +67,7 @@ def resolve(place: Place, allowed: Sequence[str]) -> str:
         for address in addresses:
             if not _may_reach(ipaddress.ip_address(address), allowed):
                 raise _refused(place.host)
-    return addresses[0]
+    return list(dict.fromkeys(addresses))
 
 
 def parse_host(text: str) -> str:

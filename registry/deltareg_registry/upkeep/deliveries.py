@@ -72,12 +72,12 @@ async def deliver_forever(state: State) -> None:
                 await anyio.sleep(_POLL_SECONDS * random.uniform(0.8, 1.2))
 
 
-async def deliver_due(state: State, sender: httpx2.AsyncClient) -> int:
-    """Send what is due, ten messages at once at most; returns how many. Raises DeltaregError."""
+async def deliver_due(state: State, sender: httpx2.AsyncClient, *, seconds: float = _SECONDS) -> int:
+    """Send what is due, ten messages at once at most, each in `seconds`; returns how many. Raises DeltaregError."""
     claimed = await run_sync(_claimed, state)
     async with anyio.create_task_group() as group:
         for due in claimed:
-            group.start_soon(_deliver, state, sender, due)
+            group.start_soon(_deliver, state, sender, due, seconds)
     return len(claimed)
 
 
@@ -89,8 +89,8 @@ def _claimed(state: State) -> list[Due]:
         return claim(connection, limit=_AT_ONCE)
 
 
-async def _deliver(state: State, sender: httpx2.AsyncClient, due: Due) -> None:
-    status, fault = await _send(state, sender, due)
+async def _deliver(state: State, sender: httpx2.AsyncClient, due: Due, seconds: float) -> None:
+    status, fault = await _send(state, sender, due, seconds)
     try:
         await run_sync(_settled, state, due, status, fault)
     except DeltaregError as error:
@@ -103,18 +103,15 @@ def _settled(state: State, due: Due, status: int | None, fault: str | None) -> N
         settle(connection, due, status=status, fault=fault, wait=backoff(due.attempts))
 
 
-async def _send(state: State, sender: httpx2.AsyncClient, due: Due) -> tuple[int | None, str | None]:
-    """The status of the answer, and what is wrong. What a receiver writes is not read: owners could see with it what
-    only the server can reach."""
+async def _send(state: State, sender: httpx2.AsyncClient, due: Due, seconds: float) -> tuple[int | None, str | None]:
+    """The status of the answer, and what is wrong with it."""
     try:
-        with anyio.fail_after(_SECONDS):
+        with anyio.fail_after(seconds):
             place = check_url(due.url, state.settings.webhook_hosts)
-            address = await run_sync(resolve, place, state.settings.webhook_hosts, abandon_on_cancel=True)
-            request = _request(sender, due, place, address)
-            response = await sender.send(request, stream=True)
-            await response.aclose()
+            addresses = await run_sync(resolve, place, state.settings.webhook_hosts, abandon_on_cancel=True)
+            response = await _post(sender, due, place, addresses)
     except TimeoutError:
-        return None, f"no answer in {_SECONDS:.0f} s"
+        return None, f"no answer in {seconds:g} s"
     except DeltaregError as error:
         return None, error.message
     except (OSError, httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
@@ -122,6 +119,23 @@ async def _send(state: State, sender: httpx2.AsyncClient, due: Due) -> tuple[int
     if response.is_success:
         return response.status_code, None
     return response.status_code, "redirects are not followed" if response.is_redirect else "refused by the receiver"
+
+
+async def _post(sender: httpx2.AsyncClient, due: Due, place: Place, addresses: list[str]) -> httpx2.Response:
+    """The answer of the first address that can be reached, without its body: that is not read. Owners could see with
+    it what only the server can reach, and it may have no end."""
+    for address in addresses[:-1]:
+        try:
+            return await _answered(sender, _request(sender, due, place, address))
+        except httpx2.ConnectError:
+            continue
+    return await _answered(sender, _request(sender, due, place, addresses[-1]))
+
+
+async def _answered(sender: httpx2.AsyncClient, request: httpx2.Request) -> httpx2.Response:
+    response = await sender.send(request, stream=True)
+    await response.aclose()
+    return response
 
 
 def _request(sender: httpx2.AsyncClient, due: Due, place: Place, address: str) -> httpx2.Request:

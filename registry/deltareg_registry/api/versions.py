@@ -6,12 +6,12 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 
 from deltareg.errors import BadManifest
-from deltareg.manifest import Document
+from deltareg.manifest import MANIFEST_TYPE, Document
 from deltareg.names import Reference, parse_reference
 from deltareg_registry.access.principal import Principal
-from deltareg_registry.api.asking import PROBLEMS, Asking, address_of, problems
+from deltareg_registry.api.asking import PROBLEMS, Asking, problems
 from deltareg_registry.records.publishing import Published, publish
-from deltareg_registry.state import state_of
+from deltareg_registry.state import address_of, state_of
 
 __all__ = ["read_body", "versions_router"]
 
@@ -29,6 +29,7 @@ class PublishReport(Document):
     "/{namespace}/{name}/versions/{version}",
     status_code=201,
     responses={200: {"model": PublishReport, "description": "The version had these bytes."}, **problems(409, 507)},
+    openapi_extra={"requestBody": {"required": True, "content": {MANIFEST_TYPE: {"schema": {"type": "object"}}}}},
 )
 async def publish_version(
     namespace: str, name: str, version: str, request: Request, response: Response, asking: Asking

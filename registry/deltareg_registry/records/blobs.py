@@ -10,6 +10,7 @@ from deltareg.digest import Digest
 from deltareg_registry.database import now
 from deltareg_registry.database.tables import blobs, repository_blobs
 from deltareg_registry.records.namespaces import insert_if_absent
+from deltareg_registry.records.quotas import check_quota
 
 __all__ = ["add_blob", "sizes_of", "touch"]
 
@@ -18,11 +19,15 @@ _BATCH = 500
 
 
 def add_blob(connection: Connection, repository: int, digest: Digest, size: int) -> None:
-    """Note that a blob is in the storage, and that a repository has it."""
+    """Note that a blob is in the storage, and that a repository has it.
+
+    Raises QuotaExceeded where the repository's namespace has no room for it.
+    """
     time = now()
     insert_if_absent(connection, blobs, {"digest": digest, "size": size, "created": time, "touched": time})
     connection.execute(update(blobs).where(blobs.c.digest == digest).values(touched=time))
-    insert_if_absent(connection, repository_blobs, {"repository": repository, "digest": digest})
+    if insert_if_absent(connection, repository_blobs, {"repository": repository, "digest": digest}):
+        check_quota(connection, repository)
 
 
 def sizes_of(

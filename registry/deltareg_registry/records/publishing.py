@@ -18,6 +18,7 @@ from deltareg_registry.database import Database, now
 from deltareg_registry.database.tables import manifest_blobs, manifests, removed, versions
 from deltareg_registry.records.audit import record
 from deltareg_registry.records.blobs import sizes_of, touch
+from deltareg_registry.records.events import emit
 from deltareg_registry.records.namespaces import insert_if_absent, locked_repository, make_repository
 from deltareg_registry.records.searchable import make_searchable
 from deltareg_registry.storage import Storage
@@ -121,6 +122,7 @@ def _name(connection: Connection, principal: Principal, candidate: _Candidate, a
         address=address,
         detail={"digest": digest},
     )
+    emit(connection, reference.namespace, "version.publish", str(reference), {"digest": digest})
     return Published(digest, created=True)
 
 

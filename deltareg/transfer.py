@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
@@ -18,7 +19,7 @@ from deltareg.errors import DigestMismatch, DiskFull, InvalidArgument, NotFound
 from deltareg.manifest import Descriptor, Document, Manifest, Requirement
 from deltareg.names import LATEST, Reference, as_reason, parse_reference
 from deltareg.progress import SILENT, Progress
-from deltareg.remote import Remote, open_remote, read_manifest
+from deltareg.remote import Network, Remote, open_remote, read_manifest
 from deltareg.store import MANIFEST_LIMIT, Entry, Store, parse_manifest, version_among, version_exists
 from deltareg.versions import parse_range
 
@@ -60,7 +61,7 @@ def push(
     """
     begun = time.monotonic()
     _check_threads(threads)
-    remote = open_remote(remote) if isinstance(remote, str) else remote
+    remote = _opened(remote)
     store = registry.store
     wanted = _parsed(reference)
     digest = store.resolve(wanted)
@@ -110,7 +111,7 @@ def pull(
     """
     begun = time.monotonic()
     _check_threads(threads)
-    remote = open_remote(remote) if isinstance(remote, str) else remote
+    remote = _opened(remote)
     store = registry.store
     wanted = _parsed(reference)
     digest = parse_digest(remote.resolve(wanted))
@@ -140,6 +141,11 @@ def pull(
         hint = f"deltareg pull {one.name} --remote {remote.url}"
         warnings.append(f"{version} was taken on top of {one}, which is not here: {hint}")
     return _report(version, digest, remote, manifest, len(absent), moved, begun, dry_run=False, warnings=warnings)
+
+
+def _opened(remote: Remote | str) -> Remote:
+    # Whoever writes a URL here means that server: the token of the environment may go there.
+    return open_remote(remote, Network.of(os.environ, [remote])) if isinstance(remote, str) else remote
 
 
 class _Stopped(Exception):

@@ -33,6 +33,7 @@ from deltareg.manifest import DeltaConfig, Descriptor, Index, Inventory, Manifes
 from deltareg.merge import METHODS
 from deltareg.mergekit import MergekitReport
 from deltareg.recipe import Build, Recipe, RecipeDelta
+from deltareg.remote.logins import Identity, LoginReport, LogoutReport
 from deltareg.store import FsckReport, GcReport
 from deltareg.transfer import TransferReport
 
@@ -73,6 +74,9 @@ SCHEMAS: Mapping[str, type[BaseModel]] = {
     "inspect": InspectReport,
     "methods": reports.MethodList,
     "fingerprint": FingerprintReport,
+    "login": LoginReport,
+    "logout": LogoutReport,
+    "whoami": Identity,
     "remote-list": reports.RemoteList,
     "remote-change": reports.RemoteChange,
     "recipe-change": reports.RecipeChange,

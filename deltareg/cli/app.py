@@ -22,6 +22,7 @@ from deltareg.cli.checkpoints import apply, diff
 from deltareg.cli.compare import compare
 from deltareg.cli.doctor import doctor
 from deltareg.cli.inspect import inspect
+from deltareg.cli.logins import login, logout, whoami
 from deltareg.cli.mergekit import import_mergekit
 from deltareg.cli.methods import methods
 from deltareg.cli.recipes import add, new, remove
@@ -96,6 +97,9 @@ app.command("show")(show)
 app.command("search")(search)
 app.command("push")(push)
 app.command("pull")(pull)
+app.command("login")(login)
+app.command("logout")(logout)
+app.command("whoami")(whoami)
 app.command("yank")(yank)
 app.command("unyank")(unyank)
 app.add_typer(channel_app, name="channel")

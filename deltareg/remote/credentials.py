@@ -74,6 +74,7 @@ class Credentials:
 
     def keep(self, key: str, secret: Secret) -> str:
         """Keep a secret in place of an older one; return where. Raises NotAllowed, DiskFull."""
+        self._read()  # refused before anything is changed
         ring = _keyring()
         in_ring = ring is not None and _stored(ring, key, secret.password)
         kept = _Kept(username=secret.username, secret=None if in_ring else secret.password)

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from deltareg.store.blobs import Blobs
 from deltareg.store.collect import GcReport
-from deltareg.store.index import Entry, Signature, channels_by_digest, latest_tag, version_among
+from deltareg.store.index import (
+    Entry,
+    Signature,
+    Snapshot,
+    channels_by_digest,
+    entry_among,
+    latest_tag,
+    parse_index,
+    version_among,
+)
 from deltareg.store.inspect import Fault, FsckReport
 from deltareg.store.lock import FileLock
-from deltareg.store.store import MANIFEST_LIMIT, Store, channel_moved, is_vacant, parse_manifest, version_exists
+from deltareg.store.store import LAYOUT, MANIFEST_LIMIT, Store, channel_moved, is_vacant, parse_manifest, version_exists
 from deltareg.store.writer import BLOCK, BlobWriter
 
 __all__ = [
     "BLOCK",
+    "LAYOUT",
     "MANIFEST_LIMIT",
     "BlobWriter",
     "Blobs",
@@ -21,11 +31,14 @@ __all__ = [
     "FsckReport",
     "GcReport",
     "Signature",
+    "Snapshot",
     "Store",
     "channel_moved",
     "channels_by_digest",
+    "entry_among",
     "is_vacant",
     "latest_tag",
+    "parse_index",
     "parse_manifest",
     "version_among",
     "version_exists",

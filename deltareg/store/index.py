@@ -15,7 +15,7 @@ from typing import Any
 from deltareg.digest import Digest, parse_json, sha256
 from deltareg.errors import BadManifest, BadName, DeltaregError, UnsupportedFormat, translate_os_errors
 from deltareg.manifest import Descriptor, Index, parse
-from deltareg.names import Reference, as_reason, latest_of, parse_reference
+from deltareg.names import LATEST, Reference, as_reason, latest_of, parse_reference
 from deltareg.store.files import write_atomically
 from deltareg.store.lines import SortedLines
 
@@ -28,7 +28,9 @@ __all__ = [
     "Snapshot",
     "channels_by_digest",
     "checksum_fault",
+    "entry_among",
     "latest_tag",
+    "parse_index",
     "read_index",
     "signature_of",
     "version_among",
@@ -166,6 +168,17 @@ def version_among(entries: Iterable[Entry], wanted: Reference, digest: Digest) -
     return None if tag is None else wanted.with_tag(tag)
 
 
+def entry_among(entries: Iterable[Entry], wanted: Reference) -> Entry | None:
+    """The entry that `wanted`, a version, a channel, `latest` or a digest, leads to among those of its repository."""
+    found = list(entries)
+    if wanted.digest is not None:
+        return next((entry for entry in found if entry.digest == wanted.digest), None)
+    tag = wanted.tag or LATEST
+    if tag == LATEST:
+        tag = latest_tag(found) or tag
+    return next((entry for entry in found if entry.reference.tag == tag), None)
+
+
 def channels_by_digest(names: Iterable[tuple[Reference, str]]) -> dict[tuple[str, str], list[str]]:
     """The channels among `names`, sorted, by the repository and the digest that they point to."""
     found: dict[tuple[str, str], list[str]] = {}
@@ -184,7 +197,12 @@ def latest_tag(entries: Iterable[Entry]) -> str | None:
 def read_index(path: Path) -> Snapshot:
     """Read an `index.json`. Raises BadManifest where it is missing, too large, or not an index."""
     signature, data = _read_signed(path)
-    snapshot = Snapshot(signature, str(path), data, _lines(data, what=str(path)))
+    return parse_index(data, what=str(path), signature=signature)
+
+
+def parse_index(data: bytes, *, what: str, signature: Signature = (0, 0, 0)) -> Snapshot:
+    """An index from its bytes, wherever they come from. Raises BadManifest where they are none."""
+    snapshot = Snapshot(signature, what, data, _lines(data, what=what))
     if snapshot.lines is None:
         # Whatever is wrong with it is told now.
         _ = snapshot.index

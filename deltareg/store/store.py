@@ -32,7 +32,7 @@ from deltareg.store.index import (
     Entry,
     Signature,
     Snapshot,
-    latest_tag,
+    entry_among,
     read_index,
     signature_of,
     write_index,
@@ -183,14 +183,7 @@ class Store(Blobs):
     def entry(self, reference: Reference) -> Entry:
         """The entry that a reference leads to. Raises NotFound, which lists what there is."""
         snapshot = self.snapshot()
-        siblings = snapshot.entries_of(reference.repository)
-        if reference.digest is not None:
-            found = next((entry for entry in siblings if entry.digest == reference.digest), None)
-        else:
-            tag = reference.tag or LATEST
-            if tag == LATEST:
-                tag = latest_tag(siblings) or tag
-            found = next((entry for entry in siblings if entry.reference.tag == tag), None)
+        found = entry_among(snapshot.entries_of(reference.repository), reference)
         if found is None:
             raise self._unknown(reference, snapshot)
         return found

@@ -8,11 +8,12 @@ from pydantic import Field
 
 from deltareg.errors import BadManifest, InvalidArgument, NotAllowed, NotFound, UsageError
 from deltareg.manifest import Document, parse
-from deltareg.remote.authorization import Basic, BearerToken, RegistryAuthorization
-from deltareg.remote.credentials import Credentials, Secret, check_plain, key_of, server_token
+from deltareg.remote.authorization import RegistryAuthorization
+from deltareg.remote.credentials import Credentials, Secret, check_plain, key_of, server_secret
 from deltareg.remote.http import HttpClient
 from deltareg.remote.network import Address, Network, parse_address, shown
 from deltareg.remote.oci import OciClient
+from deltareg.remote.web import authorization_of, web_client
 
 __all__ = ["Identity", "LoginReport", "LogoutReport", "Membership", "TokenDetails", "log_in", "log_out", "who_am_i"]
 
@@ -92,10 +93,10 @@ def who_am_i(url: str, network: Network, *, kept: Credentials | None = None) -> 
     address = _address(url)
     if address.scheme not in ("http", "https"):
         raise UsageError(f"{address.url} is an OCI registry, which tells nobody who he is", hint="deltareg login")
-    token = server_token(address, network, kept or Credentials())
-    if token is None:
+    known = kept or Credentials()
+    if server_secret(address, network, known) is None:
         raise NotAllowed(f"you are not logged in at {address.url}", hint=f"deltareg login {address.url}")
-    client = HttpClient(address.base, network, authorization=BearerToken(token), login=address.url)
+    client = web_client(address, network, known)
     try:
         return _identity(client)
     except NotFound as error:
@@ -108,8 +109,7 @@ def who_am_i(url: str, network: Network, *, kept: Credentials | None = None) -> 
 
 def _try_on_the_web(address: Address, secret: Secret, network: Network) -> tuple[str | None, bool]:
     """Who the server takes the user for, and whether it asked for the secret at all."""
-    known = BearerToken(secret.password) if secret.username is None else Basic(secret)
-    client = HttpClient(address.base, network, authorization=known, login=address.url)
+    client = HttpClient(address.base, network, authorization=authorization_of(secret), login=address.url)
     try:
         return _identity(client).user, True
     except NotFound:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from deltareg.errors import BadManifest, NotAllowed, NotFound, RemoteUnavailable, UnsupportedFormat
 from deltareg.remote.answers import Answer
 from deltareg.remote.authorization import Basic, BearerToken
-from deltareg.remote.credentials import Credentials, key_of, server_token
+from deltareg.remote.credentials import Credentials, Secret, server_secret
 from deltareg.remote.http import Authorization, HttpClient
 from deltareg.remote.mirror import HttpMirror
 from deltareg.remote.network import Address, Network, parse_address
@@ -18,7 +18,7 @@ from deltareg.remote.network import Address, Network, parse_address
 if TYPE_CHECKING:
     from deltareg.remote.protocol import Remote
 
-__all__ = ["Kind", "WebRemote", "web_authorization", "web_client"]
+__all__ = ["Kind", "WebRemote", "authorization_of", "web_client"]
 
 
 @dataclass(frozen=True)
@@ -87,20 +87,16 @@ class WebRemote:
         )
 
 
-def web_client(address: Address, network: Network, authorization: Authorization | None = None) -> HttpClient:
+def web_client(address: Address, network: Network, kept: Credentials | None = None) -> HttpClient:
     """A client for a server on the web, which is told who the user is, as far as that is known. Raises NotAllowed."""
-    known = authorization or web_authorization(address, network)
+    secret = server_secret(address, network, kept or Credentials())
+    known = None if secret is None else authorization_of(secret)
     return HttpClient(address.base, network, authorization=known, login=address.url)
 
 
-def web_authorization(address: Address, network: Network) -> Authorization | None:
-    """What a server is told: the token of the environment or of a login, or a name and password. Raises NotAllowed."""
-    kept = Credentials()
-    token = server_token(address, network, kept)
-    if token is None:
-        return None
-    found = None if token == network.token else kept.find(key_of(address))
-    return BearerToken(token) if found is None or found.username is None else Basic(found)
+def authorization_of(secret: Secret) -> Authorization:
+    """How a server on the web is told a secret: a token as such, a password with its name."""
+    return BearerToken(secret.password) if secret.username is None else Basic(secret)
 
 
 def _document(answer: Answer) -> Mapping[str, Any]:

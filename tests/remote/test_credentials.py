@@ -13,7 +13,7 @@ import keyring
 import pytest
 
 from deltareg.errors import BadConfig, DiskFull, NotAllowed, UsageError
-from deltareg.remote.credentials import Credentials, Secret, server_token
+from deltareg.remote.credentials import Credentials, Secret, server_secret
 from deltareg.remote.docker import find_docker_secret
 from deltareg.remote.network import Network, parse_address
 from tests.disks import read_only, small_disk
@@ -161,7 +161,8 @@ def test_keyring_that_is_locked_is_told_and_gone_around(kept: Credentials, ring:
 
 
 def token_at(url: str, meant: list[str], kept: Credentials) -> str | None:
-    return server_token(parse_address(url), Network.of({"DELTAREG_TOKEN": SECRET}, meant), kept)
+    found = server_secret(parse_address(url), Network.of({"DELTAREG_TOKEN": SECRET}, meant), kept)
+    return None if found is None else found.password
 
 
 @pytest.mark.parametrize(

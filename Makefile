@@ -65,14 +65,14 @@ $(BIN)/pip:
 		|| { echo "error: deltareg needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/runtime.stamp: pyproject.toml constraints.txt | $(BIN)/pip
+$(VENV)/runtime.stamp: pyproject.toml registry/pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "installing deltareg into $(VENV)"
-	@$(PIP) -e .
+	@$(PIP) -e . -e ./registry
 	@touch $@
 
-$(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/pip
+$(VENV)/test.stamp: pyproject.toml registry/pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "installing deltareg and its test tools into $(VENV) (torch is large: a few minutes)"
-	@$(PIP) -e '.[test,oracle]'
+	@$(PIP) -e '.[test,oracle]' -e ./registry
 	@touch $@ $(VENV)/runtime.stamp
 
 $(VENV)/bench.stamp: $(VENV)/test.stamp

@@ -42,13 +42,16 @@ __all__ = [
     "NotFound",
     "NotHomologous",
     "NotReproduced",
+    "NotSignedIn",
     "NothingFits",
     "OutputDiffers",
     "OutputExists",
     "PickleRefused",
     "QuantisedRefused",
+    "QuotaExceeded",
     "RankLost",
     "RemoteUnavailable",
+    "TooManyRequests",
     "UnsupportedFormat",
     "UsageError",
     "VersionExists",
@@ -332,6 +335,24 @@ class VersionExists(NotAllowed):
     code = "DR0301"
 
 
+class NotSignedIn(NotAllowed):
+    """The remote wants to know who asks: no token came with the request, or one that it does not know, or no longer.
+
+    Run `deltareg login URL`, or set `DELTAREG_TOKEN`. Ask an owner of the namespace for a token.
+    """
+
+    code = "DR0303"
+
+
+class QuotaExceeded(NotAllowed):
+    """The namespace has no room left for these bytes: its quota at the registry is used up.
+
+    Remove versions that nobody needs, or ask an administrator of the registry for a larger quota.
+    """
+
+    code = "DR0304"
+
+
 class LicenceRefused(NotAllowed):
     """The licences of the base and the deltas do not go together, or one of them forbids derivatives.
 
@@ -445,6 +466,15 @@ class RemoteUnavailable(DeltaregError):
 
     code = "DR0500"
     exit_code = 6
+
+
+class TooManyRequests(RemoteUnavailable):
+    """The remote was asked too often in a short time.
+
+    Wait as long as the message says, and run the command again: what was sent is kept.
+    """
+
+    code = "DR0503"
 
 
 class HubUnavailable(RemoteUnavailable):

@@ -6,9 +6,10 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
+from typing import Literal
 
 from pydantic import Field
 
@@ -27,6 +28,8 @@ __all__ = ["TransferReport", "pull", "push"]
 
 _ROUNDS = 3
 _NO_REASON = "no reason is given"
+
+_Mark = Literal["yanked", "deprecated"]
 
 
 class TransferReport(Document):
@@ -55,9 +58,9 @@ def push(
 ) -> TransferReport:
     """Send a version to a remote: first the blobs that it lacks, `threads` at a time, then the manifest.
 
-    A channel or `latest` is sent as the version that it names here. Whether it is yanked is for each registry to say.
-    Raises NotFound, VersionExists, NotAllowed,
-    RemoteUnavailable, DiskFull; DigestMismatch where a local blob is damaged: the remote's names are unchanged then.
+    A channel or `latest` is sent as the version that it names here. Whether it is yanked or deprecated is for each
+    registry to say. Raises NotFound, VersionExists, NotAllowed, RemoteUnavailable, DiskFull; DigestMismatch where a
+    local blob is damaged: the remote's names are unchanged then.
     """
     begun = time.monotonic()
     _check_threads(threads)
@@ -69,7 +72,7 @@ def push(
     data = store.read(digest, limit=MANIFEST_LIMIT)
     manifest = parse_manifest(data, what=f"the manifest of {version}")
     _check_free(remote, version, digest)
-    warnings = [*_yanked_here(store, version), *_founding(remote, dry_run=dry_run)]
+    warnings = [*_marked_here(store, version), *_founding(remote, dry_run=dry_run)]
     lacking = _lacking(registry.artifact(version), remote.list)
     warnings += [f"{version} was taken on top of {one}, which {remote.url} lacks: push that too" for one in lacking]
     lacks = partial(remote.missing, version.repository)
@@ -105,9 +108,9 @@ def pull(
     """Bring a version from a remote: the blobs that are not here in sound form, `threads` at a time, then the name.
 
     A channel, `latest` or a digest brings the version that it names there; a channel is set here too. A damaged local
-    copy is mended. Whether the version is yanked there, and why, holds here too. Raises NotFound, VersionExists,
-    RemoteUnavailable, DiskFull; DigestMismatch and BadManifest where the remote's bytes are not what they should be, or
-    where the name means another digest there than the one that is `expected`: nothing is named then.
+    copy is mended. Whether the version is yanked or deprecated there, and why, holds here too. Raises NotFound,
+    VersionExists, RemoteUnavailable, DiskFull; DigestMismatch and BadManifest where the remote's bytes are not what
+    they should be, or where the name means another digest there than the one that is `expected`: nothing is named then.
     """
     begun = time.monotonic()
     _check_threads(threads)
@@ -118,8 +121,8 @@ def pull(
     _check_expected(remote, wanted, digest, expected or wanted.digest)
     entries = remote.list(wanted.repository)
     version = _version_of(wanted, digest, entries)
-    yanked = _yanked_among(entries, version)
-    warnings = [] if yanked is None else [f"{version} is yanked at {remote.url}: {yanked}"]
+    marks = _marks_among(entries, version)
+    warnings = [f"{version} is {told} at {remote.url}: {reason}" for told, reason in marks.items()]
     data = read_manifest(remote, wanted.repository, digest)
     manifest = parse_manifest(data, what=f"the manifest of {version} from {remote.url}")
     store.check_free(version, digest)
@@ -133,9 +136,9 @@ def pull(
         absent += _damaged(store, present, threads, progress)
         _check_space(store, absent)
         moved = _in_parallel("pull", _fetcher(store, remote, wanted.repository), absent, threads, progress)
-        store.publish(version, data, yanked=yanked)
+        store.publish(version, data, **marks)
         if version in {entry.reference for entry in entries}:
-            _follow_yank(store, version, yanked)
+            _follow_marks(store, version, marks)
         _follow_channel(store, wanted, digest)
     for one in _lacking(registry.artifact(version), store.entries_of):
         hint = f"deltareg pull {one.name} --remote {remote.url}"
@@ -298,25 +301,33 @@ def _lacking(artifact: Artifact, entries_of: Callable[[str], Iterable[Entry]]) -
     ]
 
 
-def _yanked_here(store: Store, version: Reference) -> list[str]:
-    reason = _yanked_among(store.siblings(version), version)
-    if reason is None:
-        return []
-    told = f"{version} is yanked here: {reason}"
-    return [f"{told}; what the remote says of it stays as it is: deltareg yank --remote changes it"]
+def _marked_here(store: Store, version: Reference) -> list[str]:
+    commands = {"yanked": "yank", "deprecated": "deprecate"}
+    return [
+        f"{version} is {told} here: {reason}; what the remote says of it stays as it is: deltareg {commands[told]} "
+        "--remote changes it"
+        for told, reason in _marks_among(store.siblings(version), version).items()
+    ]
 
 
-def _yanked_among(entries: Iterable[Entry], version: Reference) -> str | None:
-    """Why a version is yanked, as far as that can be taken over; None where it is not."""
-    found = next((entry.yanked for entry in entries if entry.reference == version), None)
-    return None if found is None else as_reason(found) or _NO_REASON
+def _marks_among(entries: Iterable[Entry], version: Reference) -> dict[_Mark, str]:
+    """Why a version is yanked or deprecated, as far as that can be taken over; without what it is not."""
+    entry = next((entry for entry in entries if entry.reference == version), None)
+    if entry is None:
+        return {}
+    told: dict[_Mark, str | None] = {"yanked": entry.yanked, "deprecated": entry.deprecated}
+    return {mark: as_reason(reason) or _NO_REASON for mark, reason in told.items() if reason is not None}
 
 
-def _follow_yank(store: Store, version: Reference, reason: str | None) -> None:
-    if reason is None:
+def _follow_marks(store: Store, version: Reference, marks: Mapping[_Mark, str]) -> None:
+    if (reason := marks.get("yanked")) is None:
         store.unyank(version)
     else:
         store.yank(version, reason)
+    if (reason := marks.get("deprecated")) is None:
+        store.undeprecate(version)
+    else:
+        store.deprecate(version, reason)
 
 
 def _follow_channel(store: Store, wanted: Reference, digest: Digest) -> None:

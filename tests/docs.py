@@ -60,6 +60,7 @@ SCHEMAS: Mapping[str, type[BaseModel]] = {
     "search": SearchReport,
     "transfer": TransferReport,
     "yank": reports.YankReport,
+    "deprecation": reports.DeprecationReport,
     "channel": reports.ChannelChange,
     "channel-list": reports.ChannelList,
     "verify": VerifyReport,

@@ -217,7 +217,8 @@ def open_delta(
     # The card says what was applied even after `latest` has moved on.
     version = registry.version_of(reference)
     artifact = registry.artifact(version)
-    return WeightedDelta(version, artifact, weights, parameters or {}, registry.yanked(version))
+    told = (registry.yanked(version), registry.deprecated(version))
+    return WeightedDelta(version, artifact, weights, parameters or {}, *told)
 
 
 def refuse_errors(fits: Sequence[Fit], target: Checkpoint, *, force: bool) -> list[str]:

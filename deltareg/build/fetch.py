@@ -11,7 +11,7 @@ from deltareg.errors import DigestMismatch, NotFound
 from deltareg.lock import Lock, LockedDelta
 from deltareg.progress import Progress
 from deltareg.resolve import LOCAL, Candidate, Sources
-from deltareg.store import Store
+from deltareg.store import Entry, Store
 from deltareg.transfer import pull
 
 __all__ = ["Fetch", "fetch", "fetches"]
@@ -61,9 +61,7 @@ def _fetch(locked: LockedDelta, sources: Sources) -> Fetch:
     store = sources.registry.store
     name, digest = locked.name, Digest(locked.digest)
     if _is_here(locked, store):
-        yanked = store.entry(name).yanked
-        told = () if yanked is None else (_yanked(locked, yanked),)
-        return Fetch(locked, Artifact.open(store, digest), 0, told)
+        return Fetch(locked, Artifact.open(store, digest), 0, _told(locked, store.entry(name)))
     if locked.remote == LOCAL or sources.offline:
         raise NotFound(
             f"{name} is not on this machine, not all of it",
@@ -94,8 +92,7 @@ def _fetch(locked: LockedDelta, sources: Sources) -> Fetch:
     artifact = source.artifact(Candidate(name, digest, locked.remote))
     absent = _missing(artifact, store)
     moved = sum(blob.size for blob in artifact.manifest.blobs if blob.digest in absent)
-    told = () if there[0].yanked is None else (_yanked(locked, there[0].yanked),)
-    return Fetch(locked, artifact, moved, told)
+    return Fetch(locked, artifact, moved, _told(locked, there[0]))
 
 
 def _is_here(locked: LockedDelta, store: Store) -> bool:
@@ -119,5 +116,12 @@ def _missing(artifact: Artifact, store: Store) -> set[Digest]:
     return store.missing([Digest(blob.digest) for blob in artifact.manifest.blobs], touch=False)
 
 
-def _yanked(locked: LockedDelta, reason: str) -> str:
-    return f"{locked.reference} was yanked: {reason or 'without a reason'}; deltareg update takes another version"
+def _told(locked: LockedDelta, found: Entry | Candidate) -> tuple[str, ...]:
+    """What its registry says of a version that is to be used."""
+    told: list[str] = []
+    if found.yanked is not None:
+        reason = found.yanked or "without a reason"
+        told.append(f"{locked.reference} was yanked: {reason}; deltareg update takes another version")
+    if found.deprecated is not None:
+        told.append(f"{locked.reference} is deprecated: {found.deprecated or 'without a reason'}")
+    return tuple(told)

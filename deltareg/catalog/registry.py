@@ -54,6 +54,11 @@ class Registry:
         version = self.version_of(reference)
         return None if version.version is None else self.store.entry(version).yanked
 
+    def deprecated(self, reference: Reference | str) -> str | None:
+        """Why the version that a name means was deprecated, as `yanked` tells it."""
+        version = self.version_of(reference)
+        return None if version.version is None else self.store.entry(version).deprecated
+
     def artifact(self, reference: Reference | str) -> Artifact:
         """The delta of that name. Raises NotFound, BadName, DigestMismatch, BadManifest."""
         return Artifact.open(self.store, self.resolve(reference))

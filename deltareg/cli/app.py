@@ -20,6 +20,7 @@ from deltareg.cli.channels import channel_app
 from deltareg.cli.check import check, fingerprint
 from deltareg.cli.checkpoints import apply, diff
 from deltareg.cli.compare import compare
+from deltareg.cli.deprecations import deprecate, undeprecate
 from deltareg.cli.doctor import doctor
 from deltareg.cli.inspect import inspect
 from deltareg.cli.logins import login, logout, whoami
@@ -102,6 +103,8 @@ app.command("logout")(logout)
 app.command("whoami")(whoami)
 app.command("yank")(yank)
 app.command("unyank")(unyank)
+app.command("deprecate")(deprecate)
+app.command("undeprecate")(undeprecate)
 app.add_typer(channel_app, name="channel")
 app.command("verify")(verify)
 app.command("check")(check)

@@ -35,8 +35,9 @@ def list_deltas(
 ) -> None:
     """List the deltas of the local registry, or of a remote.
 
-    Every version with its size, its base, its licence, the channels that point to it, and why it was yanked. The ratio
-    is that of post's bytes to the artifact's. A remote that cannot search tells only names, dates and what is yanked.
+    Every version with its size, its base, its licence, the channels that point to it, and why it was yanked or
+    deprecated. The ratio is that of post's bytes to the artifact's. Of a remote with many deltas that were not looked
+    at before only names, dates and what is yanked or deprecated are told: deltareg search reads them all.
 
     \b
       deltareg list
@@ -48,7 +49,7 @@ def list_deltas(
 
     settings = current_settings()
     here = remote is None
-    found = local_deltas(settings, repository) if here else remote_deltas(reach(settings, remote), repository)
+    found = local_deltas(settings, repository) if here else remote_deltas(settings, reach(settings, remote), repository)
     for row in found.deltas:
         if row.fault is not None:
             warn(f"{row.reference}: {row.fault}")
@@ -56,7 +57,7 @@ def list_deltas(
         print_json(found)
     elif found.deltas:
         columns = ["reference", "size", "ratio", "parameters", "exactness", "base", "licence", "channels", "created"]
-        columns.append("yanked")
+        columns += ["yanked", "deprecated"]
         print_table(columns, [_cells(row) for row in found.deltas], right=["size", "ratio", "parameters"])
     else:
         hint(f"{found.registry} has no deltas yet: take one with deltareg diff, or fetch one with deltareg pull")
@@ -145,6 +146,7 @@ def _cells(row: CatalogRow) -> list[str]:
         ", ".join(row.channels),
         row.created,
         "" if row.yanked is None else row.yanked or _NO_REASON,
+        "" if row.deprecated is None else row.deprecated or _NO_REASON,
     ]
 
 
@@ -157,6 +159,7 @@ def _fields(details: DeltaDetails) -> dict[str, str]:
         "digest": details.digest,
         "created": details.created,
         "yanked": None if details.yanked is None else details.yanked or _NO_REASON,
+        "deprecated": None if details.deprecated is None else details.deprecated or _NO_REASON,
         "description": config.description,
         "licence": config.licence,
         "size": f"{size(details.size)} in {counted(len(details.manifest.blobs) + 1, 'blob')}",

@@ -17,10 +17,12 @@ __all__ = [
     "Check",
     "DeltaDetails",
     "DeltaList",
+    "DeprecationReport",
     "DoctorReport",
     "ErrorDetails",
     "ErrorDocument",
     "InitReport",
+    "MarkedVersion",
     "MethodList",
     "MethodRow",
     "ParameterRow",
@@ -85,6 +87,7 @@ class DeltaDetails(Document):
     size: int = Field(description="bytes of the artifact: manifest, config and layers")
     created: str = Field(description="RFC 3339")
     yanked: str | None = Field(default=None, description="why the version was yanked; null where it was not")
+    deprecated: str | None = Field(default=None, description="why it was deprecated; null where it was not")
     manifest: Manifest
     config: DeltaConfig
     tensors: list[TensorEntry] | None = Field(default=None, description="with --tensors")
@@ -134,6 +137,23 @@ class YankReport(Document):
     dry_run: bool
 
 
+class MarkedVersion(Document):
+    """A version of which something was said, or taken back."""
+
+    reference: str
+    digest: str = Field(description="of its manifest")
+
+
+class DeprecationReport(Document):
+    """What `deprecate` or `undeprecate` changed."""
+
+    reference: str = Field(description="what was named: a version, or namespace/name, which is all of its versions")
+    registry: str = Field(description="path of the local registry's home, or the remote's URL")
+    versions: list[MarkedVersion] = Field(description="the versions that are deprecated now, or no longer")
+    deprecated: str | None = Field(description="why they are deprecated now; null where they are not")
+    dry_run: bool
+
+
 class ChannelChange(Document):
     """What `channel set` or `channel remove` changed."""
 
@@ -143,6 +163,7 @@ class ChannelChange(Document):
     digest: str | None = Field(description="of the version's manifest")
     before: str | None = Field(description="the version that it named before; null where it is new")
     yanked: str | None = Field(default=None, description="why the version was yanked; null where it was not")
+    deprecated: str | None = Field(default=None, description="why it was deprecated; null where it was not")
     dry_run: bool
 
 
@@ -153,6 +174,7 @@ class ChannelRow(Document):
     version: str
     digest: str
     yanked: str | None = Field(description="why the version was yanked; null where it was not")
+    deprecated: str | None = Field(default=None, description="why it was deprecated; null where it was not")
     computed: bool = Field(description="follows from the versions, as latest does, and cannot be set")
 
 

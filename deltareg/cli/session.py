@@ -23,6 +23,7 @@ __all__ = [
     "network",
     "open_registry",
     "reach",
+    "remote_cache",
     "sources",
     "working_directory",
     "writable_registry",
@@ -67,6 +68,12 @@ def writable_registry(settings: Settings, *, dry_run: bool) -> Generator[Registr
 def home_of(settings: Settings) -> Path:
     """The directory of the local registry."""
     return settings.home or default_home()
+
+
+def remote_cache(settings: Settings) -> Path | None:
+    """Where what was read of remotes is kept; None where there is no local registry, for a search makes none."""
+    home = home_of(settings)
+    return home / "remotes" if os.path.exists(home / "registry") else None
 
 
 def reach(settings: Settings, remote: str | None, *, limit: str | None = None) -> Remote:

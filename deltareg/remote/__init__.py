@@ -10,7 +10,14 @@ from deltareg.errors import UsageError
 from deltareg.remote.bandwidth import Bandwidth, parse_rate
 from deltareg.remote.directory import DirectoryRemote
 from deltareg.remote.network import Network
-from deltareg.remote.protocol import PROTOCOL_VERSION, Capabilities, Remote, RemoteEntry
+from deltareg.remote.protocol import (
+    PROTOCOL_VERSION,
+    Capabilities,
+    Remote,
+    RemoteEntry,
+    SearchableRemote,
+    is_searchable,
+)
 from deltareg.remote.verified import read_blob, read_manifest
 
 __all__ = [
@@ -22,6 +29,8 @@ __all__ = [
     "Network",
     "Remote",
     "RemoteEntry",
+    "SearchableRemote",
+    "is_searchable",
     "open_remote",
     "parse_rate",
     "read_blob",

@@ -86,6 +86,18 @@ class DirectoryRemote:
         with self._reaching():
             return self._readable_store(digest).read(digest, limit=MANIFEST_LIMIT)
 
+    def put_referrer(self, repository: str, manifest: bytes) -> Digest:
+        """Store the manifest of a referrer."""
+        with self._reaching():
+            return self._readable_store(repository).put_referrer(repository, manifest)
+
+    def referrers(self, repository: str, digest: Digest, artifact_type: str | None = None) -> builtins.list[Descriptor]:
+        """The referrers of a manifest; none for an empty directory."""
+        wanted = parse_digest(digest)
+        with self._reaching():
+            store = self._store()
+            return [] if store is None else store.referrers(repository, wanted, artifact_type)
+
     def resolve(self, reference: Reference) -> Digest:
         """The digest that a name means."""
         with self._reaching():
@@ -108,6 +120,16 @@ class DirectoryRemote:
         """Take back that a version was yanked."""
         with self._reaching():
             self._readable_store(reference).unyank(reference)
+
+    def deprecate(self, reference: Reference, reason: str) -> None:
+        """Advise against a version."""
+        with self._reaching():
+            self._readable_store(reference).deprecate(reference, reason)
+
+    def undeprecate(self, reference: Reference) -> None:
+        """Take back that a version was deprecated."""
+        with self._reaching():
+            self._readable_store(reference).undeprecate(reference)
 
     def set_channel(self, repository: str, channel: str, digest: Digest, expected: Digest | None) -> None:
         """Let a channel name a version, if it still points to `expected`."""

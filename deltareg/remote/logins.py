@@ -6,7 +6,7 @@ import re
 
 from pydantic import Field
 
-from deltareg.errors import BadManifest, InvalidArgument, NotAllowed, NotFound, UsageError
+from deltareg.errors import BadManifest, InvalidArgument, NotAllowed, NotFound, NotSignedIn, UsageError
 from deltareg.manifest import Document, parse
 from deltareg.remote.authorization import RegistryAuthorization
 from deltareg.remote.credentials import Credentials, Secret, check_plain, key_of, server_secret
@@ -95,7 +95,7 @@ def who_am_i(url: str, network: Network, *, kept: Credentials | None = None) -> 
         raise UsageError(f"{address.url} is an OCI registry, which tells nobody who he is", hint="deltareg login")
     known = kept or Credentials()
     if server_secret(address, network, known) is None:
-        raise NotAllowed(f"you are not logged in at {address.url}", hint=f"deltareg login {address.url}")
+        raise NotSignedIn(f"you are not logged in at {address.url}", hint=f"deltareg login {address.url}")
     client = web_client(address, network, known)
     try:
         return _identity(client)

@@ -22,6 +22,7 @@ from deltareg.remote.network import Network
 from deltareg.remote.oci import in_parallel
 from deltareg.remote.protocol import Capabilities, RemoteEntry
 from deltareg.store import LAYOUT, MANIFEST_LIMIT, Snapshot, entry_among, parse_index
+from deltareg.store.referrers import referrers_among
 from deltareg.store.writer import mismatch
 
 __all__ = ["BucketMirror", "HttpMirror"]
@@ -81,7 +82,15 @@ class _Mirror(ABC):
 
     def get_manifest(self, repository: str, digest: Digest) -> bytes:
         """The bytes of a manifest."""
-        return self._file(_blob_name(parse_digest(digest)), MANIFEST_LIMIT)
+        return self.read(digest, limit=MANIFEST_LIMIT)
+
+    def read(self, digest: Digest, *, limit: int) -> bytes:
+        """The bytes of a small blob. Raises NotFound, BadManifest for more than `limit`."""
+        return self._file(_blob_name(parse_digest(digest)), limit)
+
+    def referrers(self, repository: str, digest: Digest, artifact_type: str | None = None) -> builtins.list[Descriptor]:
+        """The referrers of a manifest."""
+        return referrers_among(self, self._names().untagged, parse_digest(digest), artifact_type)
 
     def resolve(self, reference: Reference) -> Digest:
         """The digest that a name means."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 from pydantic import Field
 
@@ -14,7 +14,10 @@ from deltareg.names import Reference
 from deltareg.progress import Progress
 from deltareg.store import Entry
 
-__all__ = ["PROTOCOL_VERSION", "Capabilities", "Remote", "RemoteEntry"]
+if TYPE_CHECKING:
+    from deltareg.catalog.search import Query, SearchReport
+
+__all__ = ["PROTOCOL_VERSION", "Capabilities", "Remote", "RemoteEntry", "SearchableRemote", "is_searchable"]
 
 PROTOCOL_VERSION = 1
 
@@ -80,6 +83,21 @@ class Remote(Protocol):
         """The bytes of a manifest. Raises NotFound."""
         ...
 
+    def put_referrer(self, repository: str, manifest: bytes) -> Digest:
+        """Store the manifest of a referrer, whose blobs and subject are there; return its digest.
+
+        The same bytes again are no error. Raises BadManifest for what has no subject; NotFound where blobs are
+        missing, and, where the remote looks for it, where the subject is.
+        """
+        ...
+
+    def referrers(self, repository: str, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
+        """The referrers of a manifest: artifacts whose OCI `subject` it is, all or those of one artifact type.
+
+        None for an unknown digest. At most some thousands: a remote that tells of more is not listened to any longer.
+        """
+        ...
+
     def resolve(self, reference: Reference) -> Digest:
         """The digest that a version, a channel, `latest` (skips what is yanked) or a digest names. Raises NotFound."""
         ...
@@ -99,6 +117,17 @@ class Remote(Protocol):
         """Take back that a version was yanked. Raises NotFound; BadName where `reference` is no version."""
         ...
 
+    def deprecate(self, reference: Reference, reason: str) -> None:
+        """Advise against a version, or give another reason: it resolves as before, and whoever uses it is warned.
+
+        Raises NotFound; BadName where `reference` is no version; InvalidArgument for what is no reason.
+        """
+        ...
+
+    def undeprecate(self, reference: Reference) -> None:
+        """Take back that a version was deprecated. Raises NotFound; BadName where `reference` is no version."""
+        ...
+
     def set_channel(self, repository: str, channel: str, digest: Digest, expected: Digest | None) -> None:
         """Let a channel name a published version, if it still points to `expected` (None: to nothing).
 
@@ -109,3 +138,16 @@ class Remote(Protocol):
     def remove_channel(self, repository: str, channel: str) -> None:
         """Drop a channel. Raises NotFound; BadName for what is no channel."""
         ...
+
+
+class SearchableRemote(Remote, Protocol):
+    """A remote that finds deltas by itself. `deltareg.remote.search` searches in those that do not."""
+
+    def search(self, query: Query) -> SearchReport:
+        """The published versions that `query` asks for, best fit first, then newest first."""
+        ...
+
+
+def is_searchable(remote: Remote) -> TypeGuard[SearchableRemote]:
+    """Whether a remote finds deltas by itself. Asks it."""
+    return remote.capabilities().search

@@ -283,9 +283,10 @@ class Uploader:
     def _finish(self) -> None:
         if not self._location:
             return
-        status = self._target.finish(self._location, self._blob.digest, accept=tuple(_LOST))
+        # 422: the registry has other bytes than were read here just now, of an earlier try.
+        status = self._target.finish(self._location, self._blob.digest, accept=(*_LOST, 422))
         # Lost may also mean that an earlier try, whose answer was cut off, has ended it.
-        if status in _LOST and self._target.size(self._blob.digest) != self._blob.size:
+        if status >= 300 and self._target.size(self._blob.digest) != self._blob.size:
             raise _Lost
 
     def _check_source(self) -> None:

@@ -33,6 +33,7 @@ class Candidate:
     created: str = ""
     yanked: str | None = None
     channels: tuple[str, ...] = ()
+    deprecated: str | None = None
 
     @property
     def repository(self) -> str:
@@ -99,6 +100,7 @@ class RegistrySource:
                 created=row.created,
                 yanked=row.yanked,
                 channels=tuple(row.channels),
+                deprecated=row.deprecated,
             )
             for row in rows
         ]
@@ -255,6 +257,7 @@ def _versions(entries: list[Entry], remote: str) -> list[Candidate]:
             created=entry.created,
             yanked=entry.yanked,
             channels=tuple(channels.get((entry.reference.repository, entry.digest), [])),
+            deprecated=entry.deprecated,
         )
         for entry in entries
         if entry.reference.version is not None

@@ -16,6 +16,7 @@ from deltareg.store.index import (
 )
 from deltareg.store.inspect import Fault, FsckReport
 from deltareg.store.lock import FileLock
+from deltareg.store.referrers import REFERRER_LIMIT, REFERRERS_LIMIT, parse_referrer
 from deltareg.store.store import LAYOUT, MANIFEST_LIMIT, Store, channel_moved, is_vacant, parse_manifest, version_exists
 from deltareg.store.writer import BLOCK, BlobWriter
 
@@ -23,6 +24,8 @@ __all__ = [
     "BLOCK",
     "LAYOUT",
     "MANIFEST_LIMIT",
+    "REFERRERS_LIMIT",
+    "REFERRER_LIMIT",
     "BlobWriter",
     "Blobs",
     "Entry",
@@ -40,6 +43,7 @@ __all__ = [
     "latest_tag",
     "parse_index",
     "parse_manifest",
+    "parse_referrer",
     "version_among",
     "version_exists",
 ]

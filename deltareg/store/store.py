@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from deltareg.store.collect import GcReport
 from deltareg.store.files import sync_directory, write_atomically
 from deltareg.store.index import (
     CREATED,
+    DEPRECATED,
     REF_NAME,
     YANKED,
     Entry,
@@ -38,6 +39,7 @@ from deltareg.store.index import (
     write_index,
 )
 from deltareg.store.inspect import FsckReport
+from deltareg.store.referrers import entry_of, parse_referrer, referrers_among, with_referrer, without
 from deltareg.store.writer import mismatch
 
 __all__ = ["LAYOUT", "MANIFEST_LIMIT", "Store", "channel_moved", "is_vacant", "parse_manifest", "version_exists"]
@@ -76,10 +78,13 @@ class Store(Blobs):
 
     # --- names ---
 
-    def publish(self, reference: Reference, manifest: bytes, *, yanked: str | None = None) -> Digest:
-        """Give a manifest, whose blobs are all here, the name of a version; with a reason it is yanked from the start.
+    def publish(
+        self, reference: Reference, manifest: bytes, *, yanked: str | None = None, deprecated: str | None = None
+    ) -> Digest:
+        """Give a manifest, whose blobs are all here, the name of a version.
 
-        Publishing the same bytes again changes nothing, and does not unyank. Raises VersionExists for other bytes, also
+        With a reason it is yanked, or deprecated, from the start. Publishing the same bytes again changes nothing, and
+        does not take back what was said of the version. Raises VersionExists for other bytes, also
         where the version was removed; BadName where `reference` is no version; BadManifest and UnsupportedFormat where
         the manifest or its config cannot be read; NotFound and DigestMismatch where blobs are missing or have another
         size.
@@ -87,7 +92,8 @@ class Store(Blobs):
         if reference.version is None:
             raise BadName(f"{reference} does not name a version", hint="to publish, write namespace/name:1.2.3")
         document = parse_manifest(manifest, what=f"the manifest of {reference}")
-        reason = None if yanked is None else parse_reason(yanked)
+        told = {YANKED: yanked, DEPRECATED: deprecated}
+        marks = {mark: parse_reason(reason) for mark, reason in told.items() if reason is not None}
         digest = sha256(manifest)
         self.check_free(reference, digest)
         with self.hold():
@@ -98,7 +104,7 @@ class Store(Blobs):
                 snapshot = self.snapshot()
                 self.check_free(reference, digest)
                 if snapshot.entry(reference) is None:
-                    named = _named(reference, digest, len(manifest), yanked=reason)
+                    named = _named(reference, digest, len(manifest), marks)
                     self._write(snapshot.with_entry(reference, named))
         return digest
 
@@ -115,11 +121,22 @@ class Store(Blobs):
 
         Raises BadName where `reference` is no version, InvalidArgument for what is no reason, NotFound.
         """
-        self._mark(reference, parse_reason(reason))
+        self._mark(reference, YANKED, parse_reason(reason))
 
     def unyank(self, reference: Reference) -> None:
         """Take back that a version was yanked. Raises BadName where `reference` is no version, NotFound."""
-        self._mark(reference, None)
+        self._mark(reference, YANKED, None)
+
+    def deprecate(self, reference: Reference, reason: str) -> None:
+        """Advise against a version, or give another reason: it resolves as before, and whoever uses it is warned.
+
+        Raises BadName where `reference` is no version, InvalidArgument for what is no reason, NotFound.
+        """
+        self._mark(reference, DEPRECATED, parse_reason(reason))
+
+    def undeprecate(self, reference: Reference) -> None:
+        """Take back that a version was deprecated. Raises BadName where `reference` is no version, NotFound."""
+        self._mark(reference, DEPRECATED, None)
 
     def set_channel(self, repository: str, channel: str, digest: Digest, expected: Digest | None) -> None:
         """Let a channel name a published version, if it still points to `expected` (None: to nothing).
@@ -153,6 +170,38 @@ class Store(Blobs):
         if reference.version is not None:
             raise BadName(f"{channel!r} is no channel", hint="a channel is a lower-case word, such as prod")
         self.remove(reference)
+
+    def put_referrer(self, repository: str, manifest: bytes) -> Digest:
+        """Store the manifest of a referrer, whose blobs and whose subject are here; return its digest.
+
+        The same bytes again change nothing. `gc` keeps it for as long as its subject. Raises BadManifest and
+        UnsupportedFormat where it cannot be read; NotFound where a blob is missing, or no version of `repository` has
+        the subject; DigestMismatch for a blob of another size; NotAllowed where the subject has 1000 referrers.
+        """
+        document = parse_referrer(manifest, what=f"the manifest of a referrer in {repository}")
+        with self.hold():
+            digest = self.put(manifest)
+            with self.lock.exclusive():
+                snapshot = self.snapshot()
+                subject = parse_digest(document.subject.digest)
+                if not any(entry.digest == subject for entry in snapshot.entries_of(repository)):
+                    raise NotFound(
+                        f"{repository} has no version with the digest {subject}, which {digest} refers to",
+                        hint=f"deltareg list {repository}",
+                        digest=subject,
+                    )
+                self._check_blobs(f"{digest}, which refers to {subject},", document.blobs)
+                entry = entry_of(manifest, document)
+                if entry not in snapshot.untagged:
+                    self._write(with_referrer(snapshot.index, entry))
+        return digest
+
+    def referrers(self, repository: str, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
+        """The referrers of the manifest `digest`, all or those of one artifact type, ordered by digest.
+
+        `repository` is not asked for: here a digest means the same in all of them.
+        """
+        return referrers_among(self, self.snapshot().untagged, parse_digest(digest), artifact_type)
 
     def remove(self, reference: Reference) -> None:
         """Drop a version or a channel; `gc` removes the bytes. A removed version is never free for other bytes.
@@ -219,12 +268,17 @@ class Store(Blobs):
     # --- upkeep ---
 
     def gc(self, grace_seconds: float = 3600, *, dry_run: bool = False) -> GcReport:
-        """Remove blobs that no name leads to and stale temporary files, once they are older than the grace period.
+        """Remove referrers and blobs that no name leads to; blobs and stale temporary files after the grace period.
 
         Raises an integrity error, and removes nothing, where a manifest cannot be read: what it needs is unknown then.
         """
         with self.lock.exclusive():
-            return collect.collect(self, self.snapshot().index, grace_seconds, dry_run=dry_run)
+            index = self.snapshot().index
+            needed, gone = collect.needed_by(self, index)
+            if gone and not dry_run:
+                # First: were this killed before the files are gone, nothing would name what is not there.
+                self._write(without(index, gone))
+            return collect.collect(self, needed, grace_seconds, dry_run=dry_run)
 
     def fsck(self, progress: Progress | None = None, *, drop_damaged: bool = False) -> FsckReport:
         """Read everything and report each fault. With `drop_damaged`, damaged blobs go, so that a pull brings them."""
@@ -283,18 +337,21 @@ class Store(Blobs):
     def _write(self, index: Index) -> None:
         write_index(self.index_path, index, temporary=self.scratch())
 
-    def _mark(self, reference: Reference, reason: str | None) -> None:
+    def _mark(self, reference: Reference, mark: str, reason: str | None) -> None:
         if reference.version is None:
-            raise BadName(f"{reference} does not name a version", hint="only versions are yanked: namespace/name:1.2.3")
+            done = "yanked" if mark == YANKED else "deprecated"
+            raise BadName(
+                f"{reference} does not name a version", hint=f"only versions are {done}: namespace/name:1.2.3"
+            )
         with self.lock.exclusive():
             snapshot = self.snapshot()
             entry = snapshot.entry(reference)
             if entry is None:
                 raise self._unknown(reference, snapshot)
-            if entry.yanked != reason:
-                self._write(snapshot.with_yank(reference, reason))
+            if (entry.yanked if mark == YANKED else entry.deprecated) != reason:
+                self._write(snapshot.with_mark(reference, mark, reason))
 
-    def _check_blobs(self, reference: Reference, blobs: Iterable[Descriptor]) -> None:
+    def _check_blobs(self, what: Reference | str, blobs: Iterable[Descriptor]) -> None:
         absent: list[str] = []
         for blob in blobs:
             digest = parse_digest(blob.digest)
@@ -304,7 +361,7 @@ class Store(Blobs):
                 raise mismatch(digest, self.place(digest), expected=blob.size, found=self.size(digest))
         if absent:
             raise NotFound(
-                f"{reference} cannot be published: {len(absent)} of its blobs are missing: {', '.join(absent[:3])}",
+                f"{what} cannot be published: {len(absent)} of its blobs are missing: {', '.join(absent[:3])}",
                 hint="run the command again",
                 missing=absent,
             )
@@ -371,12 +428,12 @@ def parse_manifest(data: bytes, *, what: str) -> Manifest:
     return document
 
 
-def _named(reference: Reference, digest: Digest, size: int, *, yanked: str | None = None) -> Descriptor:
+def _named(reference: Reference, digest: Digest, size: int, marks: Mapping[str, str] | None = None) -> Descriptor:
     created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return Descriptor(
         media_type=MANIFEST_TYPE,
         digest=digest,
         size=size,
         artifact_type=DELTA_TYPE,
-        annotations={REF_NAME: str(reference), CREATED: created, **({} if yanked is None else {YANKED: yanked})},
+        annotations={REF_NAME: str(reference), CREATED: created, **(marks or {})},
     )

@@ -20,12 +20,12 @@ from deltareg.errors import (
     NotFound,
     VersionExists,
 )
-from deltareg.manifest import Descriptor, Manifest, encode, parse
+from deltareg.manifest import MANIFEST_TYPE, Descriptor, Manifest, ReferrerManifest, encode, parse
 from deltareg.names import parse_reference
 from deltareg.progress import Progress
 from deltareg.remote import PROTOCOL_VERSION, Remote
 from deltareg.store import Store
-from tests.deltas import add_delta, descriptor, flip, noise
+from tests.deltas import SCAN, add_delta, add_referrer, descriptor, flip, noise
 
 __all__ = ["REPOSITORY", "Counted", "Interrupted", "RemoteContract"]
 
@@ -335,6 +335,76 @@ class RemoteContract:
             list(pool.map(lambda name: self.another(remote).yank(parse_reference(name), name), names))
         assert [entry.yanked for entry in remote.list()] == names
 
+    # --- deprecating ---
+
+    def test_deprecated_version_is_listed_as_such_and_resolves_as_before(self, remote: Remote, local: Store) -> None:
+        publish(remote, local, "acme/search:1.0.0")
+        second, manifest = publish(remote, local, "acme/search:1.1.0", [b"other"])
+        remote.set_channel("acme/search", "prod", second, None)
+        remote.deprecate(parse_reference("acme/search:1.1.0"), "slow: take acme/find – or none")
+        client = self.another(remote)
+        found = {str(entry.reference): entry.deprecated for entry in client.list("acme/search")}
+        assert found == {
+            "acme/search:1.0.0": None,
+            "acme/search:1.1.0": "slow: take acme/find – or none",
+            "acme/search:prod": None,
+        }
+        for name in ("acme/search", "acme/search:latest", "acme/search:prod", "acme/search:1.1.0"):
+            assert client.resolve(parse_reference(name)) == second
+        assert client.get_manifest(REPOSITORY, second) == manifest
+        client.undeprecate(parse_reference("acme/search:1.1.0"))
+        assert {entry.deprecated for entry in remote.list()} == {None}
+
+    def test_a_version_may_be_yanked_and_deprecated(self, remote: Remote, local: Store) -> None:
+        publish(remote, local, "acme/search:1.0.0")
+        remote.yank(parse_reference("acme/search:1.0.0"), "wrong")
+        remote.deprecate(parse_reference("acme/search:1.0.0"), "old")
+        assert [(entry.yanked, entry.deprecated) for entry in remote.list()] == [("wrong", "old")]
+        remote.unyank(parse_reference("acme/search:1.0.0"))
+        assert [(entry.yanked, entry.deprecated) for entry in remote.list()] == [(None, "old")]
+        remote.yank(parse_reference("acme/search:1.0.0"), "wrong")
+        remote.undeprecate(parse_reference("acme/search:1.0.0"))
+        assert [(entry.yanked, entry.deprecated) for entry in remote.list()] == [("wrong", None)]
+
+    def test_publishing_a_deprecated_version_again_changes_nothing(self, remote: Remote, local: Store) -> None:
+        publish(remote, local, "acme/search:1.0.0")
+        remote.deprecate(parse_reference("acme/search:1.0.0"), "old")
+        publish(self.another(remote), local, "acme/search:1.0.0")
+        assert [entry.deprecated for entry in remote.list()] == ["old"]
+
+    def test_another_reason_to_deprecate_takes_the_place_of_the_first(self, remote: Remote, local: Store) -> None:
+        publish(remote, local, "acme/search:1.0.0")
+        for reason in ("first", "first", "second"):
+            remote.deprecate(parse_reference("acme/search:1.0.0"), reason)
+        assert [entry.deprecated for entry in remote.list()] == ["second"]
+        remote.undeprecate(parse_reference("acme/search:1.0.0"))
+        remote.undeprecate(parse_reference("acme/search:1.0.0"))
+        assert [entry.deprecated for entry in remote.list()] == [None]
+
+    @pytest.mark.parametrize("reason", ["", " ", "two\nlines", "\x1b[31m", "x" * 1001])
+    def test_what_is_no_reason_deprecates_nothing(self, remote: Remote, local: Store, reason: str) -> None:
+        publish(remote, local, "acme/search:1.0.0")
+        with pytest.raises(InvalidArgument):
+            remote.deprecate(parse_reference("acme/search:1.0.0"), reason)
+        assert [entry.deprecated for entry in remote.list()] == [None]
+
+    def test_only_versions_that_are_there_are_deprecated(self, remote: Remote, local: Store) -> None:
+        with pytest.raises(NotFound):
+            remote.deprecate(parse_reference("acme/search:1.0.0"), "old")
+        digest, _ = publish(remote, local, "acme/search:1.0.0")
+        remote.set_channel("acme/search", "prod", digest, None)
+        for name in ("acme/search:1.0.1", "acme/other:1.0.0"):
+            with pytest.raises(NotFound):
+                remote.deprecate(parse_reference(name), "old")
+            with pytest.raises(NotFound):
+                remote.undeprecate(parse_reference(name))
+        for name in ("acme/search", "acme/search:prod", f"acme/search@{digest}"):
+            with pytest.raises(BadName):
+                remote.deprecate(parse_reference(name), "old")
+            with pytest.raises(BadName):
+                remote.undeprecate(parse_reference(name))
+        assert {entry.deprecated for entry in remote.list()} == {None}
+
     # --- channels ---
 
     def test_channel_is_set_moved_and_removed(self, remote: Remote, local: Store) -> None:
@@ -400,6 +470,52 @@ class RemoteContract:
             remote.remove_channel("acme/search", channel)
         assert len(remote.list()) == 1
 
+    # --- referrers ---
+
+    def test_referrers_are_found_by_subject_and_type(self, remote: Remote, local: Store) -> None:
+        one, _ = publish(remote, local, "acme/search:1.0.0")
+        two, _ = publish(remote, local, "acme/search:2.0.0", [b"other"])
+        assert remote.referrers(REPOSITORY, one) == []
+        first = refer(remote, local, one)
+        second = refer(remote, local, one, "application/spdx+json")
+        third = refer(remote, local, two)
+        again = self.another(remote)
+        assert {found.digest for found in again.referrers(REPOSITORY, one)} == {first, second}
+        assert [found.digest for found in again.referrers(REPOSITORY, one, SCAN)] == [first]
+        found = again.referrers(REPOSITORY, two)[0]
+        assert (found.digest, found.artifact_type, found.media_type) == (third, SCAN, MANIFEST_TYPE)
+        assert found.size == len(again.get_manifest(REPOSITORY, third))
+        assert [str(entry.reference) for entry in again.list(REPOSITORY)] == ["acme/search:1.0.0", "acme/search:2.0.0"]
+
+    def test_referrer_comes_back_as_it_was_put(self, remote: Remote, local: Store) -> None:
+        digest, _ = publish(remote, local, "acme/search:1.0.0")
+        manifest = add_referrer(local, digest)
+        send_blobs(remote, local, manifest)
+        assert remote.put_referrer(REPOSITORY, manifest) == sha256(manifest)
+        assert remote.put_referrer(REPOSITORY, manifest) == sha256(manifest)
+        assert remote.get_manifest(REPOSITORY, sha256(manifest)) == manifest
+        assert received(remote, descriptor(b"a scan")) == b"a scan"
+        assert len(remote.referrers(REPOSITORY, digest)) == 1
+
+    def test_nothing_refers_to_what_is_not_there(self, remote: Remote, local: Store) -> None:
+        assert remote.referrers(REPOSITORY, sha256(b"nothing")) == []
+        publish(remote, local, "acme/search:1.0.0")
+        assert remote.referrers(REPOSITORY, sha256(b"nothing")) == []
+
+    def test_referrer_whose_blobs_are_missing_is_refused(self, remote: Remote, local: Store) -> None:
+        digest, _ = publish(remote, local, "acme/search:1.0.0")
+        with pytest.raises(NotFound):
+            remote.put_referrer(REPOSITORY, add_referrer(local, digest, b"never sent"))
+        assert remote.referrers(REPOSITORY, digest) == []
+
+    @pytest.mark.parametrize("manifest", [b"{}", b"no JSON"])
+    def test_what_has_no_subject_is_no_referrer(self, remote: Remote, local: Store, manifest: bytes) -> None:
+        publish(remote, local, "acme/search:1.0.0")
+        with pytest.raises(BadManifest):
+            remote.put_referrer(REPOSITORY, manifest)
+        with pytest.raises(BadManifest):
+            remote.put_referrer(REPOSITORY, add_delta(local))
+
     def test_errors_are_those_of_deltareg(self, remote: Remote, local: Store) -> None:
         with pytest.raises(DeltaregError):
             remote.put_blob(REPOSITORY, descriptor(b"x"), local.root / "absent", Progress())
@@ -425,4 +541,17 @@ def publish(remote: Remote, local: Store, name: str, packs: list[bytes] | None =
     manifest = add_delta(local, packs or [b"a pack"])
     for blob in parse(Manifest, manifest, what="test").blobs:
         send(remote, local, blob, repository=parse_reference(name).repository)
+    local.put(manifest)
     return remote.put_manifest(parse_reference(name), manifest), manifest
+
+
+def refer(remote: Remote, local: Store, subject: Digest, kind: str = SCAN) -> Digest:
+    """Send a referrer of a published manifest; return its digest."""
+    manifest = add_referrer(local, subject, kind=kind)
+    send_blobs(remote, local, manifest)
+    return remote.put_referrer(REPOSITORY, manifest)
+
+
+def send_blobs(remote: Remote, local: Store, referrer: bytes) -> None:
+    for blob in parse(ReferrerManifest, referrer, what="test").blobs:
+        send(remote, local, blob)

@@ -72,8 +72,10 @@ def test_threads_and_directions_share_one_limit() -> None:
 
 @pytest.mark.parametrize(
     ("text", "rate"),
-    [("1000", 1000), ("10MB/s", 10**7), ("500k", 500_000), ("500KB/s", 500_000), ("1.5 MB/s", 1_500_000)]
-    + [("2MiB/s", 2 << 20), ("1G", 10**9), ("1KiB", 1024), (" 8B/s ", 8)],
+    [
+        *(("1000", 1000), ("10MB/s", 10**7), ("500k", 500_000), ("500KB/s", 500_000), ("1.5 MB/s", 1_500_000)),
+        *(("2MiB/s", 2 << 20), ("1G", 10**9), ("1KiB", 1024), (" 8B/s ", 8)),
+    ],
 )
 def test_rate_is_read_as_people_write_it(text: str, rate: int) -> None:
     assert parse_rate(text) == rate

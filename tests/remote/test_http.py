@@ -21,6 +21,7 @@ from deltareg.errors import (
     DiskFull,
     NotAllowed,
     NotFound,
+    NotSignedIn,
     RemoteUnavailable,
     UsageError,
     VersionExists,
@@ -61,7 +62,8 @@ def test_what_may_pass_is_asked_again(status: int) -> None:
 @pytest.mark.parametrize(
     ("status", "error"),
     [
-        *((status, NotAllowed) for status in (400, 401, 403, 405, 413, 422)),
+        *((status, NotAllowed) for status in (400, 403, 405, 413, 422)),
+        (401, NotSignedIn),
         *((status, NotFound) for status in (404, 410)),
         (500, RemoteUnavailable),
         (507, DiskFull),

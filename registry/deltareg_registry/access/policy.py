@@ -1,0 +1,46 @@
+"""What each route needs: one table, in which every route has its line.
+
+A route that is missing here stops the server from starting, and so does a line without a route.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from types import MappingProxyType
+
+__all__ = ["ROUTES", "Need", "check_complete"]
+
+
+class Need(Enum):
+    """What a request must bring. The roles are those in the namespace that the path names."""
+
+    NOTHING = "nothing"
+    """Open to everybody; what is shown still depends on who asks."""
+    TOKEN = "a token"
+    READ = "reader"
+    PUBLISH = "publisher"
+    OWN = "owner"
+    ADMIN = "administrator"
+    METRICS = "administrator, or an address of the same machine"
+
+
+ROUTES: Mapping[str, Need] = MappingProxyType(
+    {
+        "GET /healthz": Need.NOTHING,
+        "GET /readyz": Need.NOTHING,
+        "GET /api/v1": Need.NOTHING,
+        "GET /api/v1/openapi.json": Need.NOTHING,
+        "GET /api/v1/whoami": Need.TOKEN,
+        "PUT /api/v1/deltas/{namespace}/{name}/versions/{version}": Need.PUBLISH,
+    }
+)
+"""The need of each route, as METHOD and path template."""
+
+
+def check_complete(routes: Iterable[str]) -> None:
+    """Raise AssertionError unless the table has exactly these routes."""
+    found = set(routes)
+    missing, stale = sorted(found - ROUTES.keys()), sorted(ROUTES.keys() - found)
+    if missing or stale:
+        raise AssertionError(f"routes without a need: {missing}; needs without a route: {stale}")

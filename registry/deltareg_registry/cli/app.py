@@ -1,0 +1,25 @@
+"""The commands by name."""
+
+from __future__ import annotations
+
+import typer
+
+from deltareg_registry.cli.serve import serve
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="deltareg-registry",
+    help="The shared registry of deltareg.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
+
+
+@app.callback()
+def root() -> None:
+    """The shared registry of deltareg."""
+
+
+app.command("serve")(serve)

@@ -1,0 +1,7 @@
+"""What the registry knows, in SQLite or PostgreSQL."""
+
+from __future__ import annotations
+
+from deltareg_registry.database.engine import Database, at, now
+
+__all__ = ["Database", "at", "now"]

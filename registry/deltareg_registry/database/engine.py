@@ -1,0 +1,143 @@
+"""The database: SQLite beside the blobs, or PostgreSQL for many processes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
+
+from deltareg.errors import Busy, DeltaregError, DiskFull, NotAllowed, RemoteUnavailable
+
+__all__ = ["Database", "at", "now"]
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_BUSY_SECONDS = 30
+_POOL = 20
+_MIGRATION_LOCK = 7_265_201
+
+
+class Database:
+    """Connections to the database at a SQLAlchemy URL. Its methods may be called from any thread.
+
+    Raises DeltaregError for a URL that is none, RemoteUnavailable where the database does not answer.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            parsed = make_url(url)
+            self.engine = _engine(parsed.render_as_string(hide_password=False), sqlite=parsed.drivername == "sqlite")
+        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+            raise DeltaregError(
+                "the URL of the database is not understood",
+                cause=str(error),
+                hint="write postgresql://user:password@host/name, or leave it out for SQLite",
+            ) from error
+        self.label = parsed.render_as_string(hide_password=True)
+        self.is_sqlite = parsed.drivername == "sqlite"
+        # SQLite has one writer. Threads that wait for it here wait in turn; inside SQLite they would poll.
+        self._writer = threading.Lock() if self.is_sqlite else None
+
+    @contextmanager
+    def reading(self) -> Generator[Connection]:
+        """A transaction that only reads, and sees one state of the database."""
+        with _translated(self.label), self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Generator[Connection]:
+        """A transaction that is committed at the end of the block, or as a whole undone where that raises."""
+        if self._writer is None:
+            with _translated(self.label), self.engine.connect() as connection, connection.begin():
+                yield connection
+            return
+        with self._writer, _translated(self.label):
+            connection = self.engine.connect().execution_options(deltareg_writes=True)
+            with connection, connection.begin():
+                yield connection
+
+    def upgrade(self) -> None:
+        """Bring the tables to the state that this program knows; several processes may try at once."""
+        with (
+            _translated(self.label),
+            self.engine.connect().execution_options(deltareg_writes=True) as connection,
+        ):
+            if not self.is_sqlite:
+                connection.execute(text("select pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
+                connection.commit()
+            config = Config()
+            config.set_main_option("script_location", str(_MIGRATIONS))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            connection.commit()
+            if not self.is_sqlite:
+                connection.execute(text("select pg_advisory_unlock(:key)"), {"key": _MIGRATION_LOCK})
+                connection.commit()
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+
+def now() -> str:
+    """The time as the tables have it."""
+    return at(datetime.now(UTC))
+
+
+def at(time: datetime) -> str:
+    """A time with a zone as the tables have it: RFC 3339, UTC, microseconds."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _engine(url: str, *, sqlite: bool) -> Engine:
+    if not sqlite:
+        # A connection that PostgreSQL closed meanwhile is noticed before it is used.
+        return create_engine(url, pool_pre_ping=True, pool_size=_POOL, max_overflow=_POOL, pool_timeout=_BUSY_SECONDS)
+    engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS}, pool_size=_POOL, max_overflow=2 * _POOL)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # The driver's own transactions begin late: a reader that turns into a writer would fail instead of wait.
+    connection.isolation_level = None
+    for pragma in ("journal_mode = wal", "synchronous = full", "foreign_keys = on", "mmap_size = 268435456"):
+        connection.execute(f"pragma {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("deltareg_writes", False)
+    connection.exec_driver_sql("begin immediate" if writes else "begin")
+
+
+@contextmanager
+def _translated(label: str) -> Generator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        told = str(error.orig).strip().splitlines()[0] if error.orig is not None else ""
+        raise _error_of(error, told, label) from error
+    except SQLAlchemyError as error:
+        raise DeltaregError("the database failed", cause=type(error).__name__) from error
+
+
+def _error_of(error: DBAPIError, told: str, label: str) -> DeltaregError:
+    code: str = getattr(error.orig, "sqlite_errorname", None) or getattr(error.orig, "sqlstate", None) or ""
+    if code.startswith("SQLITE_FULL") or code in ("53100", "53200"):
+        return DiskFull("the database has no room left", cause=told, hint="give it a larger disk")
+    if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "40")):
+        return Busy("the database is busy", cause=told, hint="try again")
+    if code.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN")) or code == "42501":
+        return NotAllowed("the database may not be written", cause=told, hint="check who owns it")
+    if error.connection_invalidated or isinstance(error, OperationalError):
+        return RemoteUnavailable("the registry's database does not answer", cause=told, hint="try again later")
+    return DeltaregError(f"the database failed: {label}", cause=told)

@@ -1,0 +1,255 @@
+"""The tables: what the registry knows. Bytes of blobs lie in the storage, those of manifests here.
+
+Times are RFC 3339 texts in UTC with microseconds, so that they compare as they follow one another in every database.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+__all__ = [
+    "audit",
+    "blobs",
+    "deliveries",
+    "manifest_blobs",
+    "manifests",
+    "members",
+    "metadata",
+    "namespaces",
+    "removed",
+    "repositories",
+    "repository_blobs",
+    "tags",
+    "tokens",
+    "uploads",
+    "users",
+    "versions",
+    "webhooks",
+]
+
+# Constraints need names, so that migrations can change them in both databases.
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite gives numbers by itself only to INTEGER.
+_NUMBER = BigInteger().with_variant(Integer, "sqlite")
+_DIGEST = String(71)
+_TIME = String(27)
+
+namespaces = Table(
+    "namespaces",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("public", Boolean, nullable=False),
+    Column("created", _TIME, nullable=False),
+    Column("quota", BigInteger, comment="bytes of all blobs of its repositories; null: no limit"),
+    Column("policy", JSON, nullable=False, comment="what its owners ask for: deletion, signatures"),
+)
+
+repositories = Table(
+    "repositories",
+    metadata,
+    Column("id", _NUMBER, primary_key=True),
+    Column("namespace", String(64), ForeignKey("namespaces.name"), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("created", _TIME, nullable=False),
+    UniqueConstraint("namespace", "name"),
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("admin", Boolean, nullable=False),
+    Column("created", _TIME, nullable=False),
+    Column("disabled", _TIME),
+)
+
+members = Table(
+    "members",
+    metadata,
+    Column("namespace", String(64), ForeignKey("namespaces.name", ondelete="CASCADE"), primary_key=True),
+    Column("user", String(64), ForeignKey("users.name", ondelete="CASCADE"), primary_key=True),
+    Column("role", String(16), nullable=False),
+    Column("since", _TIME, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("user", String(64), ForeignKey("users.name", ondelete="CASCADE"), nullable=False, index=True),
+    Column("name", String(100), nullable=False),
+    Column("hash", String(64), nullable=False, unique=True, comment="SHA-256 of 256 random bits: nothing to guess"),
+    Column("scopes", JSON, nullable=False, comment="null: all that the user may do"),
+    Column("created", _TIME, nullable=False),
+    Column("expires", _TIME),
+    Column("revoked", _TIME),
+    Column("used", _TIME),
+)
+
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("digest", _DIGEST, primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("created", _TIME, nullable=False),
+    Column("touched", _TIME, nullable=False, index=True, comment="gc spares what was sent or asked for lately"),
+)
+
+repository_blobs = Table(
+    "repository_blobs",
+    metadata,
+    Column("repository", _NUMBER, ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
+    Column("digest", _DIGEST, ForeignKey("blobs.digest"), primary_key=True, index=True),
+    comment="which repository a blob may be read in: who knows a digest may not have the right to its bytes",
+)
+
+manifests = Table(
+    "manifests",
+    metadata,
+    Column("repository", _NUMBER, ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
+    Column("digest", _DIGEST, primary_key=True),
+    Column("media_type", String(255), nullable=False),
+    Column("artifact_type", String(255), comment="that of the manifest, else the media type of its config"),
+    Column("size", Integer, nullable=False),
+    Column("subject", _DIGEST),
+    Column("annotations", JSON, nullable=False),
+    Column("content", LargeBinary, nullable=False),
+    Column("created", _TIME, nullable=False),
+    Column("touched", _TIME, nullable=False),
+    Index(None, "repository", "subject"),
+)
+
+manifest_blobs = Table(
+    "manifest_blobs",
+    metadata,
+    Column("repository", BigInteger, primary_key=True),
+    Column("manifest", _DIGEST, primary_key=True),
+    Column("digest", _DIGEST, primary_key=True, index=True),
+    comment="the blobs, and the manifests of an index, that a manifest needs",
+)
+
+tags = Table(
+    "tags",
+    metadata,
+    Column("repository", _NUMBER, ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
+    Column("tag", String(128), primary_key=True),
+    Column("digest", _DIGEST, nullable=False),
+    Column("updated", _TIME, nullable=False),
+    comment="names that move: channels, and what other programs push; versions have a table of their own",
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("id", _NUMBER, primary_key=True, comment="grows with each publish"),
+    Column("repository", _NUMBER, ForeignKey("repositories.id"), nullable=False),
+    Column("namespace", String(64), nullable=False, index=True),
+    Column("name", String(64), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("digest", _DIGEST, nullable=False),
+    Column("manifest_size", Integer, nullable=False),
+    Column("created", _TIME, nullable=False),
+    Column("publisher", String(64)),
+    Column("yanked", Text),
+    Column("deprecated", Text),
+    Column("config", _DIGEST, nullable=False),
+    Column("size", BigInteger, nullable=False, comment="bytes of manifest and blobs"),
+    Column("raw_size", BigInteger, nullable=False, comment="bytes of post's tensors"),
+    Column("parameters", BigInteger, nullable=False),
+    Column("base", Text, nullable=False, comment="id of the base"),
+    Column("base_digest", String(71), nullable=False),
+    Column("fingerprint", _DIGEST, nullable=False, index=True),
+    Column("space", _DIGEST, nullable=False, index=True),
+    Column("tokenizer_core", _DIGEST),
+    Column("tokenizer_added", _DIGEST),
+    Column("model_type", String(255)),
+    Column("licence", String(128), nullable=False),
+    Column("description", Text),
+    Column("preset", String(16), nullable=False),
+    Column("exactness", String(16), nullable=False),
+    UniqueConstraint("repository", "version"),
+    Index(None, "repository", "digest"),
+)
+
+removed = Table(
+    "removed",
+    metadata,
+    Column("repository", _NUMBER, ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
+    Column("version", String(64), primary_key=True),
+    Column("digest", _DIGEST, nullable=False),
+    comment="versions that were removed: never free for other bytes",
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("repository", _NUMBER, ForeignKey("repositories.id", ondelete="CASCADE"), nullable=False),
+    Column("user", String(64)),
+    Column("created", _TIME, nullable=False),
+    Column("updated", _TIME, nullable=False, index=True),
+    Column("size", BigInteger, nullable=False, comment="bytes that have arrived"),
+    Column("parts", JSON, nullable=False, comment="what they are stored as"),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", _NUMBER, primary_key=True),
+    Column("time", _TIME, nullable=False, index=True),
+    Column("actor", String(64)),
+    Column("token", String(16)),
+    Column("address", String(64)),
+    Column("action", String(64), nullable=False),
+    Column("namespace", String(64), index=True),
+    Column("subject", Text, nullable=False),
+    Column("detail", JSON, nullable=False),
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("namespace", String(64), ForeignKey("namespaces.name", ondelete="CASCADE"), nullable=False, index=True),
+    Column("url", Text, nullable=False),
+    Column("secret", String(64), nullable=False),
+    Column("events", JSON, nullable=False),
+    Column("created", _TIME, nullable=False),
+    Column("disabled", _TIME),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", _NUMBER, primary_key=True),
+    Column("webhook", String(16), ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("event", String(64), nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("created", _TIME, nullable=False),
+    Column("due", _TIME, index=True, comment="when it is tried next; null: done or given up"),
+    Column("attempts", Integer, nullable=False),
+    Column("status", Integer, comment="of the last answer"),
+    Column("fault", Text),
+)

@@ -1,0 +1,165 @@
+"""Errors as answers: RFC 9457 problems under /api/v1, the OCI form under /v2, with the codes that the client has."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import Field
+from starlette.exceptions import HTTPException
+
+from deltareg.errors import (
+    BadHeader,
+    BadManifest,
+    BadName,
+    Busy,
+    ChannelMoved,
+    DeltaregError,
+    DigestMismatch,
+    DiskFull,
+    InvalidArgument,
+    NotAllowed,
+    NotFound,
+    NotSignedIn,
+    QuotaExceeded,
+    RemoteUnavailable,
+    TooManyRequests,
+    UnsupportedFormat,
+    UsageError,
+    VersionExists,
+)
+from deltareg.manifest import Document
+
+__all__ = ["PROBLEM", "OciError", "Problem", "answer", "install", "problem_of", "status_of"]
+
+PROBLEM = "application/problem+json"
+
+_STATUSES: tuple[tuple[type[DeltaregError], int], ...] = (
+    (NotSignedIn, 401),
+    (VersionExists, 409),
+    (ChannelMoved, 409),
+    (QuotaExceeded, 403),
+    (NotAllowed, 403),
+    (NotFound, 404),
+    (BadManifest, 422),
+    (BadHeader, 422),
+    (DigestMismatch, 422),
+    (UnsupportedFormat, 422),
+    (BadName, 400),
+    (InvalidArgument, 400),
+    (UsageError, 400),
+    (DiskFull, 507),
+    (Busy, 503),
+    (TooManyRequests, 429),
+    (RemoteUnavailable, 503),
+)
+# From the OCI distribution specification, "Error Codes".
+_OCI_CODES = {
+    400: "NAME_INVALID",
+    401: "UNAUTHORIZED",
+    403: "DENIED",
+    404: "NAME_UNKNOWN",
+    405: "UNSUPPORTED",
+    416: "BLOB_UPLOAD_INVALID",
+    422: "MANIFEST_INVALID",
+    429: "TOOMANYREQUESTS",
+}
+
+
+class Problem(Document):
+    """What went wrong (RFC 9457), with what `deltareg` says of it: code, cause, hint and data."""
+
+    type: str = Field(description="urn:deltareg:error: and the code")
+    title: str = Field(description="what the code means")
+    status: int = Field(description="the HTTP status")
+    detail: str = Field(description="what happened")
+    instance: str | None = Field(default=None, description="the path of the request")
+    code: str = Field(description="as docs/errors.md explains it")
+    cause: str | None = None
+    hint: str | None = Field(default=None, description="what to do")
+    data: dict[str, Any] = Field(default={})
+
+
+class OciError(DeltaregError):
+    """An error that the OCI distribution specification has a code of its own for."""
+
+    def __init__(self, oci_code: str, status: int, message: str, **more: Any) -> None:
+        super().__init__(message, **more)
+        self.oci_code = oci_code
+        self.status = status
+
+
+def status_of(error: DeltaregError) -> int:
+    """The HTTP status of an error."""
+    if isinstance(error, OciError):
+        return error.status
+    return next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
+
+
+def problem_of(error: DeltaregError, path: str | None = None) -> Problem:
+    """An error as a document."""
+    told = error.as_dict()
+    title = " ".join((type(error).__doc__ or "").split("\n\n")[0].split())
+    return Problem(
+        type=f"urn:deltareg:error:{error.code}",
+        title=title,
+        status=status_of(error),
+        detail=error.message,
+        instance=path,
+        code=error.code,
+        cause=error.cause,
+        hint=error.hint,
+        data=told["data"],  # type: ignore[arg-type]
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Let every error of `app` be answered in the form of its part."""
+    app.add_exception_handler(DeltaregError, _answer_error)
+    app.add_exception_handler(RequestValidationError, _answer_validation)
+    app.add_exception_handler(HTTPException, _answer_http)
+
+
+def answer(request: Request, error: DeltaregError) -> Response:
+    """The answer that an error is, to a request."""
+    problem = problem_of(error, request.url.path)
+    headers: dict[str, str] = {}
+    if problem.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = 'Basic realm="deltareg"'
+    wait = error.data.get("retry_after")
+    if isinstance(wait, (int, float)):
+        headers["Retry-After"] = str(max(1, round(wait)))
+    content = problem.model_dump(by_alias=True, exclude_none=True)
+    if not request.url.path.startswith("/v2"):
+        return JSONResponse(content, problem.status, headers, media_type=PROBLEM)
+    code = error.oci_code if isinstance(error, OciError) else _OCI_CODES.get(problem.status, "UNKNOWN")
+    body = {"errors": [{"code": code, "message": problem.detail, "detail": content}]}
+    return JSONResponse(body, problem.status, headers)
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, DeltaregError)
+    return answer(request, error)
+
+
+async def _answer_validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+    told = InvalidArgument("the request is not understood: " + "; ".join(faults[:8]), cause="; ".join(faults[:8]))
+    return answer(request, told)
+
+
+async def _answer_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    told: DeltaregError
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        told = NotFound(f"there is nothing at {request.url.path}")
+    else:
+        told = OciError(_OCI_CODES.get(error.status_code, "UNKNOWN"), error.status_code, str(error.detail))
+    response = answer(request, told)
+    for name, value in (error.headers or {}).items():
+        response.headers[name] = value
+    return response

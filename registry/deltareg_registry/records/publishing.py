@@ -1,0 +1,196 @@
+"""Publishing a version: everything is checked, and then it is there, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, insert, select
+
+from deltareg.checkpoint import read_header
+from deltareg.digest import Digest, parse_digest, sha256
+from deltareg.errors import BadManifest, BadName, DigestMismatch, NotFound
+from deltareg.manifest import CONFIG_TYPE, INVENTORY_TYPE, PACK_TYPE, DeltaConfig, Descriptor, Manifest, parse
+from deltareg.names import Reference, is_licence
+from deltareg.store import parse_manifest, version_exists
+from deltareg_registry.access.principal import Principal
+from deltareg_registry.database import Database, now
+from deltareg_registry.database.tables import manifest_blobs, manifests, removed, repositories, versions
+from deltareg_registry.records.audit import record
+from deltareg_registry.records.blobs import sizes_of, touch
+from deltareg_registry.records.namespaces import insert_if_absent, make_repository
+from deltareg_registry.storage import Storage
+from deltareg_registry.storage.source import StorageSource
+
+__all__ = ["Published", "publish"]
+
+_CONFIG_LIMIT = 16 << 20
+
+
+@dataclass(frozen=True)
+class Published:
+    """What became of a publish: `created` is False where the version had these very bytes before."""
+
+    digest: Digest
+    created: bool
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A manifest that was looked through, and may be published if its version is free."""
+
+    reference: Reference
+    data: bytes
+    digest: Digest
+    manifest: Manifest
+    config: DeltaConfig
+
+
+def publish(
+    database: Database,
+    storage: Storage,
+    principal: Principal,
+    reference: Reference,
+    data: bytes,
+    *,
+    address: str | None = None,
+) -> Published:
+    """Name a delta's manifest, all of whose blobs are in the repository, by a version.
+
+    The same bytes again change nothing. Raises VersionExists for other bytes, also where the version was removed;
+    BadName where `reference` is no version; BadManifest, UnsupportedFormat, BadHeader, DigestMismatch where the delta
+    is not what a delta has to be; NotFound where blobs are missing.
+    """
+    if reference.version is None:
+        raise BadName(f"{reference} does not name a version", hint="to publish, write namespace/name:1.2.3")
+    manifest = parse_manifest(data, what=f"the manifest of {reference}")
+    with database.writing() as connection:
+        repository = make_repository(connection, reference.namespace, reference.name)
+        _check_blobs(connection, repository, reference, manifest.blobs)
+        # From here on the collector spares them for its grace period.
+        touch(connection, (parse_digest(blob.digest) for blob in manifest.blobs))
+    candidate = _Candidate(reference, data, sha256(data), manifest, _examined(storage, reference, manifest))
+    with database.writing() as connection:
+        return _name(connection, principal, candidate, address)
+
+
+def _examined(storage: Storage, reference: Reference, manifest: Manifest) -> DeltaConfig:
+    """The config of a delta whose documents and packs are what they have to be. No transaction is open meanwhile."""
+    if manifest.config.media_type != CONFIG_TYPE:
+        raise BadManifest(f"{reference} has a config of another type: {manifest.config.media_type}")
+    if len(manifest.layers_of(INVENTORY_TYPE)) != 1:
+        raise BadManifest(f"{reference} has {len(manifest.layers_of(INVENTORY_TYPE))} inventories instead of one")
+    data = storage.read(Digest(manifest.config.digest), limit=_CONFIG_LIMIT)
+    config = parse(DeltaConfig, data, what=f"the config of {reference}")
+    if config.licence is None or not is_licence(config.licence):
+        raise BadManifest(
+            f"{reference} names no licence", hint="say under which it is shared: deltareg diff --licence apache-2.0"
+        )
+    for pack in manifest.layers_of(PACK_TYPE):
+        # A reader believes the header: a hostile one is stopped here, once for everybody.
+        read_header(StorageSource(storage, pack))
+    return config
+
+
+def _name(connection: Connection, principal: Principal, candidate: _Candidate, address: str | None) -> Published:
+    reference, digest = candidate.reference, candidate.digest
+    repository = make_repository(connection, reference.namespace, reference.name)
+    # One publisher of a repository at a time; in SQLite the transaction itself sees to that.
+    connection.execute(select(repositories.c.id).where(repositories.c.id == repository).with_for_update())
+    _check_blobs(connection, repository, reference, candidate.manifest.blobs)
+    same = (versions.c.repository == repository, versions.c.version == reference.version)
+    found = connection.execute(select(versions.c.digest).where(*same)).scalar_one_or_none()
+    if found is not None and found != digest:
+        raise version_exists(reference, Digest(found), "")
+    gone = (removed.c.repository == repository, removed.c.version == reference.version)
+    before = connection.execute(select(removed.c.digest).where(*gone)).scalar_one_or_none()
+    if before is not None and before != digest:
+        raise version_exists(reference, Digest(before), " and was removed")
+    if found is not None:
+        return Published(digest, created=False)
+    _keep_manifest(connection, repository, candidate)
+    connection.execute(insert(versions).values(_row(candidate, repository, principal)))
+    record(
+        connection,
+        principal,
+        "version.publish",
+        str(reference),
+        namespace=reference.namespace,
+        address=address,
+        detail={"digest": digest},
+    )
+    return Published(digest, created=True)
+
+
+def _keep_manifest(connection: Connection, repository: int, candidate: _Candidate) -> None:
+    time = now()
+    manifest = candidate.manifest
+    insert_if_absent(
+        connection,
+        manifests,
+        {
+            "repository": repository,
+            "digest": candidate.digest,
+            "media_type": manifest.media_type,
+            "artifact_type": manifest.artifact_type,
+            "size": len(candidate.data),
+            "subject": None,
+            "annotations": manifest.annotations or {},
+            "content": candidate.data,
+            "created": time,
+            "touched": time,
+        },
+    )
+    for blob in manifest.blobs:
+        values: dict[str, object] = {"repository": repository, "manifest": candidate.digest, "digest": blob.digest}
+        insert_if_absent(connection, manifest_blobs, values)
+
+
+def _row(candidate: _Candidate, repository: int, principal: Principal) -> dict[str, object]:
+    reference, config = candidate.reference, candidate.config
+    tokenizer = config.fingerprint.tokenizer
+    return {
+        "repository": repository,
+        "namespace": reference.namespace,
+        "name": reference.name,
+        "version": reference.version,
+        "digest": candidate.digest,
+        "manifest_size": len(candidate.data),
+        "created": now(),
+        "publisher": principal.user,
+        "config": candidate.manifest.config.digest,
+        "size": len(candidate.data) + sum(blob.size for blob in candidate.manifest.blobs),
+        "raw_size": config.post.size,
+        "parameters": config.post.parameters,
+        "base": config.base.id,
+        "base_digest": config.base.digest,
+        "fingerprint": config.fingerprint.digest,
+        "space": config.fingerprint.space,
+        "tokenizer_core": None if tokenizer is None else tokenizer.core,
+        "tokenizer_added": None if tokenizer is None else tokenizer.added,
+        "model_type": config.fingerprint.model_type,
+        "licence": config.licence,
+        "description": config.description,
+        "preset": config.preset,
+        "exactness": config.exactness.kind,
+    }
+
+
+def _check_blobs(connection: Connection, repository: int, reference: Reference, wanted: Iterable[Descriptor]) -> None:
+    blobs = list(wanted)
+    sizes = sizes_of(connection, repository, (parse_digest(blob.digest) for blob in blobs))
+    absent = [blob.digest for blob in blobs if blob.digest not in sizes]
+    if absent:
+        raise NotFound(
+            f"{reference} cannot be published: {len(absent)} of its blobs are missing: {', '.join(absent[:3])}",
+            hint="run the command again",
+            missing=absent[:1000],
+        )
+    for blob in blobs:
+        found = sizes[Digest(blob.digest)]
+        if found != blob.size:
+            raise DigestMismatch(
+                f"{blob.digest} has {found} bytes, not the {blob.size} that the manifest of {reference} says",
+                hint="ask its publisher to make it anew",
+                digest=blob.digest,
+            )

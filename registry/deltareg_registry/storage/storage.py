@@ -1,0 +1,78 @@
+"""Blobs by digest, in a directory or under a prefix of a bucket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import obstore
+from obstore.store import LocalStore
+
+from deltareg.checkpoint.bucket import BucketName, open_store, parse_bucket_name
+from deltareg.digest import Digest, parse_digest, sha256
+from deltareg.errors import BadManifest, DigestMismatch, translate_os_errors
+from deltareg_registry.storage.errors import translated
+
+__all__ = ["Storage", "open_storage"]
+
+
+class Storage:
+    """The blobs of a registry, below `root` in files or in a bucket. Its methods may be called from any thread."""
+
+    def __init__(self, store: Any, bucket: BucketName | None = None, root: Path | None = None) -> None:
+        self.store = store
+        self.bucket = bucket
+        self.root = root
+        self.label = str(root) if bucket is None else bucket.text
+
+    def key(self, digest: Digest) -> str:
+        """Where a blob lies: 256 folders, so that none of them grows too long."""
+        name = parse_digest(digest).removeprefix("sha256:")
+        return self.placed(f"blobs/sha256/{name[:2]}/{name}")
+
+    def placed(self, path: str) -> str:
+        """The key of a path below the storage's place."""
+        return path if self.bucket is None else self.bucket.key(path)
+
+    def size(self, digest: Digest) -> int:
+        """Bytes of a blob. Raises NotFound, BucketUnavailable."""
+        with translated(self.bucket, str(digest)):
+            return obstore.head(self.store, self.key(digest))["size"]
+
+    def read(self, digest: Digest, *, limit: int) -> bytes:
+        """A small blob, verified. Raises NotFound, DigestMismatch, BucketUnavailable; BadManifest above `limit`."""
+        size = self.size(digest)
+        if size > limit:
+            raise BadManifest(f"{digest} has {size} bytes; at most {limit} are allowed")
+        with translated(self.bucket, str(digest)):
+            data = bytes(obstore.get(self.store, self.key(digest)).bytes())
+        if sha256(data) != digest:
+            raise DigestMismatch(f"the stored bytes of {digest} are damaged", hint="deltareg-registry fsck")
+        return data
+
+    def read_range(self, digest: Digest, start: int, length: int) -> bytes:
+        """`length` bytes of a blob from `start` on, unverified. Raises NotFound, BucketUnavailable."""
+        with translated(self.bucket, str(digest)):
+            return bytes(obstore.get_range(self.store, self.key(digest), start=start, length=length))
+
+    def put(self, data: bytes) -> Digest:
+        """Store small bytes under their digest."""
+        digest = sha256(data)
+        with translated(self.bucket, str(digest)):
+            obstore.put(self.store, self.key(digest), data)
+        return digest
+
+
+def open_storage(location: str | None, data: Path) -> Storage:
+    """The storage at an object store's URL (`s3://bucket/prefix`, `gs://`, `az://`), else in files below `data`.
+
+    Credentials, region and endpoint come from the environment, as the vendors' own tools read them. Raises BadName,
+    NotAllowed, DiskFull, DeltaregError.
+    """
+    if location is not None:
+        bucket = parse_bucket_name(location)
+        return Storage(open_store(bucket), bucket=bucket)
+    root = data / "storage"
+    with translate_os_errors("make the storage", root):
+        root.mkdir(parents=True, exist_ok=True)
+    return Storage(LocalStore(root), root=root)

@@ -1,0 +1,3 @@
+"""What keeps a registry going: health, collection, checks, copies."""
+
+from __future__ import annotations

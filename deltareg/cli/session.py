@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from deltareg.catalog import Registry, default_home
 from deltareg.config import Settings, load_settings, user_file
-from deltareg.errors import NotFound, translate_os_errors
+from deltareg.errors import InvalidArgument, NotFound, translate_os_errors
 from deltareg.remote import Bandwidth, Network, Remote, open_remote, parse_rate
 
 if TYPE_CHECKING:
@@ -93,8 +93,13 @@ def network(settings: Settings, remote: str | None = None, *, limit: str | None 
     """
     rate = settings.bandwidth if limit is None else parse_rate(limit)
     meant = remote or os.environ.get("DELTAREG_REMOTE") or settings.own_default(user_file())
-    urls = [] if meant is None else [settings.remote_url(meant)]
-    if any("://" in url and not url.startswith("file:") for url in [*urls, *settings.urls.values()]):
+    try:
+        urls = [] if meant is None else [settings.remote_url(meant)]
+    except InvalidArgument:
+        urls = []  # told where that remote is reached
+    if any(
+        "://" in url and not url.startswith("file:") for url in [*urls, *(one.url for one in settings.remotes.values())]
+    ):
         _silence_retries()
     return Network.of(os.environ, urls, bandwidth=Bandwidth(rate))
 

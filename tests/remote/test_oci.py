@@ -20,7 +20,7 @@ import stamina
 
 from deltareg.catalog import Registry
 from deltareg.digest import Digest, sha256
-from deltareg.errors import BadManifest, NotAllowed, RemoteUnavailable, UsageError
+from deltareg.errors import BadManifest, DigestMismatch, NotAllowed, RemoteUnavailable, UsageError
 from deltareg.manifest import MANIFEST_TYPE, Descriptor, encode
 from deltareg.names import parse_reference
 from deltareg.remote import DirectoryRemote, Network, Remote
@@ -42,6 +42,7 @@ from tests.contracts.remote_contract import (
 )
 from tests.deltas import add_delta, flip, noise
 from tests.servers.docker_registry import DockerRegistry, serve_docker_registry
+from tests.servers.nginx import serve_nginx
 
 _NUMBERS = count()
 
@@ -329,3 +330,23 @@ def test_referrers_are_found_where_the_registry_has_no_api_for_them(remote: OciR
     assert len(again.list(REPOSITORY)) == 1
     with pytest.raises(BadManifest):
         remote.put_referrer(REPOSITORY, manifest)
+
+
+# --- proxies before a registry ---
+
+
+@pytest.mark.parametrize(
+    "rule", ["client_max_body_size 300k;", "if ($request_method = PATCH) { return 405; } client_max_body_size 0;"]
+)
+def test_proxy_that_takes_little_or_no_chunks_is_coped_with(registry: DockerRegistry, local: Store, rule: str) -> None:
+    server = f"location / {{ {rule} proxy_pass {registry.url}; proxy_set_header Host $http_host; }}"
+    with serve_nginx(server) as url:
+        remote = OciRemote(f"{url.replace('http:', 'oci+http:')}/test-{next(_NUMBERS)}")
+        data = noise(2_000_000)
+        blob = stored(local, data)
+        counted = Counted()
+        assert send(remote, local, blob, counted) == counted.total == len(data)
+        assert received(remote, blob) == data
+        flip(local.path(Digest(blob.digest)), 80)
+        with pytest.raises(DigestMismatch):
+            send(OciRemote(remote.url), local, blob, repository="acme/other")

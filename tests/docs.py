@@ -29,11 +29,12 @@ from deltareg.errors import DeltaregError, all_errors
 from deltareg.homology import FINDINGS, FindingKind
 from deltareg.lock import Lock
 from deltareg.lora import ExportReport, ImportReport
-from deltareg.manifest import DeltaConfig, Descriptor, Index, Inventory, Manifest
+from deltareg.manifest import DeltaConfig, Descriptor, Index, Inventory, Manifest, ReferrerManifest
 from deltareg.merge import METHODS
 from deltareg.mergekit import MergekitReport
 from deltareg.recipe import Build, Recipe, RecipeDelta
 from deltareg.remote.logins import Identity, LoginReport, LogoutReport
+from deltareg.signatures import SignatureReport, SignReport
 from deltareg.store import FsckReport, GcReport
 from deltareg.transfer import TransferReport
 
@@ -47,6 +48,7 @@ SCHEMAS: Mapping[str, type[BaseModel]] = {
     "inventory": Inventory,
     "index": Index,
     "descriptor": Descriptor,
+    "referrer": ReferrerManifest,
     "recipe": Recipe,
     "lock": Lock,
     "error": reports.ErrorDocument,
@@ -64,6 +66,9 @@ SCHEMAS: Mapping[str, type[BaseModel]] = {
     "channel": reports.ChannelChange,
     "channel-list": reports.ChannelList,
     "verify": VerifyReport,
+    "signature": SignatureReport,
+    "sign": SignReport,
+    "key": reports.KeyReport,
     "check": CheckReport,
     "compare": ComparisonReport,
     "apply": ApplyReport,

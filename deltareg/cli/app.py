@@ -31,6 +31,7 @@ from deltareg.cli.registry import list_deltas, show, verify
 from deltareg.cli.remotes import remote_app
 from deltareg.cli.search import search
 from deltareg.cli.setup import init
+from deltareg.cli.signing import sign
 from deltareg.cli.transfers import pull, push
 from deltareg.cli.yanks import unyank, yank
 
@@ -107,6 +108,7 @@ app.command("deprecate")(deprecate)
 app.command("undeprecate")(undeprecate)
 app.add_typer(channel_app, name="channel")
 app.command("verify")(verify)
+app.command("sign")(sign)
 app.command("check")(check)
 app.command("compare")(compare)
 app.command("apply")(apply)

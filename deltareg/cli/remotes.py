@@ -49,6 +49,7 @@ def add(
       deltareg remote add team /mnt/share/deltas --default
       deltareg remote add acme https://deltas.acme.org --namespace acme
       deltareg remote add mirror s3://acme-deltas/mirror
+      deltareg remote add hub hf://acme
     """
     from deltareg.cli.output import hint, warn
     from deltareg.cli.session import current_settings, network, working_directory

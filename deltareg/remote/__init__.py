@@ -13,12 +13,14 @@ from deltareg.remote.network import Network
 from deltareg.remote.protocol import (
     PROTOCOL_VERSION,
     Capabilities,
+    FilesRemote,
     Remote,
     RemoteEntry,
     SearchableRemote,
     is_searchable,
+    takes_files,
 )
-from deltareg.remote.verified import read_blob, read_manifest
+from deltareg.remote.verified import RemoteReferrers, read_blob, read_manifest
 
 __all__ = [
     "PROTOCOL_VERSION",
@@ -26,20 +28,30 @@ __all__ = [
     "Bandwidth",
     "Capabilities",
     "DirectoryRemote",
+    "FilesRemote",
     "Network",
     "Remote",
     "RemoteEntry",
+    "RemoteReferrers",
     "SearchableRemote",
     "is_searchable",
     "open_remote",
     "parse_rate",
     "read_blob",
     "read_manifest",
+    "takes_files",
 ]
 
 
 def _directory(url: str, network: Network) -> Remote:
     return DirectoryRemote(url)
+
+
+def _hub(url: str, network: Network) -> Remote:
+    # Not before it is needed: it loads what reads checkpoints.
+    from deltareg.remote.hub import HubRemote
+
+    return HubRemote(url, bandwidth=network.bandwidth)
 
 
 def _later(module: str, name: str) -> Callable[[str, Network], Remote]:
@@ -57,6 +69,7 @@ REMOTES: Mapping[str, Callable[[str, Network], Remote]] = {
     "oci+http": _later("oci_remote", "OciRemote"),
     "https": _later("web", "WebRemote"),
     "http": _later("web", "WebRemote"),
+    "hf": _hub,
     "s3": _later("mirror", "BucketMirror"),
     "gs": _later("mirror", "BucketMirror"),
     "az": _later("mirror", "BucketMirror"),

@@ -21,7 +21,8 @@ from deltareg.remote.http import HttpClient
 from deltareg.remote.network import Network
 from deltareg.remote.oci import in_parallel
 from deltareg.remote.protocol import Capabilities, RemoteEntry
-from deltareg.store import LAYOUT, MANIFEST_LIMIT, Snapshot, entry_among, parse_index
+from deltareg.store import LAYOUT, MANIFEST_LIMIT, Snapshot, parse_index
+from deltareg.store.changes import find
 from deltareg.store.referrers import referrers_among
 from deltareg.store.writer import mismatch
 
@@ -94,13 +95,7 @@ class _Mirror(ABC):
 
     def resolve(self, reference: Reference) -> Digest:
         """The digest that a name means."""
-        siblings = self._names().entries_of(reference.repository)
-        found = entry_among(siblings, reference)
-        if found is None:
-            tags = sorted(str(entry.reference.tag) for entry in siblings)
-            cause = f"{reference.repository} has {', '.join(tags[-20:])}" if tags else "there is nothing of that name"
-            raise NotFound(f"{reference} is not in {self.url}", cause=cause, hint="deltareg list --remote")
-        return found.digest
+        return find(self._names(), reference, self.url).digest
 
     def list(self, repository: str | None = None) -> builtins.list[RemoteEntry]:
         """The names of one repository, or all."""

@@ -114,7 +114,7 @@ class OciRemote:
         found = self._client.digest(reference.repository, version)
         if found is not None and found != digest:
             raise version_exists(reference, found, f" at {self.url}")
-        self._check_blobs(reference.repository, str(reference), document.blobs)
+        self._check_blobs(reference.repository, reference, document.blobs)
         if found is None:
             self._client.put_manifest(reference.repository, version, manifest)
         return digest
@@ -127,9 +127,10 @@ class OciRemote:
         return data
 
     def put_referrer(self, repository: str, manifest: bytes) -> Digest:
-        """Store the manifest of a referrer, whose blobs are there."""
+        """Store the manifest of a referrer."""
+        # Registries refuse blobs that they lack in words of their own; without one of them they do not tell which.
         document = parse_referrer(manifest, what=f"the manifest of a referrer in {repository}")
-        self._check_blobs(repository, f"{sha256(manifest)}, which refers to {document.subject.digest},", document.blobs)
+        self._check_blobs(repository, f"what refers to {document.subject.digest}", document.blobs)
         return self._client.put_referrer(repository, manifest)
 
     def referrers(self, repository: str, digest: Digest, artifact_type: str | None = None) -> builtins.list[Descriptor]:
@@ -287,7 +288,7 @@ class OciRemote:
         digest = self._put_mark(repository, tag, {})
         self._client.delete_manifest(repository, digest)
 
-    def _check_blobs(self, repository: str, what: str, blobs: Iterable[Descriptor]) -> None:
+    def _check_blobs(self, repository: str, what: Reference | str, blobs: Iterable[Descriptor]) -> None:
         wanted = builtins.list(blobs)
         sizes = in_parallel(lambda blob: self._client.blob_size(repository, parse_digest(blob.digest)), wanted)
         absent = [blob.digest for blob, size in zip(wanted, sizes, strict=True) if size is None]

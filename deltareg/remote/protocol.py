@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeGuard
 
@@ -17,7 +17,16 @@ from deltareg.store import Entry
 if TYPE_CHECKING:
     from deltareg.catalog.search import Query, SearchReport
 
-__all__ = ["PROTOCOL_VERSION", "Capabilities", "Remote", "RemoteEntry", "SearchableRemote", "is_searchable"]
+__all__ = [
+    "PROTOCOL_VERSION",
+    "Capabilities",
+    "FilesRemote",
+    "Remote",
+    "RemoteEntry",
+    "SearchableRemote",
+    "is_searchable",
+    "takes_files",
+]
 
 PROTOCOL_VERSION = 1
 
@@ -146,6 +155,22 @@ class SearchableRemote(Remote, Protocol):
     def search(self, query: Query) -> SearchReport:
         """The published versions that `query` asks for, best fit first, then newest first."""
         ...
+
+
+class FilesRemote(Remote, Protocol):
+    """A remote where people look who know no deltas, and that shows them files beside a version."""
+
+    def put_files(self, reference: Reference, files: Mapping[str, Path]) -> None:
+        """Send files, by name, that are to lie beside a version while it is the latest one.
+
+        They are seen once the version is published; `put_manifest` has to follow.
+        """
+        ...
+
+
+def takes_files(remote: Remote) -> TypeGuard[FilesRemote]:
+    """Whether a remote shows files beside versions."""
+    return callable(getattr(remote, "put_files", None))
 
 
 def is_searchable(remote: Remote) -> TypeGuard[SearchableRemote]:

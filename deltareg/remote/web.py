@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from deltareg.errors import BadManifest, NotAllowed, NotFound, RemoteUnavailable, UnsupportedFormat
+from deltareg.errors import BadManifest, NotAllowed, NotFound, RemoteUnavailable
 from deltareg.remote.answers import Answer
 from deltareg.remote.authorization import Basic, BearerToken
 from deltareg.remote.credentials import Credentials, Secret, server_secret
 from deltareg.remote.http import Authorization, HttpClient
 from deltareg.remote.mirror import HttpMirror
 from deltareg.remote.network import Address, Network, parse_address
+from deltareg.remote.server import ServerRemote
 
 if TYPE_CHECKING:
     from deltareg.remote.protocol import Remote
@@ -30,14 +31,8 @@ class Kind:
     open: Callable[[str, HttpClient], Remote]
 
 
-def _server(url: str, http: HttpClient) -> Remote:
-    raise UnsupportedFormat(
-        f"{url} is a deltareg server, which this deltareg does not speak with", hint="install a newer deltareg"
-    )
-
-
 _KINDS = (
-    Kind("api/v1", lambda document: document.get("registry") == "deltareg", _server),
+    Kind("api/v1", lambda document: document.get("registry") == "deltareg", ServerRemote),
     Kind("oci-layout", lambda document: "imageLayoutVersion" in document, HttpMirror),
 )
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from deltareg.store.blobs import Blobs
+from deltareg.store.changes import channel_moved, version_exists
 from deltareg.store.collect import GcReport
 from deltareg.store.index import (
     Entry,
     Signature,
     Snapshot,
     channels_by_digest,
-    entry_among,
     latest_tag,
     parse_index,
     version_among,
@@ -17,7 +17,7 @@ from deltareg.store.index import (
 from deltareg.store.inspect import Fault, FsckReport
 from deltareg.store.lock import FileLock
 from deltareg.store.referrers import REFERRER_LIMIT, REFERRERS_LIMIT, parse_referrer
-from deltareg.store.store import LAYOUT, MANIFEST_LIMIT, Store, channel_moved, is_vacant, parse_manifest, version_exists
+from deltareg.store.store import LAYOUT, MANIFEST_LIMIT, Store, is_vacant, parse_manifest
 from deltareg.store.writer import BLOCK, BlobWriter
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
     "Store",
     "channel_moved",
     "channels_by_digest",
-    "entry_among",
     "is_vacant",
     "latest_tag",
     "parse_index",

@@ -16,7 +16,7 @@ from typing import Any
 from deltareg.digest import Digest, parse_json, sha256
 from deltareg.errors import BadManifest, BadName, DeltaregError, UnsupportedFormat, translate_os_errors
 from deltareg.manifest import Descriptor, Index, parse
-from deltareg.names import LATEST, Reference, as_reason, latest_of, parse_reference
+from deltareg.names import Reference, as_reason, latest_of, parse_reference
 from deltareg.store.files import write_atomically
 from deltareg.store.lines import SortedLines
 
@@ -30,7 +30,7 @@ __all__ = [
     "Snapshot",
     "channels_by_digest",
     "checksum_fault",
-    "entry_among",
+    "encode_index",
     "latest_tag",
     "parse_index",
     "read_index",
@@ -182,17 +182,6 @@ def version_among(entries: Iterable[Entry], wanted: Reference, digest: Digest) -
     return None if tag is None else wanted.with_tag(tag)
 
 
-def entry_among(entries: Iterable[Entry], wanted: Reference) -> Entry | None:
-    """The entry that `wanted`, a version, a channel, `latest` or a digest, leads to among those of its repository."""
-    found = list(entries)
-    if wanted.digest is not None:
-        return next((entry for entry in found if entry.digest == wanted.digest), None)
-    tag = wanted.tag or LATEST
-    if tag == LATEST:
-        tag = latest_tag(found) or tag
-    return next((entry for entry in found if entry.reference.tag == tag), None)
-
-
 def channels_by_digest(names: Iterable[tuple[Reference, str]]) -> dict[tuple[str, str], list[str]]:
     """The channels among `names`, sorted, by the repository and the digest that they point to."""
     found: dict[tuple[str, str], list[str]] = {}
@@ -211,11 +200,15 @@ def latest_tag(entries: Iterable[Entry]) -> str | None:
 def read_index(path: Path) -> Snapshot:
     """Read an `index.json`. Raises BadManifest where it is missing, too large, or not an index."""
     signature, data = _read_signed(path)
-    return parse_index(data, what=str(path), signature=signature)
+    return _snapshot(signature, data, what=str(path))
 
 
-def parse_index(data: bytes, *, what: str, signature: Signature = (0, 0, 0)) -> Snapshot:
-    """An index from its bytes, wherever they come from. Raises BadManifest where they are none."""
+def parse_index(data: bytes, *, what: str) -> Snapshot:
+    """An `index.json` that came from elsewhere than a disk. Raises BadManifest where it is not an index."""
+    return _snapshot((0, len(data), 0), data, what=what)
+
+
+def _snapshot(signature: Signature, data: bytes, *, what: str) -> Snapshot:
     snapshot = Snapshot(signature, what, data, _lines(data, what=what))
     if snapshot.lines is None:
         # Whatever is wrong with it is told now.
@@ -265,7 +258,12 @@ def signature_of(path: Path) -> Signature | None:
 
 
 def write_index(path: Path, index: Index, *, temporary: Path) -> None:
-    """Replace an `index.json`: its manifests a line each, in the order of their names.
+    """Replace an `index.json`."""
+    write_atomically(path, encode_index(index), temporary=temporary)
+
+
+def encode_index(index: Index) -> bytes:
+    """The bytes of an `index.json`: its manifests a line each, in the order of their names.
 
     A checksum of itself in its annotations lets `fsck` find a flipped bit, and readers trust the order of the lines.
     """
@@ -280,7 +278,7 @@ def write_index(path: Path, index: Index, *, temporary: Path) -> None:
     # The annotations come first, so that nothing that another program put elsewhere is taken for the checksum.
     keys = sorted(fields, key=lambda key: (key != "annotations", key))
     data = f"{{{','.join(f'{_compact(key)}:{fields[key]}' for key in keys)}}}".encode()
-    write_atomically(path, data.replace(_checksum_field(""), _checksum_field(sha256(data)), 1), temporary=temporary)
+    return data.replace(_checksum_field(""), _checksum_field(sha256(data)), 1)
 
 
 def _compact(value: Any) -> str:

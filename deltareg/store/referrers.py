@@ -39,10 +39,10 @@ REFERRERS_LIMIT = 1000
 
 
 class Readable(Protocol):
-    """Blobs by digest, wherever they lie."""
+    """Where the manifests of referrers are: a store, or a remote that keeps an index as stores do."""
 
     def read(self, digest: Digest, *, limit: int) -> bytes:
-        """The bytes of a small blob."""
+        """The verified bytes of a manifest of at most `limit` bytes. Raises a DeltaregError."""
         ...
 
 

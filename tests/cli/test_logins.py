@@ -117,7 +117,7 @@ def test_token_of_the_environment_does_not_go_where_a_project_sends_it(person: W
     assert person.run("list", "--remote", "theirs").status != 0
     assert f"Bearer {TOKEN}" in tokens(site)
     site.requests.clear()
-    for command in (("push", DELTA), ("pull", "acme/x"), ("whoami",), ("doctor",)):
+    for command in (("push", DELTA), ("pull", "acme/x"), ("whoami",)):
         assert person.run(*command).status != 0
     assert site.requests
     assert set(tokens(site)) == {None}
@@ -130,12 +130,6 @@ def test_token_of_the_environment_goes_to_the_users_own_default(person: Workplac
     assert "ann" in person.ok("whoami").out
     (person.directory / "deltareg.toml").write_text('[remotes.mine]\nurl = "http://127.0.0.1:9"\n')
     assert person.run("whoami").status == 4
-
-
-def test_deltareg_server_is_told_to_be_one(person: Workplace, site: Site) -> None:
-    done = person.run("list", "--remote", site.url)
-    assert done.status == 3
-    assert "is a deltareg server" in done.err
 
 
 def test_delta_travels_by_way_of_a_registry_of_containers(person: Workplace, registry: DockerRegistry) -> None:

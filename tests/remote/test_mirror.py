@@ -31,10 +31,10 @@ from deltareg.remote.logins import log_in, log_out, who_am_i
 from deltareg.remote.network import Network
 from deltareg.store import Store
 from deltareg.transfer import pull, push
-from tests.checkpoint.object_store import Bucket
 from tests.deltas import add_delta, descriptor, noise
 from tests.remote.site import IMPATIENT, Asked, say, serve_site
 from tests.servers.nginx import serve_nginx
+from tests.servers.object_store import Bucket
 
 REPOSITORY = "acme/search"
 

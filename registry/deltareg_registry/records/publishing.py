@@ -97,7 +97,7 @@ def _name(connection: Connection, principal: Principal, candidate: _Candidate, a
     repository = make_repository(connection, reference.namespace, reference.name)
     # One publisher of a repository at a time; in SQLite the transaction itself sees to that.
     connection.execute(select(repositories.c.id).where(repositories.c.id == repository).with_for_update())
-    _check_blobs(connection, repository, reference, candidate.manifest.blobs)
+    _check_blobs(connection, repository, reference, candidate.manifest.blobs, hold=True)
     same = (versions.c.repository == repository, versions.c.version == reference.version)
     found = connection.execute(select(versions.c.digest).where(*same)).scalar_one_or_none()
     if found is not None and found != digest:
@@ -176,9 +176,16 @@ def _row(candidate: _Candidate, repository: int, principal: Principal) -> dict[s
     }
 
 
-def _check_blobs(connection: Connection, repository: int, reference: Reference, wanted: Iterable[Descriptor]) -> None:
+def _check_blobs(
+    connection: Connection,
+    repository: int,
+    reference: Reference,
+    wanted: Iterable[Descriptor],
+    *,
+    hold: bool = False,
+) -> None:
     blobs = list(wanted)
-    sizes = sizes_of(connection, repository, (parse_digest(blob.digest) for blob in blobs))
+    sizes = sizes_of(connection, repository, (parse_digest(blob.digest) for blob in blobs), hold=hold)
     absent = [blob.digest for blob in blobs if blob.digest not in sizes]
     if absent:
         raise NotFound(

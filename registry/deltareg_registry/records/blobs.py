@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, delete, func, select, update
 
 from deltareg.digest import Digest
+from deltareg.errors import NotFound, QuotaExceeded
 from deltareg_registry.database import now
-from deltareg_registry.database.tables import blobs, repository_blobs
+from deltareg_registry.database.tables import blobs, namespaces, repositories, repository_blobs
 from deltareg_registry.records.namespaces import insert_if_absent
 
-__all__ = ["add_blob", "sizes_of", "touch"]
+__all__ = [
+    "add_blob",
+    "blob_of",
+    "check_quota",
+    "keep_a_while",
+    "mount_blob",
+    "room_of",
+    "sizes_of",
+    "touch",
+    "unlink_blob",
+    "used_bytes",
+]
 
 # Databases take only so many parameters in one statement.
 _BATCH = 500
@@ -45,3 +57,83 @@ def touch(connection: Connection, digests: Iterable[Digest]) -> None:
     time = now()
     for start in range(0, len(wanted), _BATCH):
         connection.execute(update(blobs).where(blobs.c.digest.in_(wanted[start : start + _BATCH])).values(touched=time))
+
+
+def blob_of(connection: Connection, repository: int, digest: Digest) -> tuple[int, str]:
+    """The size of a blob of a repository, and when it was touched. Raises NotFound."""
+    row = connection.execute(
+        select(blobs.c.size, blobs.c.touched)
+        .join(repository_blobs, repository_blobs.c.digest == blobs.c.digest)
+        .where(repository_blobs.c.repository == repository, blobs.c.digest == digest)
+    ).one_or_none()
+    if row is None:
+        raise NotFound(f"the repository has no blob {digest}", hint="push it, or check the digest")
+    return row.size, row.touched
+
+
+def keep_a_while(connection: Connection, digest: Digest) -> None:
+    """Keep the collector from a blob that is about to be used: it looks at the time again before it removes one."""
+    connection.execute(update(blobs).where(blobs.c.digest == digest).values(touched=now()))
+
+
+def mount_blob(connection: Connection, source: int, target: int, namespace: str, digest: Digest) -> bool:
+    """Let a repository of a namespace have a blob of another one; False where that one lacks it.
+
+    Raises QuotaExceeded.
+    """
+    # The row is locked before it is read: a collector that removes it ends first.
+    keep_a_while(connection, digest)
+    size = sizes_of(connection, source, [digest]).get(digest)
+    if size is None:
+        return False
+    check_quota(connection, namespace, digest, size)
+    add_blob(connection, target, digest, size)
+    return True
+
+
+def check_quota(connection: Connection, namespace: str, digest: Digest | None, size: int) -> None:
+    """Raise QuotaExceeded where a namespace has no room for a blob of `size` bytes, and does not have it already."""
+    room = room_of(connection, namespace, digest)
+    if room is not None and size > room:
+        raise QuotaExceeded(
+            f"{namespace} has room for {max(0, room)} more bytes, not for {size}",
+            hint="ask an administrator of the registry for a larger quota",
+            room=max(0, room),
+        )
+
+
+def room_of(connection: Connection, namespace: str, digest: Digest | None) -> int | None:
+    """How many bytes may be added to a namespace; None for any number, and for a blob that it has already."""
+    wanted = select(namespaces.c.quota).where(namespaces.c.name == namespace)
+    quota = connection.execute(wanted).scalar_one_or_none()
+    if quota is None or (digest is not None and _has(connection, namespace, digest)):
+        return None
+    return quota - used_bytes(connection, namespace)
+
+
+def used_bytes(connection: Connection, namespace: str) -> int:
+    """The bytes of all blobs of a namespace's repositories, each counted once."""
+    distinct = (
+        select(repository_blobs.c.digest)
+        .join(repositories, repositories.c.id == repository_blobs.c.repository)
+        .where(repositories.c.namespace == namespace)
+    )
+    total = select(func.coalesce(func.sum(blobs.c.size), 0)).where(blobs.c.digest.in_(distinct))
+    return int(connection.execute(total).scalar_one())
+
+
+def unlink_blob(connection: Connection, repository: int, digest: Digest) -> None:
+    """Take a blob away from a repository. Raises NotFound."""
+    where = (repository_blobs.c.repository == repository, repository_blobs.c.digest == digest)
+    if connection.execute(delete(repository_blobs).where(*where)).rowcount == 0:
+        raise NotFound(f"the repository has no blob {digest}")
+
+
+def _has(connection: Connection, namespace: str, digest: Digest) -> bool:
+    wanted = (
+        select(repository_blobs.c.digest)
+        .join(repositories, repositories.c.id == repository_blobs.c.repository)
+        .where(repositories.c.namespace == namespace, repository_blobs.c.digest == digest)
+        .limit(1)
+    )
+    return connection.execute(wanted).first() is not None

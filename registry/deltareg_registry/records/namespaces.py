@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Connection, Table, select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -14,7 +14,14 @@ from deltareg_registry.database import now
 from deltareg_registry.database.tables import members, namespaces, repositories
 from deltareg_registry.records.audit import record
 
-__all__ = ["insert_if_absent", "make_namespace", "make_repository", "repository_id"]
+__all__ = [
+    "insert_all_if_absent",
+    "insert_if_absent",
+    "is_public",
+    "make_namespace",
+    "make_repository",
+    "repository_id",
+]
 
 
 def make_namespace(connection: Connection, name: str, principal: Principal, *, public: bool) -> bool:
@@ -30,6 +37,11 @@ def make_namespace(connection: Connection, name: str, principal: Principal, *, p
             )
         record(connection, principal, "namespace.create", name, namespace=name)
     return made
+
+
+def is_public(connection: Connection, namespace: str) -> bool | None:
+    """Whether everybody may read a namespace; None where it does not exist."""
+    return connection.execute(select(namespaces.c.public).where(namespaces.c.name == namespace)).scalar_one_or_none()
 
 
 def repository_id(connection: Connection, namespace: str, name: str) -> int:
@@ -55,6 +67,13 @@ def insert_if_absent(connection: Connection, table: Table, values: Mapping[str, 
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
     done = connection.execute(dialect.insert(table).values(dict(values)).on_conflict_do_nothing())
     return done.rowcount > 0
+
+
+def insert_all_if_absent(connection: Connection, table: Table, rows: Sequence[Mapping[str, object]]) -> None:
+    """Put in those rows whose keys are not there."""
+    if rows:
+        dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+        connection.execute(dialect.insert(table).on_conflict_do_nothing(), [dict(row) for row in rows])
 
 
 def _find(connection: Connection, namespace: str, name: str) -> int | None:

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from starlette.requests import ClientDisconnect
 
 from deltareg.digest import Digest, sha256
-from deltareg.errors import BadName, DeltaregError, DigestMismatch, NotFound
+from deltareg.errors import BadName, DeltaregError, DigestMismatch, NotFound, QuotaExceeded
 from deltareg.names import parse_reference
 from deltareg_registry.access.principal import Role
 from deltareg_registry.oci.names import (
@@ -24,7 +24,7 @@ from deltareg_registry.oci.names import (
 )
 from deltareg_registry.oci.receiving import exclusive, receive
 from deltareg_registry.problems import OciError
-from deltareg_registry.records.blobs import add_blob, check_quota, keep_a_while, mount_blob, room_of
+from deltareg_registry.records.blobs import add_blob, check_quota, keep_a_while, lock_quota, mount_blob, room_of
 from deltareg_registry.records.namespaces import is_public, make_repository, repository_id
 from deltareg_registry.records.uploads import Upload, find_upload, forget_upload, start_upload, unknown_upload
 from deltareg_registry.storage.uploads import NOTHING_YET
@@ -185,10 +185,16 @@ def _finished(asked: Asked, upload: Upload, digest: Digest) -> None:
     except DigestMismatch as error:
         _dropped(asked, upload.id)
         raise OciError("DIGEST_INVALID", 400, error) from error
-    with database.writing() as connection:
-        check_quota(connection, asked.namespace, digest, size)
-        add_blob(connection, upload.repository, digest, size)
-        forget_upload(connection, upload.id)
+    try:
+        with database.writing() as connection:
+            lock_quota(connection, asked.namespace)
+            check_quota(connection, asked.namespace, digest, size)
+            add_blob(connection, upload.repository, digest, size)
+            forget_upload(connection, upload.id)
+    except QuotaExceeded:
+        # Others used it up meanwhile. The bytes are no upload any more, and the collector's if nobody has them.
+        _dropped(asked, upload.id)
+        raise
     uploads.remove(upload.id)
 
 

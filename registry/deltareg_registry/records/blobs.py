@@ -17,6 +17,7 @@ __all__ = [
     "blob_of",
     "check_quota",
     "keep_a_while",
+    "lock_quota",
     "mount_blob",
     "room_of",
     "sizes_of",
@@ -86,6 +87,7 @@ def mount_blob(connection: Connection, source: int, target: int, namespace: str,
     size = sizes_of(connection, source, [digest]).get(digest)
     if size is None:
         return False
+    lock_quota(connection, namespace)
     check_quota(connection, namespace, digest, size)
     add_blob(connection, target, digest, size)
     return True
@@ -100,6 +102,12 @@ def check_quota(connection: Connection, namespace: str, digest: Digest | None, s
             hint="ask an administrator of the registry for a larger quota",
             room=max(0, room),
         )
+
+
+def lock_quota(connection: Connection, namespace: str) -> None:
+    """Let one transaction at a time use up a namespace's quota, if it has one."""
+    where = (namespaces.c.name == namespace, namespaces.c.quota.is_not(None))
+    connection.execute(select(namespaces.c.name).where(*where).with_for_update())
 
 
 def room_of(connection: Connection, namespace: str, digest: Digest | None) -> int | None:

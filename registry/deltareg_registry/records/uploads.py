@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, insert, select, update
@@ -12,7 +13,18 @@ from deltareg_registry.database import now
 from deltareg_registry.database.tables import uploads
 from deltareg_registry.storage.uploads import Progress
 
-__all__ = ["Upload", "advance", "expired_uploads", "find_upload", "forget_upload", "start_upload", "unknown_upload"]
+__all__ = [
+    "Upload",
+    "advance",
+    "expired_uploads",
+    "find_upload",
+    "forget_upload",
+    "open_among",
+    "start_upload",
+    "unknown_upload",
+]
+
+_BATCH = 500
 
 
 @dataclass(frozen=True)
@@ -60,9 +72,18 @@ def forget_upload(connection: Connection, identity: str) -> None:
     connection.execute(delete(uploads).where(uploads.c.id == identity))
 
 
-def expired_uploads(connection: Connection, before: str, limit: int = 1000) -> list[str]:
+def expired_uploads(connection: Connection, before: str) -> list[str]:
     """Uploads that nobody has continued since a time."""
-    return list(connection.execute(select(uploads.c.id).where(uploads.c.updated < before).limit(limit)).scalars())
+    return list(connection.execute(select(uploads.c.id).where(uploads.c.updated < before)).scalars())
+
+
+def open_among(connection: Connection, identities: Sequence[str]) -> set[str]:
+    """Those of `identities` that are open uploads."""
+    found: set[str] = set()
+    for start in range(0, len(identities), _BATCH):
+        wanted = select(uploads.c.id).where(uploads.c.id.in_(identities[start : start + _BATCH]))
+        found.update(connection.execute(wanted).scalars())
+    return found
 
 
 def unknown_upload(identity: str) -> NotFound:

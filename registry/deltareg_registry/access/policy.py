@@ -46,7 +46,8 @@ ROUTES: Mapping[str, Need] = MappingProxyType(
         "PUT /v2/{namespace}/{name}/manifests/{reference}": Need.PUBLISH,
         "DELETE /v2/{namespace}/{name}/manifests/{reference}": Need.OWN,
         "GET /v2/{namespace}/{name}/tags/list": Need.READ,
-        "GET /v2/{namespace}/{name}/referrers/{digest}": Need.READ,
+        # The specification forbids 404 here: who may not read is shown nothing.
+        "GET /v2/{namespace}/{name}/referrers/{digest}": Need.NOTHING,
         "GET /v2/_catalog": Need.NOTHING,
         "GET /v2/{rest:path}": Need.NOTHING,
         "POST /v2/{rest:path}": Need.NOTHING,

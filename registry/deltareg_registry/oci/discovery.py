@@ -13,14 +13,14 @@ from fastapi.responses import JSONResponse
 from sqlalchemy import select
 
 from deltareg.digest import Digest
-from deltareg.errors import InvalidArgument, NotFound
+from deltareg.errors import InvalidArgument, NotFound, NotSignedIn
 from deltareg.manifest import INDEX_TYPE
 from deltareg_registry.access.principal import Principal, Role
 from deltareg_registry.database.tables import namespaces, repositories
 from deltareg_registry.oci.names import Asked, Asking, asked_of, checked_name, digest_of, location, repository_of
 from deltareg_registry.problems import OciError
 from deltareg_registry.records.manifests import referrers_of
-from deltareg_registry.records.namespaces import repository_id
+from deltareg_registry.records.namespaces import is_public, repository_id
 from deltareg_registry.records.tags import tags_of
 from deltareg_registry.state import State, state_of
 
@@ -113,10 +113,15 @@ def _referrers(
 ) -> tuple[Sequence[dict[str, object]], bool]:
     """A page of descriptors, and whether there are more."""
     with asked.state.database.reading() as connection:
+        public = is_public(connection, asked.namespace)
+        if asked.principal.role_in(asked.namespace, public=bool(public)) < Role.READER:
+            if not asked.principal.signed_in:
+                raise NotSignedIn("that needs a token", hint="deltareg login URL")
+            return [], False
         try:
             repository = repository_id(connection, asked.namespace, asked.name)
         except NotFound:
-            # The specification forbids 404 here: clients would take it for a registry without referrers.
+            # 404 would say that this registry knows nothing of referrers.
             return [], False
         found = referrers_of(connection, repository, subject, artifact_type, last, _REFERRERS + 1)
     shown: list[dict[str, object]] = []

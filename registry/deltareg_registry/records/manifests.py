@@ -80,8 +80,13 @@ def missing_parts(connection: Connection, repository: int, artifact: Artifact) -
     """The blobs and manifests that a manifest needs and its repository lacks."""
     blobs = sizes_of(connection, repository, (Digest(part.digest) for part in artifact.blobs))
     nested = _sizes(connection, repository, (Digest(part.digest) for part in artifact.manifests))
-    absent = [part.digest for part in artifact.blobs if part.digest not in blobs]
+    absent = [part.digest for part in artifact.blobs if part.digest not in blobs and not _is_kept_elsewhere(part)]
     return absent + [part.digest for part in artifact.manifests if part.digest not in nested]
+
+
+def _is_kept_elsewhere(part: Descriptor) -> bool:
+    """Whether a layer may lie at its maker's alone, as the specification of images once had it."""
+    return ".nondistributable." in part.media_type or ".rootfs.foreign." in part.media_type
 
 
 def check_parts(connection: Connection, repository: int, artifact: Artifact) -> None:

@@ -139,11 +139,23 @@ def test_many_referrers_come_in_pages(server: RunningServer, repository: Reposit
 
 
 def test_referrers_of_no_digest_are_refused_and_never_404(repository: Repository) -> None:
-    repository.push(b"x")
     for text in ("sha256:abc", "latest", "sha256:" + "g" * 64):
         assert code_of(repository.client.get(f"{repository.path}/referrers/{text}")) == (400, "DIGEST_INVALID")
-    answer = repository.client.get(f"/v2/acme/absent/referrers/{sha256(b'x')}")
-    assert (answer.status_code, answer.json()["manifests"]) == (200, [])
+    for name in ("acme/absent", "absent/absent"):
+        answer = repository.client.get(f"/v2/{name}/referrers/{sha256(b'x')}")
+        assert (answer.status_code, answer.json()["manifests"]) == (200, [])
+
+
+def test_referrers_are_shown_to_who_may_read_alone(server: RunningServer, repository: Repository) -> None:
+    subject = sha256(b"subject")
+    repository.push_image(subject=subject)
+    path = f"{repository.path}/referrers/{subject}"
+    with server.client(server.user("someone")) as client:
+        assert (client.get(path).status_code, client.get(path).json()["manifests"]) == (200, [])
+    with server.client(anonymous=True) as client:
+        assert code_of(client.get(path)) == (401, "UNAUTHORIZED")
+    with server.client(server.user("rita", acme="reader")) as client:
+        assert len(client.get(path).json()["manifests"]) == 1
 
 
 def test_base_tells_who_may_use_the_registry(server: RunningServer) -> None:

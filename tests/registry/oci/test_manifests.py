@@ -226,6 +226,12 @@ def test_manifest_whose_blobs_are_missing_is_refused(repository: Repository, loc
     assert code_of(other.put("draft", document())) == (404, "MANIFEST_BLOB_UNKNOWN")
 
 
+def test_layers_that_only_their_maker_keeps_need_not_be_here(repository: Repository) -> None:
+    repository.push(b"{}")
+    layer = described(b"elsewhere", "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip")
+    assert repository.put("draft", document(layers=[layer])).status_code == 201
+
+
 def test_delta_that_is_none_is_not_published(repository: Repository, local: Store) -> None:
     hostile = add_delta(local, [b"\xff" * 64])
     assert code_of(repository.push_delta(local, hostile, "1.0.0")) == (400, "MANIFEST_INVALID")

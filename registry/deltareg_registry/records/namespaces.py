@@ -65,7 +65,9 @@ def make_repository(connection: Connection, namespace: str, name: str) -> int:
 def insert_if_absent(connection: Connection, table: Table, values: Mapping[str, object]) -> bool:
     """Put in a row unless one with its key is there, another process's just now too; whether it was put in."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    done = connection.execute(dialect.insert(table).values(dict(values)).on_conflict_do_nothing())
+    statement = dialect.insert(table).values(dict(values)).on_conflict_do_nothing()
+    # SQLAlchemy keeps the number of rows of an INSERT only where it is told to; SQLite's is there anyway.
+    done = connection.execute(statement, execution_options={"preserve_rowcount": True})
     return done.rowcount > 0
 
 

@@ -13,9 +13,10 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from deltareg.digest import Digest
-from deltareg.errors import DeltaregError, translate_os_errors
+from deltareg.errors import DeltaregError, NotFound
 from deltareg_registry.problems import OciError
 from deltareg_registry.storage import Storage
+from deltareg_registry.storage.errors import translated
 
 __all__ = ["BlobResponse", "byte_range"]
 
@@ -67,14 +68,17 @@ class BlobResponse(Response):
             read = partial(self._storage.read_range, self._digest)
             await self._send(read, _OBJECT_PIECE, receive, send)
             return
-        file = await run_sync(self._open, path)
+        try:
+            file = await run_sync(self._open, path)
+        except NotFound as error:
+            raise _lost() from error
         try:
             await self._send(partial(_read, file), _FILE_PIECE, receive, send)
         finally:
             os.close(file)
 
     def _open(self, path: os.PathLike[str]) -> int:
-        with translate_os_errors("read the blob", path):
+        with translated(None, "a blob"):
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file, self._start, self._end - self._start, os.POSIX_FADV_SEQUENTIAL)
@@ -109,10 +113,20 @@ class BlobResponse(Response):
 
 
 async def _piece(read: Callable[[int, int], bytes], start: int, length: int) -> bytes:
-    data = await run_sync(read, start, length)
+    try:
+        data = await run_sync(read, start, length)
+    except NotFound as error:
+        raise _lost() from error
     if len(data) != length:
-        raise DeltaregError("the stored blob is shorter than the registry knows", hint="deltareg-registry fsck")
+        raise _lost()
     return data
+
+
+def _lost() -> DeltaregError:
+    """The error of bytes that the registry should have: not 404, by which whoever asks would be at fault."""
+    return DeltaregError(
+        "the registry has lost bytes of this blob", hint="tell whoever runs it: deltareg-registry fsck"
+    )
 
 
 async def _disconnected(receive: Callable[[], Awaitable[object]]) -> None:
@@ -123,5 +137,5 @@ async def _disconnected(receive: Callable[[], Awaitable[object]]) -> None:
 
 
 def _read(file: int, start: int, length: int) -> bytes:
-    with translate_os_errors("read the blob", "its file"):
+    with translated(None, "a blob"):
         return os.pread(file, length, start)

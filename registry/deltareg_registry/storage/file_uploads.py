@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Protocol
 
 from deltareg.digest import Digest
-from deltareg.errors import Busy, translate_os_errors
+from deltareg.errors import Busy
+from deltareg_registry.storage.errors import translated
 from deltareg_registry.storage.uploads import Progress, other_digest
 
 __all__ = ["FileUploads"]
@@ -54,7 +55,7 @@ class FileUploads:
     @contextmanager
     def exclusive(self, identity: str) -> Generator[None]:
         """Hold the lock of an upload's file. Raises Busy where another request has it."""
-        with translate_os_errors("open the upload", self._path(identity)):
+        with translated(None, "an upload"):
             file = self._open(identity)
         try:
             try:
@@ -71,10 +72,10 @@ class FileUploads:
     def writer(self, identity: str, progress: Progress) -> Generator[_FileWriter]:
         """Go on at the end of what is known to have arrived."""
         path = self._path(identity)
-        with translate_os_errors("open the upload", path):
+        with translated(None, "an upload"):
             file = self._open(identity)
         try:
-            with translate_os_errors("cut the upload", path):
+            with translated(None, "an upload"):
                 os.ftruncate(file, progress.size)
             writer = _FileWriter(file, path, self._hash_of(identity, file, progress.size))
             try:
@@ -87,7 +88,7 @@ class FileUploads:
     def finish(self, identity: str, progress: Progress, digest: Digest) -> None:
         """Check the digest, and rename the file once it is on the disk."""
         path, goal = self._path(identity), self._place(digest)
-        with translate_os_errors("store the blob", path):
+        with translated(None, "an upload"):
             file = self._open(identity)
             try:
                 os.ftruncate(file, progress.size)
@@ -109,7 +110,7 @@ class FileUploads:
 
     def remove(self, identity: str) -> None:
         """Remove an upload's file, if there is one."""
-        with translate_os_errors("remove the upload", self._path(identity)):
+        with translated(None, "an upload"):
             self._path(identity).unlink(missing_ok=True)
         with self._mutex:
             self._hashes.pop(identity, None)
@@ -117,7 +118,7 @@ class FileUploads:
     def identities(self, before: float) -> list[str]:
         """The files that were written last before a time."""
         found: list[str] = []
-        with translate_os_errors("list the uploads", self._root), suppress(FileNotFoundError):
+        with translated(None, "an upload"), suppress(FileNotFoundError):
             for entry in os.scandir(self._root):
                 with suppress(FileNotFoundError):
                     if entry.stat().st_mtime < before:
@@ -177,14 +178,14 @@ class _FileWriter:
     def write(self, data: bytes | bytearray) -> None:
         """Append."""
         view = memoryview(data)
-        with translate_os_errors("write the upload", self._path):
+        with translated(None, "an upload"):
             done = 0
             while done < len(view):
                 done += os.pwrite(self._file, view[done:], self.hashed.size + done)
         self.hashed.state.update(view)
         self.hashed.size += len(view)
         if self.hashed.size - self._flushed >= _FLUSH:
-            with translate_os_errors("write the upload", self._path):
+            with translated(None, "an upload"):
                 os.fdatasync(self._file)
             self._flushed = self.hashed.size
 

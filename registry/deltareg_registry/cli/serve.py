@@ -23,6 +23,14 @@ def serve(
     url: Annotated[
         str | None, typer.Option("--url", help="The URL that clients use, where a proxy stands in front.")
     ] = None,
+    redirect: Annotated[
+        bool,
+        typer.Option("--redirect/--no-redirect", help="Let an object store send the blobs itself, by signed URLs."),
+    ] = True,
+    accel: Annotated[
+        str | None,
+        typer.Option("--accel", metavar="PATH", help="The internal location at which nginx serves DIR/storage."),
+    ] = None,
     public: Annotated[bool, typer.Option("--public", help="New namespaces may be read without a token.")] = False,
 ) -> None:
     """Serve a registry.
@@ -39,7 +47,9 @@ def serve(
     from deltareg_registry.first import first_token
     from deltareg_registry.settings import ServerSettings
 
-    settings = ServerSettings(data=data.absolute(), database=database, storage=storage, url=url, public=public)
+    settings = ServerSettings(
+        data=data.absolute(), database=database, storage=storage, url=url, public=public, redirect=redirect, accel=accel
+    )
     state = open_state(settings)
     config = uvicorn.Config(create_app(settings, state), host=host, port=port, log_level="warning", access_log=False)
     server = uvicorn.Server(config)

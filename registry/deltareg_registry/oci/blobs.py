@@ -98,7 +98,9 @@ def _elsewhere(asked: Asked, digest: Digest, headers: Mapping[str, str]) -> Resp
             return Response(status_code=307, headers=kept)
     if settings.accel is not None and storage.root is not None:
         place = f"{settings.accel.rstrip('/')}/{storage.key(digest)}"
-        return Response(headers={**headers, "X-Accel-Redirect": place})
+        # nginx answers ranges itself, and says so.
+        kept = {name: value for name, value in headers.items() if name != "Accept-Ranges"}
+        return Response(headers={**kept, "X-Accel-Redirect": place})
     return None
 
 

@@ -22,13 +22,14 @@ from deltareg_registry.storage.uploads import Progress, Run, other_digest
 
 __all__ = ["ObjectUploads"]
 
-PIECE = 8 << 20
+# The least that S3 takes as a part.
+PIECE = 5 << 20
 # Some thousand short requests are a client's own affair; more would make the row of the upload long.
 _RUNS = 4096
 # S3 takes at most 10,000 parts.
 _PARTS = 9000
 _CONCURRENCY = 2
-_AHEAD = 2
+_AHEAD = 1
 
 
 class ObjectUploads:

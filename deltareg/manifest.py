@@ -21,6 +21,7 @@ __all__ = [
     "BLAKE3",
     "CONFIG_TYPE",
     "DELTA_TYPE",
+    "EMPTY_TYPE",
     "FORMAT_VERSION",
     "INDEX_TYPE",
     "INVENTORY_TYPE",
@@ -31,6 +32,7 @@ __all__ = [
     "Conflict",
     "DeltaConfig",
     "Descriptor",
+    "DigestText",
     "Document",
     "Exactness",
     "Fingerprint",
@@ -41,6 +43,7 @@ __all__ = [
     "Parent",
     "Preset",
     "RecordKind",
+    "ReferrerManifest",
     "Requirement",
     "TensorEntry",
     "TokenizerFingerprint",
@@ -58,6 +61,8 @@ INVENTORY_TYPE = "application/vnd.deltareg.inventory.v1+json+zstd"
 SIDE_FILE_TYPE = "application/vnd.deltareg.side-file.v1+zstd"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
+"""The media type of the config that says nothing: `{}`."""
 TITLE = "org.opencontainers.image.title"
 """The annotation that names a layer's file."""
 BLAKE3 = "vnd.deltareg.blake3"
@@ -148,6 +153,33 @@ class Manifest(Document):
     def blobs(self) -> list[Descriptor]:
         """Every blob that the manifest needs, each once: config and layers."""
         return list({blob.digest: blob for blob in [self.config, *self.layers]}.values())
+
+
+class ReferrerManifest(Document):
+    """An OCI image manifest about another one, its subject: a signature, a bill of materials, a scan."""
+
+    schema_version: Literal[2] = 2
+    media_type: Literal["application/vnd.oci.image.manifest.v1+json"] = MANIFEST_TYPE
+    artifact_type: str | None = Field(default=None, min_length=1, max_length=255)
+    config: Descriptor
+    layers: list[Descriptor] = Field(max_length=100)
+    subject: Descriptor
+    annotations: dict[str, str] | None = None
+
+    @property
+    def kind(self) -> str:
+        """The artifact type, which is the config's media type where none is given."""
+        return self.artifact_type or self.config.media_type
+
+    @property
+    def blobs(self) -> list[Descriptor]:
+        """Every blob that the manifest needs, each once: config and layers."""
+        return list({blob.digest: blob for blob in [self.config, *self.layers]}.values())
+
+    @property
+    def size(self) -> int:
+        """Bytes of these blobs."""
+        return sum(blob.size for blob in self.blobs)
 
 
 class Index(Document):

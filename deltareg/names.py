@@ -1,6 +1,6 @@
 """References to deltas: `namespace/name:version`, `namespace/name:channel`, `namespace/name@sha256:…`.
 
-And the short texts that go with names: licences, and reasons for yanking.
+And the short texts that go with names: licences, and reasons for yanking and deprecating.
 """
 
 from __future__ import annotations
@@ -168,7 +168,10 @@ def parse_licence(text: str) -> str:
 
 
 def parse_reason(text: str) -> str:
-    """Return `text`, without spaces around it, if it may be why a version is yanked. Raises InvalidArgument."""
+    """Return `text`, without spaces around it, if it may be why a version is yanked or deprecated.
+
+    Raises InvalidArgument.
+    """
     reason = text.strip()
     if not reason or len(reason) > _REASON_LIMIT or not all(map(_is_printed, reason)):
         raise InvalidArgument(

@@ -11,6 +11,7 @@ import zstandard
 from deltareg.digest import Digest, sha256
 from deltareg.manifest import (
     CONFIG_TYPE,
+    EMPTY_TYPE,
     INVENTORY_TYPE,
     MANIFEST_TYPE,
     PACK_TYPE,
@@ -22,6 +23,7 @@ from deltareg.manifest import (
     Manifest,
     Norms,
     Parent,
+    ReferrerManifest,
     Requirement,
     encode,
     parse,
@@ -30,7 +32,21 @@ from deltareg.names import parse_reference
 from deltareg.store import Store
 from deltareg.store.index import REF_NAME, write_index
 
-__all__ = ["add_delta", "blob_files", "descriptor", "flip", "noise", "publish", "publish_unread", "with_config"]
+__all__ = [
+    "SCAN",
+    "add_delta",
+    "add_referrer",
+    "blob_files",
+    "descriptor",
+    "flip",
+    "noise",
+    "publish",
+    "publish_unread",
+    "with_config",
+]
+
+SCAN = "application/vnd.acme.scan+json"
+"""An artifact type that deltareg knows nothing of."""
 
 
 def add_delta(
@@ -77,6 +93,24 @@ def add_delta(
 def publish(store: Store, name: str, packs: Sequence[bytes] = (b"a pack",)) -> Digest:
     """Store an artifact and give it a version's name."""
     return store.publish(parse_reference(name), add_delta(store, packs))
+
+
+def add_referrer(
+    store: Store,
+    subject: Digest,
+    layer: bytes = b"a scan",
+    *,
+    kind: str | None = SCAN,
+    layer_type: str = "application/json",
+) -> bytes:
+    """Store the blobs of a referrer and return its manifest."""
+    manifest = ReferrerManifest(
+        artifact_type=kind,
+        config=_put(store, b"{}", EMPTY_TYPE),
+        layers=[_put(store, layer, layer_type)],
+        subject=Descriptor(media_type=MANIFEST_TYPE, digest=subject, size=store.size(subject)),
+    )
+    return encode(manifest)
 
 
 def with_config(store: Store, config: bytes, media_type: str = CONFIG_TYPE) -> bytes:

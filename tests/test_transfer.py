@@ -820,6 +820,31 @@ def test_a_push_says_that_the_version_is_yanked_here_and_leaves_the_remote_to_it
     assert [entry.yanked for entry in remote.list()] == ["theirs"]
 
 
+def test_a_pull_takes_over_what_is_deprecated_and_what_no_longer_is(
+    registry: Registry, other: Registry, remote: DirectoryRemote
+) -> None:
+    publish(registry.store, NAME)
+    push(registry, NAME, remote)
+    remote.deprecate(parse_reference(NAME), "take acme/find")
+    assert pull(other, NAME, remote).warnings == [f"{NAME} is deprecated at {remote.url}: take acme/find"]
+    assert other.deprecated(NAME) == "take acme/find"
+    remote.deprecate(parse_reference(NAME), "take acme/seek")
+    pull(other, "acme/search", remote)
+    assert other.deprecated(NAME) == "take acme/seek"
+    remote.undeprecate(parse_reference(NAME))
+    assert pull(other, NAME, remote).warnings == []
+    assert other.deprecated(NAME) is None
+
+
+def test_a_push_says_that_the_version_is_deprecated_here(registry: Registry, remote: DirectoryRemote) -> None:
+    publish(registry.store, NAME)
+    registry.store.deprecate(parse_reference(NAME), "old")
+    warnings = push(registry, NAME, remote).warnings
+    assert warnings[0].startswith(f"{NAME} is deprecated here: old; ")
+    assert "deltareg deprecate --remote" in warnings[0]
+    assert [entry.deprecated for entry in remote.list()] == [None]
+
+
 class Boasting(DirectoryRemote):
     """A remote that gives anything for a reason."""
 

@@ -28,7 +28,7 @@ class WeightedDelta:
     """One delta that is to be applied, and its weight, which may differ by tensor; it is not zero everywhere.
 
     `parameters` are those of the method that it has for itself. `yanked` is why its version was yanked, None where it
-    was not.
+    was not; `deprecated` likewise.
     """
 
     reference: Reference
@@ -36,6 +36,7 @@ class WeightedDelta:
     weights: Schedule
     parameters: Mapping[str, Schedule] = field(default_factory=dict[str, Schedule])
     yanked: str | None = None
+    deprecated: str | None = None
 
     def weight_at(self, subject: Subject) -> float:
         """The weight for one tensor: 0 where none is set."""
@@ -49,7 +50,12 @@ class WeightedDelta:
     @property
     def warnings(self) -> list[str]:
         """What its registry says of it today, and what so does not belong into the output."""
-        return [] if self.yanked is None else [f"{self.reference} is yanked: {self.yanked or 'no reason is given'}"]
+        marks = {"yanked": self.yanked, "deprecated": self.deprecated}
+        return [
+            f"{self.reference} is {mark}: {reason or 'no reason is given'}"
+            for mark, reason in marks.items()
+            if reason is not None
+        ]
 
     @cached_property
     def entries(self) -> Mapping[str, TensorEntry]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from deltareg import referrers
 from deltareg.artifact import Artifact
 from deltareg.digest import Digest
-from deltareg.errors import DigestMismatch, NotFound
+from deltareg.errors import DigestMismatch, NotFound, SignatureInvalid, SignatureMissing, SignatureUntrusted
 from deltareg.lock import Lock, LockedDelta
 from deltareg.progress import Progress
 from deltareg.resolve import LOCAL, Candidate, Sources
-from deltareg.store import Store
+from deltareg.store import Entry, Store
 from deltareg.transfer import pull
 
 __all__ = ["Fetch", "fetch", "fetches"]
@@ -55,15 +56,28 @@ def fetch(wanted: Sequence[Fetch], sources: Sources, threads: int | None, progre
                 threads=threads or _THREADS,
                 progress=progress,
             )
+        elif sources.registry.policies.of(one.locked.name.repository) is not None:
+            _fetch_signatures(one.locked, sources)
+
+
+def _fetch_signatures(locked: LockedDelta, sources: Sources) -> None:
+    """Bring the signatures of a delta that was here before it was signed, where a policy asks for them."""
+    store, name, digest = sources.registry.store, locked.name, Digest(locked.digest)
+    try:
+        sources.registry.check_signed(name)
+    except (SignatureMissing, SignatureUntrusted, SignatureInvalid):
+        if locked.remote == LOCAL or sources.offline:
+            raise
+        remote = sources.remote(locked.remote)
+        coming = referrers.fetchable(store, remote, name, digest)
+        referrers.fetch(store, remote, name.repository, coming.carried)
 
 
 def _fetch(locked: LockedDelta, sources: Sources) -> Fetch:
     store = sources.registry.store
     name, digest = locked.name, Digest(locked.digest)
     if _is_here(locked, store):
-        yanked = store.entry(name).yanked
-        told = () if yanked is None else (_yanked(locked, yanked),)
-        return Fetch(locked, Artifact.open(store, digest), 0, told)
+        return Fetch(locked, Artifact.open(store, digest), 0, _told(locked, store.entry(name)))
     if locked.remote == LOCAL or sources.offline:
         raise NotFound(
             f"{name} is not on this machine, not all of it",
@@ -94,8 +108,7 @@ def _fetch(locked: LockedDelta, sources: Sources) -> Fetch:
     artifact = source.artifact(Candidate(name, digest, locked.remote))
     absent = _missing(artifact, store)
     moved = sum(blob.size for blob in artifact.manifest.blobs if blob.digest in absent)
-    told = () if there[0].yanked is None else (_yanked(locked, there[0].yanked),)
-    return Fetch(locked, artifact, moved, told)
+    return Fetch(locked, artifact, moved, _told(locked, there[0]))
 
 
 def _is_here(locked: LockedDelta, store: Store) -> bool:
@@ -119,5 +132,12 @@ def _missing(artifact: Artifact, store: Store) -> set[Digest]:
     return store.missing([Digest(blob.digest) for blob in artifact.manifest.blobs], touch=False)
 
 
-def _yanked(locked: LockedDelta, reason: str) -> str:
-    return f"{locked.reference} was yanked: {reason or 'without a reason'}; deltareg update takes another version"
+def _told(locked: LockedDelta, found: Entry | Candidate) -> tuple[str, ...]:
+    """What its registry says of a version that is to be used."""
+    told: list[str] = []
+    if found.yanked is not None:
+        reason = found.yanked or "without a reason"
+        told.append(f"{locked.reference} was yanked: {reason}; deltareg update takes another version")
+    if found.deprecated is not None:
+        told.append(f"{locked.reference} is deprecated: {found.deprecated or 'without a reason'}")
+    return tuple(told)

@@ -59,7 +59,7 @@ class OutdatedRow(Document):
         description="the highest version that fits; null where the delta is not needed any more"
     )
     latest: str | None = Field(description="the highest release that there is")
-    note: str | None = Field(default=None, description="that it was yanked, or is gone")
+    note: str | None = Field(default=None, description="that it was yanked or deprecated, or is gone")
 
 
 class OutdatedReport(Document):
@@ -159,7 +159,8 @@ def _outdated(lock: Lock, found: Resolution) -> OutdatedReport:
 def _note(here: Candidate | None, remote: str) -> str | None:
     if here is None:
         return f"{remote} does not have it any more"
-    return None if here.yanked is None else f"yanked: {here.yanked}"
+    marks = {"yanked": here.yanked, "deprecated": here.deprecated}
+    return "; ".join(f"{mark}: {reason}" for mark, reason in marks.items() if reason is not None) or None
 
 
 @contextmanager

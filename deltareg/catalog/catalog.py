@@ -24,10 +24,12 @@ from deltareg.errors import Busy, DiskFull, NotAllowed, translate_os_errors
 from deltareg.names import parse_reference, version_key
 from deltareg.store import Entry, FileLock, Store, channels_by_digest
 
-__all__ = ["Catalog"]
+__all__ = ["DAMAGED", "UNUSABLE", "Catalog", "published"]
 
-_DAMAGED = (sqlite3.DatabaseError, ValidationError)
-_UNUSABLE = (NotAllowed, Busy, DiskFull, sqlite3.Error)
+DAMAGED: tuple[type[Exception], ...] = (sqlite3.DatabaseError, ValidationError)
+"""What reading a damaged database raises."""
+UNUSABLE: tuple[type[Exception], ...] = (NotAllowed, Busy, DiskFull, sqlite3.Error)
+"""What a database raises that cannot be used now."""
 
 
 class Catalog:
@@ -47,15 +49,15 @@ class Catalog:
         """The published versions, of one repository or of all, by name and then by version."""
         try:
             found = self._cached(store, repository)
-        except _UNUSABLE:
+        except UNUSABLE:
             entries = store.entries() if repository is None else store.entries_of(repository)
             found = [describe(store, entry) for entry in entries]
-        return sorted(_with_channels(found), key=_place)
+        return published(found)
 
     def search(self, store: Store, query: Query) -> SearchReport:
         """The published versions that `query` asks for. The seconds are those that the tables took."""
         with (
-            suppress(*_UNUSABLE, *_DAMAGED),
+            suppress(*UNUSABLE, *DAMAGED),
             self._lock.shared(),
             open_tables(self.path, self._busy_seconds, read_only=True) as tables,
         ):
@@ -66,10 +68,10 @@ class Catalog:
             with self._lock.exclusive():
                 try:
                     return self._searched_anew(store, query)
-                except _DAMAGED:
+                except DAMAGED:
                     self._delete()
                     return self._searched_anew(store, query)
-        except _UNUSABLE:
+        except UNUSABLE:
             with memory_tables() as tables:
                 _synchronise(tables, store)
                 return ask(tables, query)
@@ -90,13 +92,13 @@ class Catalog:
 
     def _cached(self, store: Store, repository: str | None) -> list[CatalogRow]:
         # Damage is mended below, under the exclusive lock.
-        with self._lock.shared(), suppress(*_DAMAGED), self._open() as tables:
+        with self._lock.shared(), suppress(*DAMAGED), self._open() as tables:
             if tables.source() == _signature(store):
                 return _select(tables, store, repository)
         with self._lock.exclusive():
             try:
                 return self._refreshed(store, repository)
-            except _DAMAGED:
+            except DAMAGED:
                 self._delete()
                 return self._refreshed(store, repository)
 
@@ -125,7 +127,9 @@ def _synchronise(tables: Tables, store: Store) -> int:
     signature = _signature(store)
     entries = {str(entry.reference): entry for entry in store.entries()}
     known = tables.marks()
-    changed = [entry for name, entry in entries.items() if known.get(name) != (entry.digest, entry.yanked)]
+    changed = [
+        entry for name, entry in entries.items() if known.get(name) != (entry.digest, entry.yanked, entry.deprecated)
+    ]
     # Search gives those first that were put in last.
     changed.sort(key=lambda entry: (entry.created, entry.reference.repository, str(entry.reference)))
     tables.update(known.keys() - entries, (describe(store, entry) for entry in changed), signature)
@@ -142,7 +146,14 @@ def _mended(tables: Tables, store: Store) -> list[CatalogRow]:
     found = (
         describe(
             store,
-            Entry(parse_reference(row.reference), Digest(row.digest), row.manifest_size, row.created, row.yanked),
+            Entry(
+                parse_reference(row.reference),
+                Digest(row.digest),
+                row.manifest_size,
+                row.created,
+                row.yanked,
+                row.deprecated,
+            ),
         )
         for row in tables.faulty()
     )
@@ -152,6 +163,11 @@ def _mended(tables: Tables, store: Store) -> list[CatalogRow]:
 def _anew(store: Store, row: CatalogRow) -> CatalogRow:
     entry = store.snapshot().entry(parse_reference(row.reference))
     return row if entry is None else describe(store, entry)
+
+
+def published(rows: Iterable[CatalogRow]) -> list[CatalogRow]:
+    """The versions among the rows of versions and channels, by name and then by version, each with its channels."""
+    return sorted(_with_channels(rows), key=_place)
 
 
 def _with_channels(rows: Iterable[CatalogRow]) -> list[CatalogRow]:

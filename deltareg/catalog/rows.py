@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pydantic import Field
 
 from deltareg.digest import Digest
 from deltareg.errors import DeltaregError
-from deltareg.manifest import CONFIG_TYPE, DeltaConfig, Document, parse
+from deltareg.manifest import CONFIG_TYPE, DeltaConfig, Descriptor, Document, Manifest, parse
 from deltareg.store import Entry, Store
 
-__all__ = ["CatalogRow", "describe"]
+__all__ = ["CatalogRow", "describe", "described", "named"]
 
 
 class CatalogRow(Document):
@@ -35,27 +37,37 @@ class CatalogRow(Document):
     exactness: str | None = None
     channels: list[str] = Field(default=[], description="channels that point to it")
     yanked: str | None = Field(default=None, description="why it was yanked; null where it was not")
+    deprecated: str | None = Field(default=None, description="why it was deprecated; null where it was not")
     fault: str | None = None
 
 
 def describe(store: Store, entry: Entry) -> CatalogRow:
     """Read what is known of a name. Damage to one delta must not hide the others: it ends up in `fault`."""
-    known = CatalogRow(
+    try:
+        return described(entry, store.manifest(entry.digest), lambda blob: store.read(Digest(blob.digest)))
+    except DeltaregError as error:
+        return named(entry).model_copy(update={"fault": error.message})
+
+
+def named(entry: Entry) -> CatalogRow:
+    """What a name tells of itself."""
+    return CatalogRow(
         reference=str(entry.reference),
         digest=entry.digest,
         created=entry.created,
         manifest_size=entry.size,
         namespace=entry.reference.namespace,
         yanked=entry.yanked,
+        deprecated=entry.deprecated,
     )
-    try:
-        manifest = store.manifest(entry.digest)
-        if manifest.config.media_type != CONFIG_TYPE:
-            return known.model_copy(update={"fault": f"unknown config type {manifest.config.media_type}"})
-        data = store.read(Digest(manifest.config.digest))
-        config = parse(DeltaConfig, data, what=f"the config of {entry.reference}")
-    except DeltaregError as error:
-        return known.model_copy(update={"fault": error.message})
+
+
+def described(entry: Entry, manifest: Manifest, read: Callable[[Descriptor], bytes]) -> CatalogRow:
+    """What a name and its documents tell; `read` gives the config's verified bytes. Raises what that raises."""
+    known = named(entry)
+    if manifest.config.media_type != CONFIG_TYPE:
+        return known.model_copy(update={"fault": f"unknown config type {manifest.config.media_type}"})
+    config = parse(DeltaConfig, read(manifest.config), what=f"the config of {entry.reference}")
     tokenizer = config.fingerprint.tokenizer
     return known.model_copy(
         update={

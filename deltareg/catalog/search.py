@@ -34,6 +34,8 @@ class SearchRow(Document):
     description: str | None
     created: str = Field(description="RFC 3339")
     yanked: str | None = Field(default=None, description="why it was yanked; null where it was not")
+    deprecated: str | None = Field(default=None, description="why it was deprecated; null where it was not")
+    remote: str | None = Field(default=None, description="name or URL of the remote that has it; null for this machine")
     fit: Fit | None = Field(default=None, description="how it fits the target, by digests; null without a target")
 
 
@@ -43,6 +45,7 @@ class SearchReport(Document):
     results: list[SearchRow] = Field(description="best fit first, then newest first")
     total: int = Field(description="deltas that were found; the results are the first of them")
     seconds: float = Field(description="time that the query took")
+    warnings: list[str] = Field(default=[], description="remotes that did not answer, versions that cannot be read")
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def ask(tables: Tables, query: Query) -> SearchReport:
     classes = _classes(query.target)
     asked = (" AND ".join([f"({fits})", *filters]) for fits in classes.values())
     found, total = tables.search([one if query.yanked else f"({one}) NOT {YANKED}" for one in asked], query.limit)
-    names = set(SearchRow.model_fields) - {"fit"}
+    names = set(SearchRow.model_fields) - {"fit", "remote"}
     results = [
         SearchRow(**row.model_dump(by_alias=False, include=names), fit=fit)
         for fit, rows in zip(classes, found, strict=True)

@@ -17,7 +17,7 @@ from deltareg.names import parse_reference
 
 __all__ = ["SCHEMA_VERSION", "Tables", "memory_tables", "open_tables"]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised with each change of the tables; tables of another version are made anew."""
 
 _COLUMNS: dict[str, type] = {
@@ -42,6 +42,7 @@ _COLUMNS: dict[str, type] = {
     "preset": str,
     "exactness": str,
     "yanked": str,
+    "deprecated": str,
     "fault": str,
     "keys": str,
 }
@@ -96,10 +97,10 @@ class Tables:
         self._database["source"].create({"id": int, "signature": str}, pk="id")
         self._connection.execute(f"pragma user_version = {SCHEMA_VERSION}")
 
-    def marks(self) -> dict[str, tuple[str, str | None]]:
-        """What the index said of each name: its digest, and why it was yanked."""
-        found = self._connection.execute("select reference, digest, yanked from names").fetchall()
-        return {reference: (digest, yanked) for reference, digest, yanked in found}
+    def marks(self) -> dict[str, tuple[str, str | None, str | None]]:
+        """What the index said of each name: its digest, why it was yanked, and why it was deprecated."""
+        found = self._connection.execute("select reference, digest, yanked, deprecated from names").fetchall()
+        return {reference: (digest, yanked, deprecated) for reference, digest, yanked, deprecated in found}
 
     def update(self, gone: Iterable[str], rows: Iterable[CatalogRow], source: str) -> None:
         """Drop names and put rows in; only then say what the rows were read from."""

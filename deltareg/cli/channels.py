@@ -84,8 +84,8 @@ def list_channels(
     if json:
         print_json(found)
         return
-    cells = [(row.channel, row.version, row.digest, row.yanked or "") for row in found.channels]
-    print_table(["channel", "version", "digest", "yanked"], cells)
+    cells = [(row.channel, row.version, row.digest, row.yanked or "", row.deprecated or "") for row in found.channels]
+    print_table(["channel", "version", "digest", "yanked", "deprecated"], cells)
 
 
 @channel_app.command("remove")
@@ -106,6 +106,8 @@ def _print(report: ChannelChange, *, json: bool) -> None:
 
     if report.yanked is not None:
         warn(f"{report.version} is yanked: {report.yanked or 'no reason is given'}")
+    if report.deprecated is not None:
+        warn(f"{report.version} is deprecated: {report.deprecated or 'no reason is given'}")
     if json:
         print_json(report)
         return

@@ -28,6 +28,7 @@ __all__ = ["PACKAGES", "examine"]
 
 PACKAGES = (
     "blake3",
+    "httpx2",
     "huggingface-hub",
     "numba",
     "numpy",
@@ -40,13 +41,14 @@ PACKAGES = (
     "rich",
     "semver",
     "sqlite-utils",
+    "stamina",
     "tomlkit",
     "typer",
     "zstandard",
 )
 """What deltareg cannot do without."""
 
-_OPTIONAL = ("safetensors", "torch", "transformers")
+_OPTIONAL = ("keyring", "model-signing", "safetensors", "torch", "transformers")
 _LITTLE = 1 << 30
 _FSCK = "deltareg cache fsck"
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from deltareg.catalog import CatalogRow, Registry
+from deltareg.catalog import Registry
 from deltareg.cli.reports import DeltaDetails, DeltaList
-from deltareg.cli.session import home_of, open_registry
+from deltareg.cli.session import home_of, open_registry, remote_cache
 from deltareg.config import Settings
 from deltareg.errors import NotFound
-from deltareg.names import parse_reference, version_key
-from deltareg.remote import Remote, RemoteEntry
+from deltareg.names import parse_reference
+from deltareg.remote import Remote
+from deltareg.remote.search import RemoteCatalog
+from deltareg.signatures import signatures_of
 
 __all__ = ["details_of", "local_deltas", "remote_deltas"]
+
+_MOST_READ = 200
+"""Versions whose documents are read for a list: two requests each."""
 
 
 def local_deltas(settings: Settings, repository: str | None) -> DeltaList:
@@ -24,17 +29,18 @@ def local_deltas(settings: Settings, repository: str | None) -> DeltaList:
     return DeltaList(registry=str(home_of(settings)), deltas=rows)
 
 
-def remote_deltas(remote: Remote, repository: str | None) -> DeltaList:
-    """The versions at a remote, with what its names tell. Raises NotFound for an unknown repository."""
+def remote_deltas(settings: Settings, remote: Remote, repository: str | None) -> DeltaList:
+    """The versions at a remote; what their documents tell, where they were read before or are few.
+
+    Raises NotFound for an unknown repository.
+    """
     wanted = None if repository is None else parse_reference(repository).repository
-    entries = remote.list(wanted)
-    if wanted is not None and not entries:
+    rows = RemoteCatalog(remote, remote_cache(settings)).rows(wanted, most=_MOST_READ)
+    if wanted is not None and not rows:
         raise NotFound(
             f"{wanted} is not in {remote.url}", hint=f"deltareg list --remote {remote.url}", reference=wanted
         )
-    versions = [entry for entry in entries if entry.reference.version is not None]
-    versions.sort(key=lambda entry: (entry.reference.repository, version_key(str(entry.reference.tag))))
-    return DeltaList(registry=remote.url, deltas=[_row(entry, entries) for entry in versions])
+    return DeltaList(registry=remote.url, deltas=rows)
 
 
 def details_of(registry: Registry, reference: str, *, tensors: bool) -> DeltaDetails:
@@ -47,24 +53,9 @@ def details_of(registry: Registry, reference: str, *, tensors: bool) -> DeltaDet
         size=artifact.size,
         created=entry.created,
         yanked=registry.yanked(entry.reference),
+        deprecated=registry.deprecated(entry.reference),
         manifest=artifact.manifest,
         config=artifact.config,
+        signatures=signatures_of(registry, entry.reference),
         tensors=artifact.inventory.tensors if tensors else None,
-    )
-
-
-def _row(version: RemoteEntry, entries: list[RemoteEntry]) -> CatalogRow:
-    channels = [
-        str(other.reference.tag)
-        for other in entries
-        if other.reference.version is None
-        and (other.reference.repository, other.digest) == (version.reference.repository, version.digest)
-    ]
-    return CatalogRow(
-        reference=str(version.reference),
-        digest=version.digest,
-        created=version.created,
-        manifest_size=version.size,
-        channels=sorted(channels),
-        yanked=version.yanked,
     )

@@ -1,13 +1,13 @@
-"""What `yank`, `unyank` and `channel` change and tell, as documents: in the local registry or at a remote."""
+"""What is said of names, as documents: `yank`, `deprecate`, their opposites and `channel`, here or at a remote."""
 
 from __future__ import annotations
 
-from deltareg.cli.reports import ChannelChange, ChannelList, ChannelRow, YankReport
+from deltareg.cli.reports import ChannelChange, ChannelList, ChannelRow, DeprecationReport, MarkedVersion, YankReport
 from deltareg.cli.session import home_of, open_registry, reach
 from deltareg.config import Settings
 from deltareg.digest import Digest
 from deltareg.errors import BadName, NotFound
-from deltareg.names import LATEST, Reference, parse_reason, parse_reference
+from deltareg.names import LATEST, Reference, parse_reason, parse_reference, version_key
 from deltareg.remote import Remote
 from deltareg.store import Entry, Store, channel_moved, latest_tag, version_among
 
@@ -38,6 +38,42 @@ class Place:
             self.names.yank(reference, reason)
         return YankReport(
             reference=str(reference), digest=digest, registry=self.registry, yanked=reason, dry_run=dry_run
+        )
+
+    def deprecate(self, text: str, reason: str | None, *, dry_run: bool) -> DeprecationReport:
+        """Deprecate a version, or all of a name, for a reason; without one take that back.
+
+        Raises NotFound, BadName, InvalidArgument.
+        """
+        reference = parse_reference(text)
+        if reference.digest is not None or (reference.tag is not None and reference.version is None):
+            raise BadName(
+                f"{reference} names neither a version nor all of them",
+                hint=f"write {reference.repository}:1.2.3, or {reference.repository} for every version",
+            )
+        reason = None if reason is None else parse_reason(reason)
+        versions = [entry for entry in self._entries(reference) if entry.reference.version is not None]
+        wanted = [entry for entry in versions if reference.tag is None or entry.reference == reference]
+        if not wanted:
+            there = ", ".join(str(entry.reference.tag) for entry in versions)
+            raise NotFound(
+                f"{reference} is not in {self.registry}",
+                cause=f"{reference.repository} has {there}" if there else None,
+                hint="deltareg list",
+                reference=str(reference),
+            )
+        wanted.sort(key=lambda entry: version_key(str(entry.reference.tag)))
+        for entry in [] if dry_run else wanted:
+            if reason is None:
+                self.names.undeprecate(entry.reference)
+            else:
+                self.names.deprecate(entry.reference, reason)
+        return DeprecationReport(
+            reference=str(reference),
+            registry=self.registry,
+            versions=[MarkedVersion(reference=str(entry.reference), digest=entry.digest) for entry in wanted],
+            deprecated=reason,
+            dry_run=dry_run,
         )
 
     def set_channel(self, text: str, version: str, expected: str | None, *, dry_run: bool) -> ChannelChange:
@@ -99,6 +135,7 @@ class Place:
                     version=str(entry.reference.tag),
                     digest=entry.digest,
                     yanked=entry.yanked,
+                    deprecated=entry.deprecated,
                     computed=channel == LATEST,
                 )
                 for channel, entry in sorted(named.items())
@@ -122,13 +159,15 @@ class Place:
         dry_run: bool,
     ) -> ChannelChange:
         earlier = None if before is None else _version(entries, before, reference)
+        now = next((entry for entry in entries if entry.reference == version), None)
         return ChannelChange(
             reference=str(reference),
             registry=self.registry,
             version=None if version is None else version.tag,
             digest=digest,
             before=None if earlier is None else earlier.reference.tag,
-            yanked=next((entry.yanked for entry in entries if entry.reference == version), None),
+            yanked=None if now is None else now.yanked,
+            deprecated=None if now is None else now.deprecated,
             dry_run=dry_run,
         )
 

@@ -9,6 +9,7 @@ from pydantic import Field, field_serializer
 from deltareg.catalog import CatalogRow
 from deltareg.manifest import DeltaConfig, Document, Manifest, TensorEntry
 from deltareg.recipe import Number, Setting
+from deltareg.signing import SignatureRow
 
 __all__ = [
     "ChannelChange",
@@ -17,10 +18,13 @@ __all__ = [
     "Check",
     "DeltaDetails",
     "DeltaList",
+    "DeprecationReport",
     "DoctorReport",
     "ErrorDetails",
     "ErrorDocument",
     "InitReport",
+    "KeyReport",
+    "MarkedVersion",
     "MethodList",
     "MethodRow",
     "ParameterRow",
@@ -85,8 +89,10 @@ class DeltaDetails(Document):
     size: int = Field(description="bytes of the artifact: manifest, config and layers")
     created: str = Field(description="RFC 3339")
     yanked: str | None = Field(default=None, description="why the version was yanked; null where it was not")
+    deprecated: str | None = Field(default=None, description="why it was deprecated; null where it was not")
     manifest: Manifest
     config: DeltaConfig
+    signatures: list[SignatureRow] = Field(default=[], description="what is said of it; deltareg verify checks that")
     tensors: list[TensorEntry] | None = Field(default=None, description="with --tensors")
 
     @field_serializer("manifest", "config", "tensors")
@@ -134,6 +140,32 @@ class YankReport(Document):
     dry_run: bool
 
 
+class KeyReport(Document):
+    """The key pair that `sign --generate-key` made."""
+
+    private: str = Field(description="path of the private key, which only its owner may read")
+    public: str = Field(description="path of the public key")
+    fingerprint: str | None = Field(description="SHA-256 digest of the public key's PEM text; null of a dry run")
+    dry_run: bool
+
+
+class MarkedVersion(Document):
+    """A version of which something was said, or taken back."""
+
+    reference: str
+    digest: str = Field(description="of its manifest")
+
+
+class DeprecationReport(Document):
+    """What `deprecate` or `undeprecate` changed."""
+
+    reference: str = Field(description="what was named: a version, or namespace/name, which is all of its versions")
+    registry: str = Field(description="path of the local registry's home, or the remote's URL")
+    versions: list[MarkedVersion] = Field(description="the versions that are deprecated now, or no longer")
+    deprecated: str | None = Field(description="why they are deprecated now; null where they are not")
+    dry_run: bool
+
+
 class ChannelChange(Document):
     """What `channel set` or `channel remove` changed."""
 
@@ -143,6 +175,7 @@ class ChannelChange(Document):
     digest: str | None = Field(description="of the version's manifest")
     before: str | None = Field(description="the version that it named before; null where it is new")
     yanked: str | None = Field(default=None, description="why the version was yanked; null where it was not")
+    deprecated: str | None = Field(default=None, description="why it was deprecated; null where it was not")
     dry_run: bool
 
 
@@ -153,6 +186,7 @@ class ChannelRow(Document):
     version: str
     digest: str
     yanked: str | None = Field(description="why the version was yanked; null where it was not")
+    deprecated: str | None = Field(default=None, description="why it was deprecated; null where it was not")
     computed: bool = Field(description="follows from the versions, as latest does, and cannot be set")
 
 

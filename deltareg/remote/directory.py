@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from deltareg.digest import Digest, parse_digest
 from deltareg.errors import (
+    BadName,
     DeltaregError,
     NotAllowed,
     NotFound,
@@ -46,7 +47,9 @@ class DirectoryRemote:
             self._check_there()
             writable = os.access(self.path, os.W_OK)
             vacant = os.access(self.path, os.R_OK) and is_vacant(self.path)
-        return Capabilities(writable=writable, resumable=True, conditional_put=True, search=False, vacant=vacant)
+        return Capabilities(
+            writable=writable, resumable=True, conditional_put=True, search=False, removal=True, vacant=vacant
+        )
 
     def missing(self, repository: str, digests: Iterable[Digest]) -> set[Digest]:
         """Those of `digests` that are not there. The others are safe from `gc` for its grace period."""
@@ -86,6 +89,18 @@ class DirectoryRemote:
         with self._reaching():
             return self._readable_store(digest).read(digest, limit=MANIFEST_LIMIT)
 
+    def put_referrer(self, repository: str, manifest: bytes) -> Digest:
+        """Store the manifest of a referrer."""
+        with self._reaching():
+            return self._readable_store(repository).put_referrer(repository, manifest)
+
+    def referrers(self, repository: str, digest: Digest, artifact_type: str | None = None) -> builtins.list[Descriptor]:
+        """The referrers of a manifest; none for an empty directory."""
+        wanted = parse_digest(digest)
+        with self._reaching():
+            store = self._store()
+            return [] if store is None else store.referrers(repository, wanted, artifact_type)
+
     def resolve(self, reference: Reference) -> Digest:
         """The digest that a name means."""
         with self._reaching():
@@ -109,6 +124,16 @@ class DirectoryRemote:
         with self._reaching():
             self._readable_store(reference).unyank(reference)
 
+    def deprecate(self, reference: Reference, reason: str) -> None:
+        """Advise against a version."""
+        with self._reaching():
+            self._readable_store(reference).deprecate(reference, reason)
+
+    def undeprecate(self, reference: Reference) -> None:
+        """Take back that a version was deprecated."""
+        with self._reaching():
+            self._readable_store(reference).undeprecate(reference)
+
     def set_channel(self, repository: str, channel: str, digest: Digest, expected: Digest | None) -> None:
         """Let a channel name a version, if it still points to `expected`."""
         with self._reaching():
@@ -118,6 +143,13 @@ class DirectoryRemote:
         """Drop a channel."""
         with self._reaching():
             self._readable_store(f"{repository}:{channel}").remove_channel(repository, channel)
+
+    def remove(self, reference: Reference) -> None:
+        """Drop a version."""
+        if reference.version is None:
+            raise BadName(f"{reference} does not name a version", hint="name one: namespace/name:1.2.3")
+        with self._reaching():
+            self._readable_store(reference).remove(reference)
 
     def _store(self) -> Store | None:
         """The store, or None where the directory may become one."""

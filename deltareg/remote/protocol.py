@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 from pydantic import Field
 
@@ -14,7 +14,21 @@ from deltareg.names import Reference
 from deltareg.progress import Progress
 from deltareg.store import Entry
 
-__all__ = ["PROTOCOL_VERSION", "Capabilities", "Remote", "RemoteEntry"]
+if TYPE_CHECKING:
+    from deltareg.catalog.search import Query, SearchReport
+
+__all__ = [
+    "PROTOCOL_VERSION",
+    "Capabilities",
+    "FilesRemote",
+    "Remote",
+    "RemoteEntry",
+    "RemovingRemote",
+    "SearchableRemote",
+    "is_removing",
+    "is_searchable",
+    "takes_files",
+]
 
 PROTOCOL_VERSION = 1
 
@@ -30,6 +44,7 @@ class Capabilities(Document):
     resumable: bool = Field(description="a blob that was cut off is sent on from there")
     conditional_put: bool = Field(description="of two writers of one version exactly one wins")
     search: bool = Field(description="finds deltas by base, not only by name")
+    removal: bool = Field(default=False, description="versions can be removed")
     vacant: bool = Field(default=False, description="no registry yet: the first push makes one")
 
 
@@ -80,6 +95,21 @@ class Remote(Protocol):
         """The bytes of a manifest. Raises NotFound."""
         ...
 
+    def put_referrer(self, repository: str, manifest: bytes) -> Digest:
+        """Store the manifest of a referrer, whose blobs and subject are there; return its digest.
+
+        The same bytes again are no error. Raises BadManifest for what has no subject; NotFound where blobs are
+        missing, and, where the remote looks for it, where the subject is.
+        """
+        ...
+
+    def referrers(self, repository: str, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
+        """The referrers of a manifest: artifacts whose OCI `subject` it is, all or those of one artifact type.
+
+        None for an unknown digest. At most some thousands: a remote that tells of more is not listened to any longer.
+        """
+        ...
+
     def resolve(self, reference: Reference) -> Digest:
         """The digest that a version, a channel, `latest` (skips what is yanked) or a digest names. Raises NotFound."""
         ...
@@ -99,6 +129,17 @@ class Remote(Protocol):
         """Take back that a version was yanked. Raises NotFound; BadName where `reference` is no version."""
         ...
 
+    def deprecate(self, reference: Reference, reason: str) -> None:
+        """Advise against a version, or give another reason: it resolves as before, and whoever uses it is warned.
+
+        Raises NotFound; BadName where `reference` is no version; InvalidArgument for what is no reason.
+        """
+        ...
+
+    def undeprecate(self, reference: Reference) -> None:
+        """Take back that a version was deprecated. Raises NotFound; BadName where `reference` is no version."""
+        ...
+
     def set_channel(self, repository: str, channel: str, digest: Digest, expected: Digest | None) -> None:
         """Let a channel name a published version, if it still points to `expected` (None: to nothing).
 
@@ -109,3 +150,48 @@ class Remote(Protocol):
     def remove_channel(self, repository: str, channel: str) -> None:
         """Drop a channel. Raises NotFound; BadName for what is no channel."""
         ...
+
+
+class SearchableRemote(Remote, Protocol):
+    """A remote that finds deltas by itself. `deltareg.remote.search` searches in those that do not."""
+
+    def search(self, query: Query) -> SearchReport:
+        """The published versions that `query` asks for, best fit first, then newest first."""
+        ...
+
+
+class FilesRemote(Remote, Protocol):
+    """A remote where people look who know no deltas, and that shows them files beside a version."""
+
+    def put_files(self, reference: Reference, files: Mapping[str, Path]) -> None:
+        """Send files, by name, that are to lie beside a version while it is the latest one.
+
+        They are seen once the version is published; `put_manifest` has to follow.
+        """
+        ...
+
+
+class RemovingRemote(Remote, Protocol):
+    """A remote whose versions can be removed."""
+
+    def remove(self, reference: Reference) -> None:
+        """Drop a version; it is never free for other bytes.
+
+        Raises NotFound; BadName where `reference` is no version; NotAllowed while a channel points to it.
+        """
+        ...
+
+
+def takes_files(remote: Remote) -> TypeGuard[FilesRemote]:
+    """Whether a remote shows files beside versions."""
+    return callable(getattr(remote, "put_files", None))
+
+
+def is_removing(remote: Remote) -> TypeGuard[RemovingRemote]:
+    """Whether versions of a remote can be removed. Asks it."""
+    return remote.capabilities().removal
+
+
+def is_searchable(remote: Remote) -> TypeGuard[SearchableRemote]:
+    """Whether a remote finds deltas by itself. Asks it."""
+    return remote.capabilities().search

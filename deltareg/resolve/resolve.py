@@ -241,6 +241,8 @@ def _warnings(choices: Sequence[Choice]) -> Iterable[str]:
         candidate = choice.candidate
         if candidate.yanked is not None:
             yield f"{candidate} was yanked ({candidate.yanked or 'without a reason'}); the lock keeps it"
+        if candidate.deprecated is not None:
+            yield f"{candidate} is deprecated: {candidate.deprecated or 'without a reason'}"
         for by in choice.required_by:
             asked = next(
                 one.weight

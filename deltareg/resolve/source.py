@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +13,8 @@ from deltareg.digest import Digest, parse_digest
 from deltareg.errors import DigestMismatch, InvalidArgument, NotFound
 from deltareg.manifest import Conflict, Descriptor, Exactness, Requirement
 from deltareg.names import LOCAL, Reference, parse_reference
-from deltareg.remote import Remote, open_remote, read_blob, read_manifest
+from deltareg.remote import Remote, RemoteReferrers, open_remote, read_blob, read_manifest
+from deltareg.signing import ReferrerSource, StoreReferrers
 from deltareg.spelling import did_you_mean
 from deltareg.store import Entry, Store, channels_by_digest
 
@@ -33,6 +34,7 @@ class Candidate:
     created: str = ""
     yanked: str | None = None
     channels: tuple[str, ...] = ()
+    deprecated: str | None = None
 
     @property
     def repository(self) -> str:
@@ -99,6 +101,7 @@ class RegistrySource:
                 created=row.created,
                 yanked=row.yanked,
                 channels=tuple(row.channels),
+                deprecated=row.deprecated,
             )
             for row in rows
         ]
@@ -222,6 +225,19 @@ class Sources:
                 self._opened[name] = RemoteSource(name, self.remote(name), self.registry.store, keeps=self.keeps)
         return self._opened[name]
 
+    def check_signed(self, reference: Reference, digest: Digest, name: str) -> None:
+        """Refuse a delta that a policy forbids: neither here nor at the remote `name` is a signature that suffices.
+
+        Raises SignatureMissing, SignatureUntrusted, SignatureInvalid, RemoteUnavailable.
+        """
+        self.registry.policies.check(reference, digest, self._referrers(name))
+
+    def _referrers(self, name: str) -> Iterator[ReferrerSource]:
+        """This machine first: the remote is asked only where that does not do."""
+        yield StoreReferrers(self.registry.store)
+        if name != LOCAL and not self.offline:
+            yield RemoteReferrers(self.remote(name))
+
     def remote(self, name: str) -> Remote:
         """The remote of that name. Raises InvalidArgument for an unknown one."""
         if name not in self.urls:
@@ -254,6 +270,7 @@ def _versions(entries: list[Entry], remote: str) -> list[Candidate]:
             created=entry.created,
             yanked=entry.yanked,
             channels=tuple(channels.get((entry.reference.repository, entry.digest), [])),
+            deprecated=entry.deprecated,
         )
         for entry in entries
         if entry.reference.version is not None

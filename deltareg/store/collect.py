@@ -14,8 +14,9 @@ from deltareg.errors import BadManifest, BadName, NotFound, translate_os_errors
 from deltareg.manifest import CONFIG_TYPE, INDEX_TYPE, MANIFEST_TYPE, Document, Index
 from deltareg.store.blobs import Blobs
 from deltareg.store.lock import try_lock
+from deltareg.store.referrers import is_untagged, subject_of
 
-__all__ = ["GcReport", "collect"]
+__all__ = ["GcReport", "collect", "needed_by"]
 
 _DOCUMENT_TYPES = {
     MANIFEST_TYPE,
@@ -38,12 +39,12 @@ class GcReport(Document):
     dry_run: bool
 
 
-def collect(blobs: Blobs, index: Index, grace_seconds: float, *, dry_run: bool) -> GcReport:
-    """Remove what is unreferenced and older than the grace period. The caller holds the store's lock.
+def collect(blobs: Blobs, needed: set[str], grace_seconds: float, *, dry_run: bool) -> GcReport:
+    """Remove blobs that are not `needed`, and temporary files, once they are older than the grace
+    period. The caller holds the store's lock.
 
     Every file's age is judged anew just before it goes; blobs that a living `hold` may need are left.
     """
-    needed = _needed(blobs, index)
     removed: list[int] = []
     kept: list[int] = []
     with blobs.hold() as own:
@@ -65,17 +66,28 @@ def collect(blobs: Blobs, index: Index, grace_seconds: float, *, dry_run: bool) 
     )
 
 
-def _needed(blobs: Blobs, index: Index) -> set[str]:
-    """The digests that the index leads to, by manifests, nested indexes and what a stacked delta requires."""
+def needed_by(blobs: Blobs, index: Index) -> tuple[set[str], set[str]]:
+    """The digests that the index leads to, and those of referrers to what it does not lead to.
+
+    It leads by manifests, nested indexes, what a stacked delta requires, and from a subject to its referrers.
+    """
     # By digest and type: a manifest that lists another one as a plain layer must not hide what that one needs.
     needed: set[tuple[str, str]] = set()
-    waiting = [(descriptor.digest, descriptor.media_type) for descriptor in index.manifests]
-    roots = {digest for digest, _ in waiting}
+    waiting: list[tuple[str, str]] = []
+    referrers: dict[str, list[str]] = {}
+    for descriptor in index.manifests:
+        subject = subject_of(blobs, descriptor) if is_untagged(descriptor) else None
+        if subject is None:
+            waiting.append((descriptor.digest, descriptor.media_type))
+        else:
+            referrers.setdefault(subject, []).append(descriptor.digest)
+    roots = {descriptor.digest for descriptor in index.manifests}
     while waiting:
         digest, media_type = wanted = waiting.pop()
         if wanted in needed:
             continue
         needed.add(wanted)
+        waiting.extend((referrer, MANIFEST_TYPE) for referrer in referrers.pop(digest, []))
         try:
             if media_type in _DOCUMENT_TYPES:
                 value = parse_json(blobs.read(parse_digest(digest), limit=_DOCUMENT_LIMIT), what=digest)
@@ -86,7 +98,7 @@ def _needed(blobs: Blobs, index: Index) -> set[str]:
             # What a name or a delta's config leads to must be known; what else a document mentions need not be here.
             if digest in roots or media_type == CONFIG_TYPE:
                 raise
-    return {digest for digest, _ in needed}
+    return {digest for digest, _ in needed}, {one for several in referrers.values() for one in several}
 
 
 def _descriptors(value: Any) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from deltareg.store.lines import SortedLines
 
 __all__ = [
     "CREATED",
+    "DEPRECATED",
     "REF_NAME",
     "YANKED",
     "Entry",
@@ -28,7 +30,9 @@ __all__ = [
     "Snapshot",
     "channels_by_digest",
     "checksum_fault",
+    "encode_index",
     "latest_tag",
+    "parse_index",
     "read_index",
     "signature_of",
     "version_among",
@@ -39,6 +43,8 @@ REF_NAME = "org.opencontainers.image.ref.name"
 CREATED = "org.opencontainers.image.created"
 YANKED = "vnd.deltareg.yanked"
 """The annotation of a yanked version: why it was yanked."""
+DEPRECATED = "vnd.deltareg.deprecated"
+"""The annotation of a deprecated version: why it was deprecated."""
 _REMOVED = "vnd.deltareg.removed"
 _CHECKSUM = "vnd.deltareg.checksum"
 _CHECKSUM_FIELD = re.compile(rb'"vnd\.deltareg\.checksum":"(sha256:[0-9a-f]{64})"')
@@ -52,7 +58,7 @@ Signature = tuple[int, int, int]
 class Entry:
     """One name of a registry: `size` is that of the manifest, `created` an RFC 3339 time or empty.
 
-    `yanked` is why a version was yanked, "" where nobody said why; None where it was not.
+    `yanked` is why a version was yanked, "" where nobody said why; None where it was not. `deprecated` likewise.
     """
 
     reference: Reference
@@ -60,6 +66,7 @@ class Entry:
     size: int
     created: str
     yanked: str | None = None
+    deprecated: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,15 @@ class Snapshot:
         return found
 
     @cached_property
+    def untagged(self) -> list[Descriptor]:
+        """The entries without a name: referrers, and what other programs left so. Names are not looked at for them."""
+        if self.lines is not None:
+            with suppress(BadManifest, UnsupportedFormat):
+                # They come first, and no name begins below '"'.
+                return [one for one in self.lines.between("", "!") if _ref_name(one) is None]
+        return [one for one in self.index.manifests if _ref_name(one) is None]
+
+    @cached_property
     def removed(self) -> dict[str, str]:
         """Removed versions and the digests that they had: a version is never used again for other bytes."""
         text = (self.index.annotations or {}).get(_REMOVED)
@@ -137,10 +153,10 @@ class Snapshot:
         gone = {str(reference): digest} if reference.version is not None else {}
         return self._with(self._others(reference), self.removed | gone)
 
-    def with_yank(self, reference: Reference, reason: str | None) -> Index:
-        """The index with one version yanked; with None for a reason, no longer."""
+    def with_mark(self, reference: Reference, mark: str, reason: str | None) -> Index:
+        """The index with one version marked, `YANKED` or `DEPRECATED`; with None for a reason, no longer."""
         changed = [
-            entry.model_copy(update={"annotations": _marked(entry, reason)})
+            entry.model_copy(update={"annotations": _marked(entry, mark, reason)})
             for entry in self.index.manifests
             if _ref_name(entry) == str(reference)
         ]
@@ -184,7 +200,16 @@ def latest_tag(entries: Iterable[Entry]) -> str | None:
 def read_index(path: Path) -> Snapshot:
     """Read an `index.json`. Raises BadManifest where it is missing, too large, or not an index."""
     signature, data = _read_signed(path)
-    snapshot = Snapshot(signature, str(path), data, _lines(data, what=str(path)))
+    return _snapshot(signature, data, what=str(path))
+
+
+def parse_index(data: bytes, *, what: str) -> Snapshot:
+    """An `index.json` that came from elsewhere than a disk. Raises BadManifest where it is not an index."""
+    return _snapshot((0, len(data), 0), data, what=what)
+
+
+def _snapshot(signature: Signature, data: bytes, *, what: str) -> Snapshot:
+    snapshot = Snapshot(signature, what, data, _lines(data, what=what))
     if snapshot.lines is None:
         # Whatever is wrong with it is told now.
         _ = snapshot.index
@@ -233,7 +258,12 @@ def signature_of(path: Path) -> Signature | None:
 
 
 def write_index(path: Path, index: Index, *, temporary: Path) -> None:
-    """Replace an `index.json`: its manifests a line each, in the order of their names.
+    """Replace an `index.json`."""
+    write_atomically(path, encode_index(index), temporary=temporary)
+
+
+def encode_index(index: Index) -> bytes:
+    """The bytes of an `index.json`: its manifests a line each, in the order of their names.
 
     A checksum of itself in its annotations lets `fsck` find a flipped bit, and readers trust the order of the lines.
     """
@@ -248,7 +278,7 @@ def write_index(path: Path, index: Index, *, temporary: Path) -> None:
     # The annotations come first, so that nothing that another program put elsewhere is taken for the checksum.
     keys = sorted(fields, key=lambda key: (key != "annotations", key))
     data = f"{{{','.join(f'{_compact(key)}:{fields[key]}' for key in keys)}}}".encode()
-    write_atomically(path, data.replace(_checksum_field(""), _checksum_field(sha256(data)), 1), temporary=temporary)
+    return data.replace(_checksum_field(""), _checksum_field(sha256(data)), 1)
 
 
 def _compact(value: Any) -> str:
@@ -304,12 +334,15 @@ def _entry(descriptor: Descriptor) -> Entry | None:
     if reference.tag is None:
         return None
     annotations = descriptor.annotations or {}
-    # Only versions are yanked. Another program may have written anything for a reason.
-    yanked = annotations.get(YANKED) if reference.version is not None else None
-    reason = None if yanked is None else as_reason(yanked)
-    return Entry(reference, Digest(descriptor.digest), descriptor.size, annotations.get(CREATED, ""), reason)
+    # Only versions are yanked and deprecated. Another program may have written anything for a reason.
+    marks = annotations if reference.version is not None else {}
+    yanked, deprecated = (
+        None if reason is None else as_reason(reason) for reason in (marks.get(YANKED), marks.get(DEPRECATED))
+    )
+    created = annotations.get(CREATED, "")
+    return Entry(reference, Digest(descriptor.digest), descriptor.size, created, yanked, deprecated)
 
 
-def _marked(descriptor: Descriptor, reason: str | None) -> dict[str, str]:
-    kept = {key: text for key, text in (descriptor.annotations or {}).items() if key != YANKED}
-    return kept if reason is None else kept | {YANKED: reason}
+def _marked(descriptor: Descriptor, mark: str, reason: str | None) -> dict[str, str]:
+    kept = {key: text for key, text in (descriptor.annotations or {}).items() if key != mark}
+    return kept if reason is None else kept | {mark: reason}

@@ -17,10 +17,18 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from deltareg.digest import Digest
-from deltareg.errors import BadManifest, DeltaregError, DigestMismatch, NotAllowed, translate_os_errors
+from deltareg.errors import (
+    BadManifest,
+    DeltaregError,
+    DigestMismatch,
+    NotAllowed,
+    UnsupportedFormat,
+    translate_os_errors,
+)
 from deltareg.manifest import MANIFEST_TYPE, Descriptor, Document, Manifest
 from deltareg.progress import SILENT, Progress
 from deltareg.store.index import REF_NAME, Snapshot, checksum_fault
+from deltareg.store.referrers import REFERRER_LIMIT, SUBJECT, is_untagged, parse_referrer
 from deltareg.store.writer import BLOCK
 
 if TYPE_CHECKING:
@@ -101,11 +109,13 @@ class _Names:
             if fault is None:
                 self._found("bad-index", "index.json", error.message)
             return
-        self.count = len(snapshot.index.manifests)
+        self.count = sum(not is_untagged(descriptor) for descriptor in snapshot.index.manifests)
         self._check_unique(snapshot)
         for descriptor in snapshot.index.manifests:
             name = _name(descriptor)
-            if self._check_blob(descriptor, name) and descriptor.media_type == MANIFEST_TYPE:
+            if not self._check_blob(descriptor, name) or descriptor.media_type != MANIFEST_TYPE:
+                continue
+            if not self._is_referrer(descriptor, name):
                 self._check_manifest(descriptor, name, ours=name in snapshot.entries)
 
     def _check_unique(self, snapshot: Snapshot) -> None:
@@ -126,6 +136,28 @@ class _Names:
             return
         for blob in manifest.blobs:
             self._check_blob(blob, name)
+
+    def _is_referrer(self, descriptor: Descriptor, name: str) -> bool:
+        """Whether an entry is a referrer; then its blobs and its subject were checked."""
+        ours = SUBJECT in (descriptor.annotations or {})
+        if not is_untagged(descriptor):
+            return False
+        try:
+            raw = self._store.read(Digest(descriptor.digest), limit=REFERRER_LIMIT)
+            manifest = parse_referrer(raw, what=f"the referrer {descriptor.digest}")
+        except DigestMismatch:
+            return True  # told already, as a blob
+        except (BadManifest, UnsupportedFormat) as error:
+            if ours:
+                self._found("bad-manifest", descriptor.digest, error.message, name)
+            return ours
+        for blob in manifest.blobs:
+            self._check_blob(blob, name)
+        told = (descriptor.annotations or {}).get(SUBJECT, manifest.subject.digest)
+        if told != manifest.subject.digest:
+            message = f"{descriptor.digest} refers to {manifest.subject.digest}, not to {told} as the index has it"
+            self._found("bad-index", descriptor.digest, message, name)
+        return True
 
     def _check_blob(self, descriptor: Descriptor, name: str) -> bool:
         digest = Digest(descriptor.digest)

@@ -614,6 +614,20 @@ def test_what_was_yanked_and_not_replaced_is_told_as_such(scene: Scene) -> None:
     assert (rows["acme/search"].fitting, rows["acme/chat"].latest) == ("1.0.0", "1.1.0")
 
 
+def test_a_deprecated_version_is_chosen_locked_and_built_with_a_warning(scene: Scene) -> None:
+    project = scene.project()
+    DirectoryRemote(scene.place / "shared").deprecate(parse_reference("acme/chat:1.1.0"), "take acme/talk")
+    report = lock(project, scene.sources())
+    assert "acme/chat 1.1.0 is deprecated: take acme/talk" in report.warnings
+    assert project.lock().deltas[1].reference == "acme/chat:1.1.0"
+    told = "acme/chat:1.1.0 is deprecated: take acme/talk"
+    assert told in build(project, scene.sources(), scene.place / "out").warnings
+    # Here by now, and marked here.
+    assert told in build(project, scene.sources(), scene.place / "again").warnings
+    rows = {row.reference: row for row in outdated(project, scene.sources()).rows}
+    assert rows["acme/chat"].note == "deprecated: take acme/talk"
+
+
 # --- deltas on top of others --------------------------------------------------------------------------------------
 
 

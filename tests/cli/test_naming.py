@@ -137,6 +137,63 @@ def test_applying_a_yanked_version_works_and_warns(two: Workplace, pair: Pair) -
     assert (two.directory / "later" / "README.md").read_bytes() == card
 
 
+# --- deprecate ---
+
+
+def test_deprecated_versions_are_told_everywhere_and_used_as_before(two: Workplace, pair: Pair) -> None:
+    report = two.ok("deprecate", "acme/search", "--reason", "use acme/find", "--json").document("deprecation")
+    assert report == {
+        "reference": "acme/search",
+        "registry": str(two.home),
+        "versions": [{"reference": name, "digest": digest_of(two, name)} for name in (FIRST, SECOND)],
+        "deprecated": "use acme/find",
+        "dryRun": False,
+    }
+    shown = two.ok("show", "acme/search", "--json").document("show")
+    assert (shown["reference"], shown["deprecated"]) == (SECOND, "use acme/find")
+    assert "use acme/find" in two.ok("show", SECOND).out
+    for command, key in (("list", "deltas"), ("search", "results")):
+        rows = two.ok(command, "--json").document(command)[key]
+        assert {row["reference"]: row["deprecated"] for row in rows} == dict.fromkeys((FIRST, SECOND), "use acme/find")
+        assert "use acme/find" in two.ok(command).out
+    applied = two.ok("apply", pair.base, SECOND, "-o", "out")
+    assert f"{SECOND} is deprecated: use acme/find" in " ".join(applied.err.split())
+    done = two.ok("channel", "set", "acme/search:prod", "1.0.0")
+    assert "1.0.0 is deprecated: use acme/find" in done.err
+    assert "use acme/find" in two.ok("channel", "list", "acme/search").out
+    done = two.ok("undeprecate", FIRST)
+    assert done.out == f"undeprecated {FIRST} in {two.home}\n"
+    assert two.ok("show", FIRST, "--json").document("show")["deprecated"] is None
+    assert two.ok("show", SECOND, "--json").document("show")["deprecated"] == "use acme/find"
+
+
+def test_a_remote_is_deprecated_in_by_name_and_pulled_with_a_warning(two: Workplace) -> None:
+    done = two.ok("deprecate", SECOND, "--reason", "slow", "--remote", "team")
+    assert done.out == f"deprecated {SECOND} in {(two.root / 'share').as_uri()}: slow\n"
+    rows = two.ok("list", "--remote", "team", "--json").document("list")["deltas"]
+    assert [row["deprecated"] for row in rows] == [None, "slow"]
+    assert f"warning: {SECOND} is deprecated at" in two.ok("pull", "acme/search").err
+    assert two.ok("show", SECOND, "--json").document("show")["deprecated"] == "slow"
+
+
+def test_a_dry_run_deprecates_nothing(two: Workplace) -> None:
+    done = two.ok("deprecate", "acme/search", "--reason", "x", "--dry-run")
+    assert done.out.splitlines() == [f"would have deprecated {name} in {two.home}: x" for name in (FIRST, SECOND)]
+    assert two.ok("show", FIRST, "--json").document("show")["deprecated"] is None
+
+
+def test_what_cannot_be_deprecated_is_refused(two: Workplace) -> None:
+    for name in ("acme/search:9.0.0", "acme/none"):
+        done = two.run("deprecate", name, "--reason", "x")
+        assert (done.status, done.codes) == (1, ["DR0002"])
+    for name in ("acme/search:prod", f"acme/search@{digest_of(two, FIRST)}", "search"):
+        done = two.run("deprecate", name, "--reason", "x")
+        assert (done.status, done.codes) == (2, ["DR0102"])
+    done = two.run("deprecate", FIRST, "--reason", "two\nlines")
+    assert (done.status, done.codes) == (2, ["DR0101"])
+    assert two.ok("show", FIRST, "--json").document("show")["deprecated"] is None
+
+
 # --- channel ---
 
 

@@ -20,12 +20,12 @@ from deltareg.errors import (
     NotFound,
     VersionExists,
 )
-from deltareg.manifest import Descriptor, Manifest, encode, parse
+from deltareg.manifest import MANIFEST_TYPE, Descriptor, Manifest, ReferrerManifest, encode, parse
 from deltareg.names import parse_reference
 from deltareg.progress import Progress
-from deltareg.remote import PROTOCOL_VERSION, Remote
+from deltareg.remote import PROTOCOL_VERSION, Remote, is_removing
 from deltareg.store import Store
-from tests.deltas import add_delta, descriptor, flip, noise
+from tests.deltas import SCAN, add_delta, add_referrer, descriptor, flip, noise
 
 __all__ = ["REPOSITORY", "Counted", "Interrupted", "RemoteContract"]
 
@@ -61,6 +61,9 @@ class RemoteContract:
         """A second client of the same remote."""
         raise NotImplementedError
 
+    def shown(self, remote: Remote, local: Store, blob: Descriptor) -> None:
+        """Let a blob that was sent be read, where a remote has it seen only once a version names it."""
+
     @pytest.fixture
     def local(self, tmp_path: Path) -> Store:
         return Store(tmp_path / "local")
@@ -94,12 +97,14 @@ class RemoteContract:
         assert send(remote, local, blob, counted) == size
         assert counted.total == size
         assert remote.missing(REPOSITORY, [Digest(blob.digest), sha256(b"other")]) == {sha256(b"other")}
+        self.shown(remote, local, blob)
         assert received(self.another(remote), blob) == noise(size)
 
     def test_blob_is_read_from_any_offset(self, remote: Remote, local: Store) -> None:
         data = noise(3_000_000)
         blob = stored(local, data)
         send(remote, local, blob)
+        self.shown(remote, local, blob)
         for offset in (0, 1, 1 << 20, len(data) - 1, len(data)):
             assert received(remote, blob, offset) == data[offset:]
 
@@ -107,6 +112,7 @@ class RemoteContract:
         blob = stored(local, b"bytes")
         send(remote, local, blob)
         send(remote, local, blob)
+        self.shown(remote, local, blob)
         assert received(remote, blob) == b"bytes"
 
     def test_one_blob_from_several_threads_is_no_error(self, remote: Remote, local: Store) -> None:
@@ -115,6 +121,7 @@ class RemoteContract:
         clients = [remote, remote, self.another(remote), self.another(remote)]
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda client: send(client, local, blob), clients))
+        self.shown(remote, local, blob)
         assert received(remote, blob) == data
 
     @pytest.mark.parametrize("damage", ["flipped", "shorter", "longer"])
@@ -132,6 +139,7 @@ class RemoteContract:
         assert remote.missing(REPOSITORY, [Digest(blob.digest)]) == {blob.digest}
         path.write_bytes(data)
         send(remote, local, blob)
+        self.shown(remote, local, blob)
         assert received(remote, blob) == data
 
     def test_interrupted_blob_stays_missing_and_is_sent_on(self, remote: Remote, local: Store) -> None:
@@ -145,6 +153,7 @@ class RemoteContract:
         assert counted.total == len(data)
         if remote.capabilities().resumable:
             assert sent < 4_000_000
+        self.shown(remote, local, blob)
         assert received(remote, blob) == data
 
     def test_absent_blob_is_not_found(self, remote: Remote, local: Store) -> None:
@@ -335,6 +344,97 @@ class RemoteContract:
             list(pool.map(lambda name: self.another(remote).yank(parse_reference(name), name), names))
         assert [entry.yanked for entry in remote.list()] == names
 
+    # --- removing ---
+
+    def test_removed_version_is_gone_and_never_free_for_other_bytes(self, remote: Remote, local: Store) -> None:
+        if not is_removing(remote):
+            pytest.skip("the remote removes no versions")
+        digest, _ = publish(remote, local, "acme/search:1.0.0")
+        remote.set_channel("acme/search", "prod", digest, None)
+        with pytest.raises(NotAllowed):
+            remote.remove(parse_reference("acme/search:1.0.0"))
+        for name in ("acme/search", "acme/search:prod", f"acme/search@{digest}"):
+            with pytest.raises(BadName):
+                remote.remove(parse_reference(name))
+        remote.remove_channel("acme/search", "prod")
+        remote.remove(parse_reference("acme/search:1.0.0"))
+        assert self.another(remote).list() == []
+        with pytest.raises(NotFound):
+            remote.remove(parse_reference("acme/search:1.0.0"))
+        with pytest.raises(VersionExists):
+            publish(remote, local, "acme/search:1.0.0", [b"other"])
+        assert publish(remote, local, "acme/search:1.0.0")[0] == digest
+
+    # --- deprecating ---
+
+    def test_deprecated_version_is_listed_as_such_and_resolves_as_before(self, remote: Remote, local: Store) -> None:
+        publish(remote, local, "acme/search:1.0.0")
+        second, manifest = publish(remote, local, "acme/search:1.1.0", [b"other"])
+        remote.set_channel("acme/search", "prod", second, None)
+        remote.deprecate(parse_reference("acme/search:1.1.0"), "slow: take acme/find – or none")
+        client = self.another(remote)
+        found = {str(entry.reference): entry.deprecated for entry in client.list("acme/search")}
+        assert found == {
+            "acme/search:1.0.0": None,
+            "acme/search:1.1.0": "slow: take acme/find – or none",
+            "acme/search:prod": None,
+        }
+        for name in ("acme/search", "acme/search:latest", "acme/search:prod", "acme/search:1.1.0"):
+            assert client.resolve(parse_reference(name)) == second
+        assert client.get_manifest(REPOSITORY, second) == manifest
+        client.undeprecate(parse_reference("acme/search:1.1.0"))
+        assert {entry.deprecated for entry in remote.list()} == {None}
+
+    def test_a_version_may_be_yanked_and_deprecated(self, remote: Remote, local: Store) -> None:
+        publish(remote, local, "acme/search:1.0.0")
+        remote.yank(parse_reference("acme/search:1.0.0"), "wrong")
+        remote.deprecate(parse_reference("acme/search:1.0.0"), "old")
+        assert [(entry.yanked, entry.deprecated) for entry in remote.list()] == [("wrong", "old")]
+        remote.unyank(parse_reference("acme/search:1.0.0"))
+        assert [(entry.yanked, entry.deprecated) for entry in remote.list()] == [(None, "old")]
+        remote.yank(parse_reference("acme/search:1.0.0"), "wrong")
+        remote.undeprecate(parse_reference("acme/search:1.0.0"))
+        assert [(entry.yanked, entry.deprecated) for entry in remote.list()] == [("wrong", None)]
+
+    def test_publishing_a_deprecated_version_again_changes_nothing(self, remote: Remote, local: Store) -> None:
+        publish(remote, local, "acme/search:1.0.0")
+        remote.deprecate(parse_reference("acme/search:1.0.0"), "old")
+        publish(self.another(remote), local, "acme/search:1.0.0")
+        assert [entry.deprecated for entry in remote.list()] == ["old"]
+
+    def test_another_reason_to_deprecate_takes_the_place_of_the_first(self, remote: Remote, local: Store) -> None:
+        publish(remote, local, "acme/search:1.0.0")
+        for reason in ("first", "first", "second"):
+            remote.deprecate(parse_reference("acme/search:1.0.0"), reason)
+        assert [entry.deprecated for entry in remote.list()] == ["second"]
+        remote.undeprecate(parse_reference("acme/search:1.0.0"))
+        remote.undeprecate(parse_reference("acme/search:1.0.0"))
+        assert [entry.deprecated for entry in remote.list()] == [None]
+
+    @pytest.mark.parametrize("reason", ["", " ", "two\nlines", "\x1b[31m", "x" * 1001])
+    def test_what_is_no_reason_deprecates_nothing(self, remote: Remote, local: Store, reason: str) -> None:
+        publish(remote, local, "acme/search:1.0.0")
+        with pytest.raises(InvalidArgument):
+            remote.deprecate(parse_reference("acme/search:1.0.0"), reason)
+        assert [entry.deprecated for entry in remote.list()] == [None]
+
+    def test_only_versions_that_are_there_are_deprecated(self, remote: Remote, local: Store) -> None:
+        with pytest.raises(NotFound):
+            remote.deprecate(parse_reference("acme/search:1.0.0"), "old")
+        digest, _ = publish(remote, local, "acme/search:1.0.0")
+        remote.set_channel("acme/search", "prod", digest, None)
+        for name in ("acme/search:1.0.1", "acme/other:1.0.0"):
+            with pytest.raises(NotFound):
+                remote.deprecate(parse_reference(name), "old")
+            with pytest.raises(NotFound):
+                remote.undeprecate(parse_reference(name))
+        for name in ("acme/search", "acme/search:prod", f"acme/search@{digest}"):
+            with pytest.raises(BadName):
+                remote.deprecate(parse_reference(name), "old")
+            with pytest.raises(BadName):
+                remote.undeprecate(parse_reference(name))
+        assert {entry.deprecated for entry in remote.list()} == {None}
+
     # --- channels ---
 
     def test_channel_is_set_moved_and_removed(self, remote: Remote, local: Store) -> None:
@@ -369,6 +469,8 @@ class RemoteContract:
         assert remote.resolve(parse_reference("acme/search:prod")) == first
 
     def test_of_several_that_move_a_channel_exactly_one_wins(self, remote: Remote, local: Store) -> None:
+        if not remote.capabilities().conditional_put:
+            pytest.skip("the remote has no conditional put")
         digests = [publish(remote, local, f"acme/search:1.0.{number}", [bytes([number])])[0] for number in range(5)]
         remote.set_channel("acme/search", "prod", digests[0], None)
 
@@ -398,6 +500,52 @@ class RemoteContract:
             remote.remove_channel("acme/search", channel)
         assert len(remote.list()) == 1
 
+    # --- referrers ---
+
+    def test_referrers_are_found_by_subject_and_type(self, remote: Remote, local: Store) -> None:
+        one, _ = publish(remote, local, "acme/search:1.0.0")
+        two, _ = publish(remote, local, "acme/search:2.0.0", [b"other"])
+        assert remote.referrers(REPOSITORY, one) == []
+        first = refer(remote, local, one)
+        second = refer(remote, local, one, "application/spdx+json")
+        third = refer(remote, local, two)
+        again = self.another(remote)
+        assert {found.digest for found in again.referrers(REPOSITORY, one)} == {first, second}
+        assert [found.digest for found in again.referrers(REPOSITORY, one, SCAN)] == [first]
+        found = again.referrers(REPOSITORY, two)[0]
+        assert (found.digest, found.artifact_type, found.media_type) == (third, SCAN, MANIFEST_TYPE)
+        assert found.size == len(again.get_manifest(REPOSITORY, third))
+        assert [str(entry.reference) for entry in again.list(REPOSITORY)] == ["acme/search:1.0.0", "acme/search:2.0.0"]
+
+    def test_referrer_comes_back_as_it_was_put(self, remote: Remote, local: Store) -> None:
+        digest, _ = publish(remote, local, "acme/search:1.0.0")
+        manifest = add_referrer(local, digest)
+        send_blobs(remote, local, manifest)
+        assert remote.put_referrer(REPOSITORY, manifest) == sha256(manifest)
+        assert remote.put_referrer(REPOSITORY, manifest) == sha256(manifest)
+        assert remote.get_manifest(REPOSITORY, sha256(manifest)) == manifest
+        assert received(remote, descriptor(b"a scan")) == b"a scan"
+        assert len(remote.referrers(REPOSITORY, digest)) == 1
+
+    def test_nothing_refers_to_what_is_not_there(self, remote: Remote, local: Store) -> None:
+        assert remote.referrers(REPOSITORY, sha256(b"nothing")) == []
+        publish(remote, local, "acme/search:1.0.0")
+        assert remote.referrers(REPOSITORY, sha256(b"nothing")) == []
+
+    def test_referrer_whose_blobs_are_missing_is_refused(self, remote: Remote, local: Store) -> None:
+        digest, _ = publish(remote, local, "acme/search:1.0.0")
+        with pytest.raises(NotFound):
+            remote.put_referrer(REPOSITORY, add_referrer(local, digest, b"never sent"))
+        assert remote.referrers(REPOSITORY, digest) == []
+
+    @pytest.mark.parametrize("manifest", [b"{}", b"no JSON"])
+    def test_what_has_no_subject_is_no_referrer(self, remote: Remote, local: Store, manifest: bytes) -> None:
+        publish(remote, local, "acme/search:1.0.0")
+        with pytest.raises(BadManifest):
+            remote.put_referrer(REPOSITORY, manifest)
+        with pytest.raises(BadManifest):
+            remote.put_referrer(REPOSITORY, add_delta(local))
+
     def test_errors_are_those_of_deltareg(self, remote: Remote, local: Store) -> None:
         with pytest.raises(DeltaregError):
             remote.put_blob(REPOSITORY, descriptor(b"x"), local.root / "absent", Progress())
@@ -423,4 +571,17 @@ def publish(remote: Remote, local: Store, name: str, packs: list[bytes] | None =
     manifest = add_delta(local, packs or [b"a pack"])
     for blob in parse(Manifest, manifest, what="test").blobs:
         send(remote, local, blob, repository=parse_reference(name).repository)
+    local.put(manifest)
     return remote.put_manifest(parse_reference(name), manifest), manifest
+
+
+def refer(remote: Remote, local: Store, subject: Digest, kind: str = SCAN) -> Digest:
+    """Send a referrer of a published manifest; return its digest."""
+    manifest = add_referrer(local, subject, kind=kind)
+    send_blobs(remote, local, manifest)
+    return remote.put_referrer(REPOSITORY, manifest)
+
+
+def send_blobs(remote: Remote, local: Store, referrer: bytes) -> None:
+    for blob in parse(ReferrerManifest, referrer, what="test").blobs:
+        send(remote, local, blob)

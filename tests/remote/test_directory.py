@@ -27,7 +27,7 @@ from deltareg.progress import Progress
 from deltareg.remote import DirectoryRemote, Remote
 from deltareg.store import Store
 from tests.contracts.remote_contract import REPOSITORY, Counted, Interrupted, RemoteContract, publish, send, stored
-from tests.deltas import blob_files, descriptor, noise
+from tests.deltas import add_referrer, blob_files, descriptor, noise
 from tests.disks import read_only, small_disk
 
 
@@ -63,10 +63,14 @@ def calls(remote: DirectoryRemote, local: Store) -> list[tuple[str, object]]:
         ("get_blob", lambda: list(remote.get_blob(REPOSITORY, blob, 0))),
         ("put_manifest", lambda: remote.put_manifest(reference, b"{}")),
         ("get_manifest", lambda: remote.get_manifest(REPOSITORY, sha256(b"x"))),
+        ("put_referrer", lambda: remote.put_referrer(REPOSITORY, add_referrer(local, local.put(b"x")))),
+        ("referrers", lambda: remote.referrers(REPOSITORY, sha256(b"x"))),
         ("resolve", lambda: remote.resolve(reference)),
         ("list", remote.list),
         ("yank", lambda: remote.yank(reference, "wrong")),
         ("unyank", lambda: remote.unyank(reference)),
+        ("deprecate", lambda: remote.deprecate(reference, "old")),
+        ("undeprecate", lambda: remote.undeprecate(reference)),
         ("set_channel", lambda: remote.set_channel("acme/search", "prod", sha256(b"x"), None)),
         ("remove_channel", lambda: remote.remove_channel("acme/search", "prod")),
     ]

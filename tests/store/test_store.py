@@ -26,7 +26,7 @@ from deltareg.errors import (
 from deltareg.manifest import CONFIG_TYPE, Descriptor, Manifest, encode, parse
 from deltareg.names import Reference, parse_reference
 from deltareg.store import MANIFEST_LIMIT, Store
-from deltareg.store.index import REF_NAME, YANKED, write_index
+from deltareg.store.index import DEPRECATED, REF_NAME, YANKED, write_index
 from tests.deltas import add_delta, blob_files, descriptor, publish, with_config
 from tests.disks import fill, read_only, small_disk
 
@@ -539,6 +539,36 @@ def test_yank_that_is_no_text_is_a_damaged_index(store: Store, value: object) ->
         store.entries()
     with pytest.raises(BadManifest):
         store.yank(parse_reference("acme/search:1.0.0"), "wrong")
+
+
+def test_deprecated_version_resolves_as_before_and_says_so(store: Store) -> None:
+    reference = parse_reference("acme/search:1.0.0")
+    digest = store.publish(reference, add_delta(store), deprecated="old")
+    assert store.entry(reference).deprecated == "old"
+    assert resolve(store, "acme/search") == digest
+    store.yank(reference, "wrong")
+    store.deprecate(reference, "older")
+    assert (store.entry(reference).yanked, store.entry(reference).deprecated) == ("wrong", "older")
+    before = store.signature()
+    store.deprecate(reference, "older")
+    assert store.signature() == before
+    store.undeprecate(reference)
+    assert (store.entry(reference).yanked, store.entry(reference).deprecated) == ("wrong", None)
+    assert store.fsck().ok
+    with pytest.raises(BadName, match="does not name a version") as caught:
+        store.deprecate(parse_reference("acme/search"), "old")
+    assert "deprecated" in str(caught.value.hint)
+
+
+def test_deprecation_of_another_program_is_believed_for_versions_and_its_reason_tamed(store: Store) -> None:
+    digest = publish(store, "acme/search:1.0.0")
+    store.set_channel("acme/search", "prod", digest, None)
+    index = json.loads(store.index_path.read_text())
+    for entry in index["manifests"]:
+        entry["annotations"][DEPRECATED] = "a\nb\x1b[2J"
+    store.index_path.write_text(json.dumps(index))
+    found = {str(entry.reference): entry.deprecated for entry in store.entries()}
+    assert found == {"acme/search:1.0.0": "a b [2J", "acme/search:prod": None}
 
 
 def test_read_only_store_is_not_yanked_in(store: Store) -> None:

@@ -32,6 +32,7 @@ ROUTES: Mapping[str, Need] = MappingProxyType(
         "GET /api/v1": Need.NOTHING,
         "GET /api/v1/openapi.json": Need.NOTHING,
         "GET /api/v1/whoami": Need.TOKEN,
+        "POST /api/v1/deltas/{namespace}/{name}/missing": Need.PUBLISH,
         "PUT /api/v1/deltas/{namespace}/{name}/versions/{version}": Need.PUBLISH,
         "GET /v2/": Need.NOTHING,
         "GET /v2/{namespace}/{name}/blobs/{digest}": Need.READ,

@@ -48,7 +48,7 @@ class Database:
 
     @contextmanager
     def reading(self) -> Generator[Connection]:
-        """A transaction that only reads, and sees one state of the database."""
+        """A transaction that only reads."""
         with _translated(self.label), self.engine.connect() as connection, connection.begin():
             yield connection
 
@@ -63,6 +63,16 @@ class Database:
             connection = self.engine.connect().execution_options(deltareg_writes=True)
             with connection, connection.begin():
                 yield connection
+
+    @contextmanager
+    def snapshot(self) -> Generator[Connection]:
+        """A transaction that only reads, and sees one state of the database in all of its queries."""
+        connecting = self.engine.connect()
+        # In SQLite every transaction is like that.
+        if not self.is_sqlite:
+            connecting = connecting.execution_options(isolation_level="REPEATABLE READ")
+        with _translated(self.label), connecting as connection, connection.begin():
+            yield connection
 
     def upgrade(self) -> None:
         """Bring the tables to the state that this program knows; several processes may try at once."""

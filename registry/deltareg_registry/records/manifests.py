@@ -77,8 +77,8 @@ def keep_manifest(connection: Connection, repository: int, artifact: Artifact) -
 
 
 def missing_parts(connection: Connection, repository: int, artifact: Artifact) -> list[str]:
-    """The blobs and manifests that a manifest needs and its repository lacks."""
-    blobs = sizes_of(connection, repository, (Digest(part.digest) for part in artifact.blobs))
+    """What a manifest needs and its repository lacks; the other blobs stay until the transaction ends."""
+    blobs = sizes_of(connection, repository, (Digest(part.digest) for part in artifact.blobs), hold=True)
     nested = _sizes(connection, repository, (Digest(part.digest) for part in artifact.manifests))
     absent = [part.digest for part in artifact.blobs if part.digest not in blobs and not _is_kept_elsewhere(part)]
     return absent + [part.digest for part in artifact.manifests if part.digest not in nested]

@@ -108,7 +108,7 @@ def _name(connection: Connection, principal: Principal, candidate: _Candidate, a
     reference, digest = candidate.reference, candidate.digest
     repository = make_repository(connection, reference.namespace, reference.name)
     lock_repository(connection, repository)
-    _check_blobs(connection, repository, reference, candidate.manifest.blobs)
+    _check_blobs(connection, repository, reference, candidate.manifest.blobs, hold=True)
     check_free(connection, repository, reference, digest)
     same = (versions.c.repository == repository, versions.c.version == reference.version)
     found = connection.execute(select(versions.c.digest).where(*same)).scalar_one_or_none()
@@ -158,9 +158,16 @@ def _row(candidate: _Candidate, repository: int, principal: Principal) -> dict[s
     }
 
 
-def _check_blobs(connection: Connection, repository: int, reference: Reference, wanted: Iterable[Descriptor]) -> None:
+def _check_blobs(
+    connection: Connection,
+    repository: int,
+    reference: Reference,
+    wanted: Iterable[Descriptor],
+    *,
+    hold: bool = False,
+) -> None:
     blobs = list(wanted)
-    sizes = sizes_of(connection, repository, (parse_digest(blob.digest) for blob in blobs))
+    sizes = sizes_of(connection, repository, (parse_digest(blob.digest) for blob in blobs), hold=hold)
     absent = [blob.digest for blob in blobs if blob.digest not in sizes]
     if absent:
         raise NotFound(

@@ -96,6 +96,8 @@ class FileUploads:
                 if found != digest:
                     raise other_digest(found, digest)
                 os.fchmod(file, 0o644)
+                # To a collector, an old file that no row tells of would be one that was left behind.
+                os.utime(file)
                 os.fsync(file)
             finally:
                 os.close(file)

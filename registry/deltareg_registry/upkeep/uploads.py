@@ -5,43 +5,41 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from deltareg.errors import Busy
-from deltareg_registry.database import at
+from deltareg_registry.database import Database, at
 from deltareg_registry.records.uploads import expired_uploads, forget_upload, open_among
-from deltareg_registry.state import State
+from deltareg_registry.storage import Storage
 
 __all__ = ["remove_expired_uploads"]
 
+# An upload is kept so many grace periods after it was continued last.
 _PATIENCE = 24
-"""An upload is kept so many grace periods after it was continued last."""
 
 
-def remove_expired_uploads(state: State) -> int:
-    """Remove uploads that nobody continued for long, and bytes that no upload has; returns how many.
+def remove_expired_uploads(database: Database, storage: Storage, grace: float, *, dry_run: bool = False) -> int:
+    """Remove uploads that nobody continued for 24 times `grace` seconds, and bytes that no upload has.
 
-    May run while the server does: an upload that is being written to is left alone.
+    Returns how many. May run while the server does: an upload that is being written to is left alone.
     """
-    before = datetime.now(UTC) - timedelta(seconds=state.settings.grace * _PATIENCE)
-    removed = 0
-    with state.database.reading() as connection:
+    before = datetime.now(UTC) - timedelta(seconds=grace * _PATIENCE)
+    stray = storage.uploads.identities(before.timestamp())
+    with database.reading() as connection:
         expired = expired_uploads(connection, at(before))
-    for identity in expired:
-        removed += _remove(state, identity)
-    stray = state.storage.uploads.identities(before.timestamp())
-    with state.database.reading() as connection:
         known = open_among(connection, stray)
-    for identity in stray:
-        if identity not in known:
-            state.storage.uploads.remove(identity)
-            removed += 1
-    return removed
+    strays = [identity for identity in stray if identity not in known]
+    if dry_run:
+        return len(expired) + len(strays)
+    removed = sum(_remove(database, storage, identity) for identity in expired)
+    for identity in strays:
+        storage.uploads.remove(identity)
+    return removed + len(strays)
 
 
-def _remove(state: State, identity: str) -> bool:
+def _remove(database: Database, storage: Storage, identity: str) -> bool:
     try:
-        with state.storage.uploads.exclusive(identity):
-            with state.database.writing() as connection:
+        with storage.uploads.exclusive(identity):
+            with database.writing() as connection:
                 forget_upload(connection, identity)
-            state.storage.uploads.remove(identity)
+            storage.uploads.remove(identity)
     except Busy:
         return False
     return True

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deltareg_registry.settings import ServerSettings
-from tests.checkpoint.object_store import Bucket
+from tests.servers.object_store.py tests.servers.test_object_store import Bucket
 from tests.registry.oci.repository import Repository
 from tests.servers.deltareg_server import RunningServer, running_server
 

@@ -7,7 +7,7 @@ import pytest
 
 from deltareg.digest import sha256
 from deltareg_registry.settings import ServerSettings
-from tests.checkpoint.object_store import Bucket
+from tests.servers.object_store.py tests.servers.test_object_store import Bucket
 from tests.deltas import noise
 from tests.registry.oci.repository import Repository, code_of
 from tests.servers.deltareg_server import RunningServer, running_server
@@ -96,7 +96,7 @@ def test_damaged_storage_ends_the_answer(server: RunningServer, repository: Repo
     path.write_bytes(LARGE[: 5 << 20])
     with pytest.raises(httpx2.RemoteProtocolError):
         repository.blob(cut)
-    server.state.storage.remove(gone)
+    server.state.storage.delete([gone])
     answer = repository.blob(gone)
     assert code_of(answer) == (500, "UNKNOWN")
     assert str(server.state.settings.data) not in answer.text

@@ -10,7 +10,7 @@ import httpx2
 
 from deltareg.digest import sha256
 from deltareg_registry.settings import ServerSettings
-from tests.checkpoint.object_store import Bucket, Proxy
+from tests.servers.object_store.py tests.servers.test_object_store import Bucket, Proxy
 from tests.deltas import noise
 from tests.disks import fill, small_disk
 from tests.registry.oci.repository import Repository, code_of

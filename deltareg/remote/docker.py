@@ -1,0 +1,129 @@
+"""The secrets for OCI registries that docker, podman and their kind keep."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from deltareg.errors import BadConfig, translate_os_errors
+from deltareg.remote.credentials import Secret
+
+__all__ = ["find_docker_secret"]
+
+_LIMIT = 1 << 20
+_HELPER = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_HELPER_SECONDS = 30
+_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
+_HUB_KEY = "https://index.docker.io/v1/"
+_TOKEN_USER = "<token>"
+"""What helpers give for a user name where the secret is an identity token."""
+
+
+def find_docker_secret(host: str, path: str, environment: Mapping[str, str]) -> Secret | None:
+    """The secret for a registry, of the first of docker's and podman's files that has one. `path` is the prefix there.
+
+    Raises BadConfig for a file that is no JSON, NotAllowed.
+    """
+    for file in _files(environment):
+        config = _read(file)
+        for key in _keys(host, path):
+            found = _of_helper(config, key) or _of_auths(config, key)
+            if found is not None:
+                return found
+    return None
+
+
+def _files(environment: Mapping[str, str]) -> Iterator[Path]:
+    if named := environment.get("REGISTRY_AUTH_FILE"):
+        yield Path(named)
+        return
+    home = Path(environment.get("HOME") or Path.home())
+    docker = environment.get("DOCKER_CONFIG")
+    yield (Path(docker) if docker else home / ".docker") / "config.json"
+    if runtime := environment.get("XDG_RUNTIME_DIR"):
+        yield Path(runtime) / "containers" / "auth.json"
+    yield Path(environment.get("XDG_CONFIG_HOME") or home / ".config") / "containers" / "auth.json"
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    with translate_os_errors("read the credentials of docker", path):
+        try:
+            with path.open("rb") as file:
+                data = file.read(_LIMIT)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        # Not chained: what is told of the place of an error shows the text around it.
+        value = None
+    if not isinstance(value, dict):
+        raise BadConfig(f"{path} is no JSON object", hint="mend it, or log in anew with docker login", path=path)
+    return cast("dict[str, Any]", value)
+
+
+def _keys(host: str, path: str) -> Iterator[str]:
+    """How the files may call a registry, from the narrowest on: podman keeps secrets by path too."""
+    if host in _HUB:
+        yield from (_HUB_KEY, *_HUB)
+        return
+    parts = [host, *filter(None, path.split("/"))]
+    for end in range(len(parts), 0, -1):
+        yield "/".join(parts[:end])
+    for scheme in ("https", "http"):
+        yield from (f"{scheme}://{host}", f"{scheme}://{host}/", f"{scheme}://{host}/v2/", f"{scheme}://{host}/v1/")
+
+
+def _of_auths(config: Mapping[str, Any], key: str) -> Secret | None:
+    entry = _table(config, "auths").get(key)
+    if not isinstance(entry, dict):
+        return None
+    fields = cast("dict[str, Any]", entry)
+    identity = fields.get("identitytoken")
+    if isinstance(identity, str) and identity:
+        return Secret(identity, identity=True)
+    username, password = fields.get("username"), fields.get("password")
+    packed = fields.get("auth")
+    if isinstance(packed, str) and packed:
+        try:
+            username, _, password = base64.b64decode(packed, validate=True).decode().partition(":")
+        except (binascii.Error, ValueError):
+            return None
+    if isinstance(username, str) and isinstance(password, str) and password:
+        return Secret(password.rstrip("\0"), username)
+    return None
+
+
+def _of_helper(config: Mapping[str, Any], key: str) -> Secret | None:
+    """What a `docker-credential-…` program gives out; None where there is none, or it knows nothing."""
+    helper = _table(config, "credHelpers").get(key) or config.get("credsStore")
+    if not isinstance(helper, str) or _HELPER.fullmatch(helper) is None:
+        return None
+    program = shutil.which(f"docker-credential-{helper}")
+    if program is None:
+        return None
+    try:
+        done = subprocess.run(
+            [program, "get"], input=key.encode(), capture_output=True, timeout=_HELPER_SECONDS, env=dict(os.environ)
+        )
+        given = json.loads(done.stdout) if done.returncode == 0 else None
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    fields = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
+    username, password = fields.get("Username"), fields.get("Secret")
+    if not isinstance(username, str) or not isinstance(password, str) or not password:
+        return None
+    return Secret(password, identity=True) if username == _TOKEN_USER else Secret(password, username)
+
+
+def _table(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = config.get(key)
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from deltareg_registry.settings import ServerSettings
-from tests.servers.object_store.py tests.servers.test_object_store import Bucket
 from tests.registry.oci.repository import Repository
 from tests.servers.deltareg_server import RunningServer, running_server
+from tests.servers.object_store import Bucket
 
 
 @pytest.fixture(params=["files", "objects"])

@@ -7,10 +7,10 @@ import pytest
 
 from deltareg.digest import sha256
 from deltareg_registry.settings import ServerSettings
-from tests.servers.object_store.py tests.servers.test_object_store import Bucket
 from tests.deltas import noise
 from tests.registry.oci.repository import Repository, code_of
 from tests.servers.deltareg_server import RunningServer, running_server
+from tests.servers.object_store import Bucket
 
 LARGE = noise(9 << 20)
 """More than one piece of either storage."""

@@ -10,11 +10,11 @@ import httpx2
 
 from deltareg.digest import sha256
 from deltareg_registry.settings import ServerSettings
-from tests.servers.object_store.py tests.servers.test_object_store import Bucket, Proxy
 from tests.deltas import noise
 from tests.disks import fill, small_disk
 from tests.registry.oci.repository import Repository, code_of
 from tests.servers.deltareg_server import RunningServer, running_server, server_process
+from tests.servers.object_store import Bucket, Proxy
 
 DATA = noise(3 << 20)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 from typer.testing import CliRunner
 
 from deltareg.errors import DeltaregError
@@ -29,7 +28,7 @@ class Operator:
 
     def run(self, *arguments: str) -> str:
         """What a command prints. Raises DeltaregError."""
-        result: Result = CliRunner().invoke(app, ["admin", *arguments, *self._where], catch_exceptions=True)
+        result = CliRunner().invoke(app, ["admin", *arguments, *self._where], catch_exceptions=True)
         if result.exception is not None:
             raise result.exception
         return result.stdout

@@ -19,6 +19,8 @@ from deltareg.errors import BadConfig, BadName, InvalidArgument, translate_os_er
 from deltareg.names import LOCAL, parse_reference
 from deltareg.paths import expand_home
 from deltareg.recipe import RECIPE_NAME, RECIPE_TABLES, SETTINGS_KEYS
+from deltareg.signing import Policies, Policy, check_trusted
+from deltareg.signing.trust import is_identity
 from deltareg.spelling import did_you_mean, nearest
 
 __all__ = [
@@ -49,6 +51,8 @@ KEYS: Mapping[str, str] = MappingProxyType(
         "remote": "name of the default remote, which `push` and `pull` use without `--remote`",
         "remotes.NAME.url": "URL or path of the remote NAME; a relative path counts from the file's directory",
         "remotes.NAME.namespaces": "namespaces, or single names (acme/search), that recipes look up in NAME alone",
+        "policies.NAMESPACE.signed-by": "PEM files (public keys, root certificates) or IDENTITY@ISSUER: one of them "
+        "has to have signed each delta of NAMESPACE, or NAMESPACE/NAME; relative paths count from the file's directory",
         "build": "what is built, where the file is a recipe too: see docs/recipes.md",
         "delta": "the deltas of the recipe",
     }
@@ -60,6 +64,7 @@ VARIABLES: Mapping[str, str] = MappingProxyType(
         "DELTAREG_HOME": "directory of the local registry, as `home`",
         "DELTAREG_THREADS": "number of threads, as `threads`",
         "DELTAREG_REMOTE": "name, URL or path of the default remote, as `remote`",
+        "DELTAREG_PASSWORD": "password of the private key that `deltareg sign` signs with",
         "DELTAREG_TRACEBACK": "`1` shows where in the program an unexpected error arose",
     }
 )
@@ -90,6 +95,7 @@ class FileSettings:
     threads: int | None = None
     remote: str | None = None
     remotes: Mapping[str, Remote] = field(default_factory=dict[str, Remote])
+    policies: Mapping[str, Policy] = field(default_factory=dict[str, Policy])
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,8 @@ class Settings:
     default_remote: str | None = None
     """Name, URL or path."""
     remotes: Mapping[str, Remote] = field(default_factory=dict[str, Remote])
+    policies: Policies = field(default_factory=Policies)
+    """Whose deltas have to be signed."""
     files: tuple[Path, ...] = ()
     """The files that were read, the strongest first."""
 
@@ -154,6 +162,8 @@ def load_settings(directory: Path, environment: Mapping[str, str]) -> Settings:
         or _first(settings.remote for settings in files)
         or (next(iter(remotes)) if len(remotes) == 1 else None),
         remotes=remotes,
+        # Of two for one namespace the stronger file's counts whole: keys of both would let either file add one.
+        policies=Policies({name: one for settings in reversed(files) for name, one in settings.policies.items()}),
         files=tuple(settings.file for settings in files),
     )
 
@@ -194,6 +204,7 @@ def parse_settings(data: bytes, path: Path) -> FileSettings:
         threads=reader.take("threads", _thread_count),
         remote=reader.take("remote", _text),
         remotes=reader.remotes(),
+        policies=reader.policies(),
     )
     reader.finish()
     return settings
@@ -288,6 +299,25 @@ class _Reader:
                 self._faults.append(f"remotes.{name}: url is missing")
         return found
 
+    def policies(self) -> dict[str, Policy]:
+        found: dict[str, Policy] = {}
+        for name, table in self._table("policies", self._values.get("policies", {})).items():
+            key = f"policies.{name}"
+            entry = self._table(key, table)
+            self._refuse_strangers(f"{key}.", entry, ["signed-by"])
+            signers = entry.get("signed-by")
+            if self._convert(key, name, check_namespace) is None or not isinstance(table, dict):
+                continue
+            if not isinstance(signers, list) or not signers:
+                # No list would let everything through, and an empty one nothing: both are slips.
+                told = f'takes a list of texts, such as ["keys/acme.pem"], not {signers!r}'
+                self._faults.append(f"{key}.signed-by {told}")
+                continue
+            convert = _signer_from(self._path.parent)
+            people = [self._convert(f"{key}.signed-by", one, convert) for one in cast("list[Any]", signers)]
+            found[name] = Policy(name, tuple(one for one in people if one is not None), self._path)
+        return found
+
     def _namespaces(self, name: str, value: Any) -> tuple[str, ...]:
         key = f"remotes.{name}.namespaces"
         if not isinstance(value, list):
@@ -341,6 +371,14 @@ def _thread_count(value: Any) -> int:
 
 def _path_from(directory: Path) -> Callable[[Any], Path]:
     return lambda value: directory / expand_home(_text(value))
+
+
+def _signer_from(directory: Path) -> Callable[[Any], str]:
+    def convert(value: Any) -> str:
+        text = check_trusted(_text(value))
+        return text if is_identity(text) else str(directory / expand_home(text))
+
+    return convert
 
 
 def _url_from(directory: Path) -> Callable[[Any], str]:

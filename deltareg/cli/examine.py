@@ -48,7 +48,7 @@ PACKAGES = (
 )
 """What deltareg cannot do without."""
 
-_OPTIONAL = ("keyring", "safetensors", "torch", "transformers")
+_OPTIONAL = ("keyring", "model-signing", "safetensors", "torch", "transformers")
 _LITTLE = 1 << 30
 _FSCK = "deltareg cache fsck"
 

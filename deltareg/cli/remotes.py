@@ -25,7 +25,9 @@ def remotes(context: typer.Context) -> None:
 @remote_app.command("add")
 def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What to call the remote.")],
-    url: Annotated[str, typer.Argument(metavar="URL", help="Its URL (file:///…) or path.", callback=check_text)],
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="Its URL (file:///…, hf://owner) or path.", callback=check_text)
+    ],
     default: Annotated[bool, typer.Option("--default", help="Make it the default remote.")] = False,
     namespaces: Annotated[
         list[str] | None,
@@ -46,6 +48,7 @@ def add(
     \b
       deltareg remote add team /mnt/share/deltas --default
       deltareg remote add acme /mnt/acme --namespace acme
+      deltareg remote add hub hf://acme
     """
     from deltareg.cli.output import hint, warn
     from deltareg.cli.session import working_directory

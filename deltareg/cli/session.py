@@ -42,9 +42,10 @@ def working_directory() -> Path:
 
 def open_registry(settings: Settings | None = None) -> Registry:
     """The local registry, for reading. Raises NotFound where nothing was ever stored."""
-    home = home_of(settings or current_settings())
+    settings = settings or current_settings()
+    home = home_of(settings)
     try:
-        return Registry(home, create=False)
+        return Registry(home, create=False, policies=settings.policies)
     except NotFound as error:
         raise NotFound(
             f"the local registry at {home} is empty",
@@ -58,10 +59,10 @@ def writable_registry(settings: Settings, *, dry_run: bool) -> Generator[Registr
     """The local registry, made if need be. A dry run that finds none works on an empty one that is then removed."""
     home = home_of(settings)
     if not dry_run or os.path.exists(home / "registry"):
-        yield Registry(home)
+        yield Registry(home, policies=settings.policies)
         return
     with tempfile.TemporaryDirectory(prefix="deltareg-") as empty:
-        yield Registry(empty)
+        yield Registry(empty, policies=settings.policies)
 
 
 def home_of(settings: Settings) -> Path:

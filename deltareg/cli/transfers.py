@@ -7,6 +7,11 @@ from typing import TYPE_CHECKING
 from deltareg.cli.options import DryRun, Json, ReferenceArgument, RemoteOption, Threads
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from deltareg.catalog import Registry
+    from deltareg.names import Reference
     from deltareg.transfer import TransferReport
 
 __all__ = ["pull", "push"]
@@ -24,7 +29,8 @@ def push(
     """Send a delta to a remote.
 
     Only the blobs that the remote lacks are sent, each verified before it becomes visible; the name comes last. Cut
-    off, the same command goes on where it was. A version that the remote has with other bytes is refused.
+    off, the same command goes on where it was. A version that the remote has with other bytes is refused. On the
+    Hugging Face Hub, a delta that is a LoRA adapter gets that adapter beside it, for peft.
 
     \b
       deltareg push acme/search:1.0.0 --remote team
@@ -44,6 +50,7 @@ def push(
             threads=threads or settings.threads or _THREADS,
             dry_run=dry_run,
             progress=progress,
+            beside=lambda version, folder: _adapter(version, registry, folder),
         )
     _print_report(report, json=json)
 
@@ -81,6 +88,12 @@ def pull(
     _print_report(report, json=json)
 
 
+def _adapter(version: Reference, registry: Registry, folder: Path) -> Mapping[str, Path]:
+    from deltareg.lora import stored_adapter
+
+    return stored_adapter(version, registry, folder)
+
+
 def _print_report(report: TransferReport, *, json: bool) -> None:
     from deltareg.cli.output import print_report, warn
     from deltareg.cli.units import speed
@@ -89,4 +102,5 @@ def _print_report(report: TransferReport, *, json: bool) -> None:
         warn(warning)
     moved = report.bytes if not report.dry_run else 0
     more = {"speed": speed(moved, report.seconds)} if moved else None
-    print_report(report, json=json, leave_out=["warnings"], more=more)
+    leave_out = ["warnings"] if report.referrers else ["warnings", "referrers"]
+    print_report(report, json=json, leave_out=leave_out, more=more)

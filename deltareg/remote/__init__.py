@@ -10,28 +10,45 @@ from deltareg.remote.directory import DirectoryRemote
 from deltareg.remote.protocol import (
     PROTOCOL_VERSION,
     Capabilities,
+    FilesRemote,
     Remote,
     RemoteEntry,
+    RemovingRemote,
     SearchableRemote,
+    is_removing,
     is_searchable,
+    takes_files,
 )
-from deltareg.remote.verified import read_blob, read_manifest
+from deltareg.remote.verified import RemoteReferrers, read_blob, read_manifest
 
 __all__ = [
     "PROTOCOL_VERSION",
     "REMOTES",
     "Capabilities",
     "DirectoryRemote",
+    "FilesRemote",
     "Remote",
     "RemoteEntry",
+    "RemoteReferrers",
+    "RemovingRemote",
     "SearchableRemote",
+    "is_removing",
     "is_searchable",
     "open_remote",
     "read_blob",
     "read_manifest",
+    "takes_files",
 ]
 
-REMOTES: Mapping[str, Callable[[str], Remote]] = {"file": DirectoryRemote}
+
+def _hub(url: str) -> Remote:
+    # Not before it is needed: it loads what reads checkpoints.
+    from deltareg.remote.hub import HubRemote
+
+    return HubRemote(url)
+
+
+REMOTES: Mapping[str, Callable[[str], Remote]] = {"file": DirectoryRemote, "hf": _hub}
 """The kinds of remotes, by the scheme of their URLs."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://|(file):")

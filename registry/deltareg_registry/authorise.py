@@ -27,7 +27,7 @@ __all__ = ["COOKIE", "authorise", "may_make", "principal_from"]
 COOKIE = "deltareg_token"
 """The cookie in which a browser keeps its token. It counts for pages only."""
 
-_ROLES = {Need.READ: Role.READER, Need.PUBLISH: Role.PUBLISHER, Need.OWN: Role.OWNER}
+_ROLES = {Need.READ: Role.READER, Need.PUBLISH: Role.PUBLISHER, Need.CHANGE: Role.PUBLISHER, Need.OWN: Role.OWNER}
 _LOOPBACK = ("127.0.0.1", "::1")
 
 

@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deltareg.errors import BadManifest, DeltaregError, TooManyRequests
+from deltareg.errors import DeltaregError, TooManyRequests
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.problems import OciError, answer
 from deltareg_registry.settings import ServerSettings
@@ -27,11 +27,12 @@ _BURST_SECONDS = 10.0
 _MOST_BUCKETS = 100_000
 _FREE = ("/healthz", "/readyz", "/metrics")
 _DOCUMENTS = "/api/v1"
+_SLOWEST = 100_000.0  # bytes a second
 
 
 def install(app: FastAPI, settings: ServerSettings) -> None:
     """Let the settings' limits hold for every route of `app`."""
-    app.add_middleware(DocumentLimit, size=settings.manifest_limit, seconds=settings.body_seconds)
+    app.add_middleware(DocumentLimit, size=settings.document_limit, seconds=settings.body_seconds)
     if settings.rate_limit is not None:
         app.add_middleware(RateLimit, rate=settings.rate_limit)
 
@@ -156,14 +157,16 @@ class _Body:
             # What comes now is no body: the client may wait for its answer as long as it likes.
             return await self._receive() if self.fault is None else {"type": "http.disconnect"}
         try:
-            with anyio.fail_after(max(0.0, self._end - anyio.current_time())):
+            # What comes at a fair speed may take longer.
+            more = (self._size - self._left) / _SLOWEST
+            with anyio.fail_after(max(0.0, self._end + more - anyio.current_time())):
                 message = await self._receive()
         except TimeoutError:
             self.fault = OciError("UNKNOWN", 408, f"the document did not arrive in {self._seconds:g} s")
             return {"type": "http.disconnect"}
         self._left -= len(message.get("body", b""))
         if self._left < 0:
-            self.fault = BadManifest(f"the document has more than {self._size} bytes")
+            self.fault = OciError("SIZE_INVALID", 413, f"the body has more than {self._size} bytes")
             return {"type": "http.disconnect"}
         self._complete = not message.get("more_body", False)
         return message

@@ -12,6 +12,7 @@ from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from deltareg.errors import (
+    BadCheckpoint,
     BadHeader,
     BadManifest,
     BadName,
@@ -24,6 +25,7 @@ from deltareg.errors import (
     InvalidArgument,
     NotAllowed,
     NotFound,
+    NotHomologous,
     NotSignedIn,
     QuotaExceeded,
     RemoteUnavailable,
@@ -46,9 +48,11 @@ _STATUSES: tuple[tuple[type[DeltaregError], int], ...] = (
     (QuotaExceeded, 403),
     (NotAllowed, 403),
     (NotFound, 404),
+    (BadCheckpoint, 422),
     (BadManifest, 422),
     (BadHeader, 422),
     (DigestMismatch, 422),
+    (NotHomologous, 422),
     (UnsupportedFormat, 422),
     (BadName, 400),
     (InvalidArgument, 400),

@@ -22,7 +22,7 @@ from tests.servers.deltareg_server import RunningServer, running_server, server_
 @pytest.fixture
 def slow_server(tmp_path: Path) -> Iterator[RunningServer]:
     """A server that answers one request a second in the long run, ten at once, and waits a second for a document."""
-    settings = ServerSettings(data=tmp_path, rate_limit=1.0, body_seconds=1.0, manifest_limit=10_000)
+    settings = ServerSettings(data=tmp_path, rate_limit=1.0, body_seconds=1.0, document_limit=10_000)
     with running_server(tmp_path / "server", settings) as running:
         yield running
 
@@ -76,7 +76,7 @@ def test_a_document_that_is_too_long_is_not_read(slow_server: RunningServer) -> 
     with slow_server.client() as client:
         for content in (b'{"name": "' + b"x" * 20_000 + b'"}', iter([b"x" * 6000] * 3)):
             answer = client.post("/api/v1/namespaces", content=content, headers={"Content-Type": "application/json"})
-            assert (answer.status_code, answer.json()["code"]) == (422, "DR0403")
+            assert (answer.status_code, answer.json()["code"]) == (413, "DR0001")
             assert "more than 10000 bytes" in answer.json()["detail"]
         assert client.post("/api/v1/namespaces", json={"name": "acme"}).status_code == 201
 

@@ -13,15 +13,15 @@ from typing import Any
 
 import httpx2
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import insert, select, update
 
 from deltareg.digest import sha256
 from deltareg.store import Store
 from deltareg_registry.access.principal import Scope
 from deltareg_registry.app import ROUTERS, routes_of
 from deltareg_registry.database import now
-from deltareg_registry.database.tables import members, namespaces, tokens, webhooks
-from deltareg_registry.records.namespaces import insert_if_absent
+from deltareg_registry.database.tables import members, namespaces, tags, tokens, versions, webhooks
+from deltareg_registry.records.namespaces import insert_if_absent, repository_id
 from tests.registry.deltas import publish_delta
 from tests.servers.deltareg_server import RunningServer, running_server
 
@@ -54,6 +54,11 @@ ADMIN = Row(*["401 403 403 403 yes 403 403 401 401"] * 2)
 AUDIT = Row(*["401 403 403 yes yes 403 403 401 401"] * 2)
 
 
+READABLE = "404 yes yes yes yes yes 404 401 401"
+"""Where what is asked for is named outside the path, who may not read it is told that it is not there."""
+BOTH = {"first": "acme/search:1.0.0", "second": "acme/search:1.0.0"}
+
+
 @dataclass(frozen=True)
 class Line:
     """How a route is asked, and what it answers. What its path names has to be there: see PLACES and `prepare`."""
@@ -69,6 +74,7 @@ PLACES: Mapping[str, str] = MappingProxyType(
         "namespace": "acme",
         "name": "search",
         "version": "1.0.0",
+        "channel": "prod",
         "user": "mia",
         "token": "00000000000000aa",
         "webhook": "00000000000000bb",
@@ -111,7 +117,24 @@ TABLE: Mapping[str, Line] = MappingProxyType(
         "DELETE /api/v1/tokens/{token}": Line(Row(*["401 404 404 404 yes 404 404 401 401"] * 2)),
         "GET /api/v1/audit": Line(AUDIT, query={"namespace": "acme"}),
         "GET /api/v1/statistics": Line(TOKEN),
+        "GET /api/v1/search": Line(NOTHING),
+        "GET /api/v1/index.ndjson": Line(NOTHING),
+        "POST /api/v1/check": Line(NOTHING, json={}),
+        "GET /api/v1/compare": Line(Row(READABLE, NOTHING.public), query=BOTH),
+        "GET /api/v1/deltas": Line(NOTHING),
+        "GET /api/v1/deltas/{namespace}/{name}": Line(READ),
+        "GET /api/v1/deltas/{namespace}/{name}/resolve": Line(READ),
+        "GET /api/v1/deltas/{namespace}/{name}/versions/{version}": Line(READ),
+        "GET /api/v1/deltas/{namespace}/{name}/versions/{version}/signatures": Line(READ),
+        "POST /api/v1/deltas/{namespace}/{name}/missing": Line(PUBLISH, json={"digests": []}),
         "PUT /api/v1/deltas/{namespace}/{name}/versions/{version}": Line(PUBLISH, content=b"{}"),
+        "PUT /api/v1/deltas/{namespace}/{name}/versions/{version}/yank": Line(PUBLISH, json={"reason": "worse"}),
+        "DELETE /api/v1/deltas/{namespace}/{name}/versions/{version}/yank": Line(PUBLISH),
+        "PUT /api/v1/deltas/{namespace}/{name}/versions/{version}/deprecation": Line(PUBLISH, json={"reason": "old"}),
+        "DELETE /api/v1/deltas/{namespace}/{name}/versions/{version}/deprecation": Line(PUBLISH),
+        # A digest that no version has would be answered by 404; one that is none tells whoever may ask from others.
+        "PUT /api/v1/deltas/{namespace}/{name}/channels/{channel}": Line(PUBLISH, json={"digest": "x"}),
+        "DELETE /api/v1/deltas/{namespace}/{name}/channels/{channel}": Line(PUBLISH),
     }
 )
 """Each route of the server."""
@@ -133,6 +156,9 @@ class World:
             connection.execute(update(tokens).where(tokens.c.id == PLACES["token"]).values(revoked=None))
             insert_if_absent(connection, webhooks, {**hook, "events": ["version.publish"], "created": now()})
             insert_if_absent(connection, members, member)
+            channel = {"repository": repository_id(connection, "acme", "search"), "tag": PLACES["channel"]}
+            digest = connection.execute(select(versions.c.digest).where(versions.c.namespace == "acme")).scalar_one()
+            insert_if_absent(connection, tags, {**channel, "digest": digest, "updated": now()})
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,8 @@ class Need(Enum):
     TOKEN = "a token"
     READ = "reader"
     PUBLISH = "publisher"
+    """Of a namespace that is made where it is absent, if whoever asks may make one."""
+    CHANGE = "publisher of a namespace that is there"
     OWN = "owner"
     ADMIN = "administrator"
     METRICS = "administrator, or an address of the same machine"
@@ -57,7 +59,23 @@ ROUTES: Mapping[str, Need] = MappingProxyType(
         "DELETE /api/v1/tokens/{token}": Need.TOKEN,
         "GET /api/v1/audit": Need.TOKEN,
         "GET /api/v1/statistics": Need.TOKEN,
+        "POST /api/v1/deltas/{namespace}/{name}/missing": Need.PUBLISH,
+        "GET /api/v1/search": Need.NOTHING,
+        "GET /api/v1/index.ndjson": Need.NOTHING,
+        "POST /api/v1/check": Need.NOTHING,
+        "GET /api/v1/compare": Need.NOTHING,
+        "GET /api/v1/deltas": Need.NOTHING,
+        "GET /api/v1/deltas/{namespace}/{name}": Need.READ,
+        "GET /api/v1/deltas/{namespace}/{name}/resolve": Need.READ,
+        "GET /api/v1/deltas/{namespace}/{name}/versions/{version}": Need.READ,
+        "GET /api/v1/deltas/{namespace}/{name}/versions/{version}/signatures": Need.READ,
         "PUT /api/v1/deltas/{namespace}/{name}/versions/{version}": Need.PUBLISH,
+        "PUT /api/v1/deltas/{namespace}/{name}/versions/{version}/yank": Need.CHANGE,
+        "DELETE /api/v1/deltas/{namespace}/{name}/versions/{version}/yank": Need.CHANGE,
+        "PUT /api/v1/deltas/{namespace}/{name}/versions/{version}/deprecation": Need.CHANGE,
+        "DELETE /api/v1/deltas/{namespace}/{name}/versions/{version}/deprecation": Need.CHANGE,
+        "PUT /api/v1/deltas/{namespace}/{name}/channels/{channel}": Need.CHANGE,
+        "DELETE /api/v1/deltas/{namespace}/{name}/channels/{channel}": Need.CHANGE,
     }
 )
 """The need of each route, as METHOD and path template."""

@@ -6,6 +6,7 @@ import typer
 
 from deltareg_registry.cli.admin import admin_app
 from deltareg_registry.cli.serve import serve
+from deltareg_registry.cli.upkeep import backup, fsck, gc, restore
 
 __all__ = ["app"]
 
@@ -25,3 +26,7 @@ def root() -> None:
 
 app.command("serve")(serve)
 app.add_typer(admin_app, name="admin")
+app.command("gc")(gc)
+app.command("fsck")(fsck)
+app.command("backup")(backup)
+app.command("restore")(restore)

@@ -23,6 +23,7 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_SECONDS = 30
 _POOL = 20
 _MIGRATION_LOCK = 7_265_201
+_ONE_STATE = "REPEATABLE READ"
 
 
 class Database:
@@ -45,11 +46,13 @@ class Database:
         self.is_sqlite = parsed.drivername == "sqlite"
         # SQLite has one writer. Threads that wait for it here wait in turn; inside SQLite they would poll.
         self._writer = threading.Lock() if self.is_sqlite else None
+        # PostgreSQL would let each statement of a transaction see another state.
+        self._reader = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level=_ONE_STATE)
 
     @contextmanager
     def reading(self) -> Generator[Connection]:
         """A transaction that only reads, and sees one state of the database."""
-        with _translated(self.label), self.engine.connect() as connection, connection.begin():
+        with _translated(self.label), self._reader.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager

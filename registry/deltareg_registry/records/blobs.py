@@ -30,16 +30,20 @@ def add_blob(connection: Connection, repository: int, digest: Digest, size: int)
         check_quota(connection, repository)
 
 
-def sizes_of(connection: Connection, repository: int, digests: Iterable[Digest]) -> Mapping[Digest, int]:
-    """The sizes of those of `digests` that a repository has."""
+def sizes_of(
+    connection: Connection, repository: int, digests: Iterable[Digest], *, hold: bool = False
+) -> Mapping[Digest, int]:
+    """The sizes of those of `digests` that a repository has; with `hold` they stay until the transaction ends."""
     found: dict[Digest, int] = {}
     wanted = list(digests)
     for start in range(0, len(wanted), _BATCH):
-        rows = connection.execute(
+        query = (
             select(blobs.c.digest, blobs.c.size)
             .join(repository_blobs, repository_blobs.c.digest == blobs.c.digest)
             .where(repository_blobs.c.repository == repository, blobs.c.digest.in_(wanted[start : start + _BATCH]))
         )
+        # Locked against the collector alone: others may name the same blobs at the same time.
+        rows = connection.execute(query.with_for_update(read=True, of=blobs) if hold else query)
         found.update({Digest(row.digest): row.size for row in rows})
     return found
 

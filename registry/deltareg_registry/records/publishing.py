@@ -15,11 +15,12 @@ from deltareg.names import Reference, is_licence
 from deltareg.store import parse_manifest, version_exists
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.database import Database, now
-from deltareg_registry.database.tables import manifest_blobs, manifests, removed, repositories, versions
+from deltareg_registry.database.tables import manifest_blobs, manifests, removed, versions
 from deltareg_registry.records.audit import record
 from deltareg_registry.records.blobs import sizes_of, touch
 from deltareg_registry.records.events import emit
-from deltareg_registry.records.namespaces import insert_if_absent, make_repository
+from deltareg_registry.records.namespaces import insert_if_absent, locked_repository, make_repository
+from deltareg_registry.records.searchable import make_searchable
 from deltareg_registry.storage import Storage
 from deltareg_registry.storage.source import StorageSource
 
@@ -95,10 +96,9 @@ def _examined(storage: Storage, reference: Reference, manifest: Manifest) -> Del
 
 def _name(connection: Connection, principal: Principal, candidate: _Candidate, address: str | None) -> Published:
     reference, digest = candidate.reference, candidate.digest
-    repository = make_repository(connection, reference.namespace, reference.name)
-    # One publisher of a repository at a time; in SQLite the transaction itself sees to that.
-    connection.execute(select(repositories.c.id).where(repositories.c.id == repository).with_for_update())
-    _check_blobs(connection, repository, reference, candidate.manifest.blobs)
+    # One publisher of a repository at a time.
+    repository = locked_repository(connection, reference.namespace, reference.name)
+    _check_blobs(connection, repository, reference, candidate.manifest.blobs, hold=True)
     same = (versions.c.repository == repository, versions.c.version == reference.version)
     found = connection.execute(select(versions.c.digest).where(*same)).scalar_one_or_none()
     if found is not None and found != digest:
@@ -110,7 +110,9 @@ def _name(connection: Connection, principal: Principal, candidate: _Candidate, a
     if found is not None:
         return Published(digest, created=False)
     _keep_manifest(connection, repository, candidate)
-    connection.execute(insert(versions).values(_row(candidate, repository, principal)))
+    row = _row(candidate, repository, principal)
+    number: int = connection.execute(insert(versions).values(row).returning(versions.c.id)).scalar_one()
+    make_searchable(connection, number, row)
     record(
         connection,
         principal,
@@ -178,9 +180,16 @@ def _row(candidate: _Candidate, repository: int, principal: Principal) -> dict[s
     }
 
 
-def _check_blobs(connection: Connection, repository: int, reference: Reference, wanted: Iterable[Descriptor]) -> None:
+def _check_blobs(
+    connection: Connection,
+    repository: int,
+    reference: Reference,
+    wanted: Iterable[Descriptor],
+    *,
+    hold: bool = False,
+) -> None:
     blobs = list(wanted)
-    sizes = sizes_of(connection, repository, (parse_digest(blob.digest) for blob in blobs))
+    sizes = sizes_of(connection, repository, (parse_digest(blob.digest) for blob in blobs), hold=hold)
     absent = [blob.digest for blob in blobs if blob.digest not in sizes]
     if absent:
         raise NotFound(

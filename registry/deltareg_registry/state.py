@@ -12,7 +12,7 @@ from deltareg_registry.records.pulls import PullCounter
 from deltareg_registry.settings import ServerSettings
 from deltareg_registry.storage import Storage
 
-__all__ = ["State", "state_of"]
+__all__ = ["State", "address_of", "state_of"]
 
 
 @dataclass(frozen=True)
@@ -28,3 +28,8 @@ class State:
 def state_of(request: Request) -> State:
     """The state of the server that got a request."""
     return cast(State, request.app.state.registry)
+
+
+def address_of(request: Request) -> str | None:
+    """Where a request comes from, as the audit log has it."""
+    return None if request.client is None else request.client.host

@@ -25,13 +25,6 @@ __all__ = ["API_ROUTERS"]
 
 API_ROUTERS: tuple[APIRouter, ...] = (
     root_router,
-    namespaces_router,
-    members_router,
-    users_router,
-    tokens_router,
-    webhooks_router,
-    audit_router,
-    statistics_router,
     deltas_router,
     blobs_router,
     changes_router,
@@ -40,5 +33,12 @@ API_ROUTERS: tuple[APIRouter, ...] = (
     index_router,
     check_router,
     compare_router,
+    namespaces_router,
+    members_router,
+    users_router,
+    tokens_router,
+    webhooks_router,
+    audit_router,
+    statistics_router,
 )
 """Each has its whole prefix: the table of needs knows routes by their path."""

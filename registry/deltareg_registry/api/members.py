@@ -7,11 +7,11 @@ from fastapi import APIRouter, Request
 from deltareg.errors import NotSignedIn
 from deltareg.manifest import Document
 from deltareg_registry.access.principal import role_of
-from deltareg_registry.api.asking import PROBLEMS, Asking, address_of, problems
+from deltareg_registry.api.asking import PROBLEMS, Asking, problems
 from deltareg_registry.api.bodies import bounded
 from deltareg_registry.api.documents import DOCUMENT_LIMIT, Change, NamespacePath, RoleText, UserPath
 from deltareg_registry.records.members import Member, list_members, remove_member, set_member
-from deltareg_registry.state import state_of
+from deltareg_registry.state import address_of, state_of
 
 __all__ = ["MemberList", "member_details", "members_router"]
 

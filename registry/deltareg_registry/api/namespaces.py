@@ -11,7 +11,7 @@ from pydantic import Field
 from deltareg.errors import Conflict, NotAllowed
 from deltareg.manifest import Document
 from deltareg_registry.access.principal import Principal, Role
-from deltareg_registry.api.asking import PROBLEMS, Asking, address_of, problems
+from deltareg_registry.api.asking import PROBLEMS, Asking, problems
 from deltareg_registry.api.bodies import bounded
 from deltareg_registry.api.documents import DOCUMENT_LIMIT, NAME, After, Change, Limit, NamespacePath, Shown
 from deltareg_registry.authorise import may_make
@@ -27,7 +27,7 @@ from deltareg_registry.records.namespaces import (
 from deltareg_registry.records.policies import NamespacePolicy, PublicKey, policy_of
 from deltareg_registry.records.quotas import used_bytes
 from deltareg_registry.records.statistics import count_namespaces
-from deltareg_registry.state import state_of
+from deltareg_registry.state import address_of, state_of
 
 __all__ = ["namespaces_router"]
 

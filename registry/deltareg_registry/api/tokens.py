@@ -12,13 +12,13 @@ from deltareg.errors import NotAllowed, NotFound
 from deltareg.manifest import Document
 from deltareg_registry.access.principal import Action, Principal, Scope, role_for
 from deltareg_registry.access.tokens import KeptToken, expiry, list_tokens
-from deltareg_registry.api.asking import PROBLEMS, Asking, address_of, problems
+from deltareg_registry.api.asking import PROBLEMS, Asking, problems
 from deltareg_registry.api.bodies import bounded
 from deltareg_registry.api.documents import DOCUMENT_LIMIT, NAME, PRINTED, Change, IdPath, UserQuery
 from deltareg_registry.authorise import may_make
 from deltareg_registry.records.namespaces import find_namespace
 from deltareg_registry.records.tokens import issue_token, withdraw_token
-from deltareg_registry.state import State, state_of
+from deltareg_registry.state import State, address_of, state_of
 
 __all__ = [
     "GivenToken",

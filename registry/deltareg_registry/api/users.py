@@ -6,12 +6,12 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from deltareg.manifest import Document
-from deltareg_registry.api.asking import PROBLEMS, Asking, address_of, problems
+from deltareg_registry.api.asking import PROBLEMS, Asking, problems
 from deltareg_registry.api.bodies import bounded
 from deltareg_registry.api.documents import DOCUMENT_LIMIT, NAME, After, Change, Limit, Shown, UserPath
 from deltareg_registry.api.tokens import GivenToken, NewToken, give_token
 from deltareg_registry.records.users import User, add_user, change_user, list_users
-from deltareg_registry.state import state_of
+from deltareg_registry.state import address_of, state_of
 
 __all__ = ["UserDetails", "UserList", "user_details", "users_router"]
 

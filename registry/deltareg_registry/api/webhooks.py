@@ -7,7 +7,7 @@ from pydantic import Field
 
 from deltareg.errors import Conflict
 from deltareg.manifest import Document
-from deltareg_registry.api.asking import PROBLEMS, Asking, address_of, problems
+from deltareg_registry.api.asking import PROBLEMS, Asking, problems
 from deltareg_registry.api.bodies import bounded
 from deltareg_registry.api.documents import DOCUMENT_LIMIT, Change, IdPath, Limit, NamespacePath
 from deltareg_registry.records.events import PING, Event, emit_to
@@ -21,7 +21,7 @@ from deltareg_registry.records.webhooks import (
     list_webhooks,
     webhook_of,
 )
-from deltareg_registry.state import state_of
+from deltareg_registry.state import address_of, state_of
 from deltareg_registry.upkeep.addresses import check_url
 
 __all__ = ["webhooks_router"]

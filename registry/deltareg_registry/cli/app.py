@@ -25,8 +25,8 @@ def root() -> None:
 
 
 app.command("serve")(serve)
-app.add_typer(admin_app, name="admin")
 app.command("gc")(gc)
 app.command("fsck")(fsck)
 app.command("backup")(backup)
 app.command("restore")(restore)
+app.add_typer(admin_app, name="admin")

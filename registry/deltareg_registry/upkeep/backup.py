@@ -104,7 +104,7 @@ def restore(source: Path, database: Database, storage: Storage, *, progress: Pro
         if batch and current is not None:
             connection.execute(insert(current), batch)
         for row in connection.execute(select(versions)).mappings().all():
-            make_searchable(connection, row["id"], row)
+            make_searchable(connection, row["id"], {str(key): value for key, value in row.items()})
         if not database.is_sqlite:
             _count_on(connection)
     return CopyReport(rows=count, blobs=len(wanted), copied=copied, bytes=size)

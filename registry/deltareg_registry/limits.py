@@ -5,11 +5,14 @@ Pure ASGI: what is streamed passes through as it comes.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 
 import anyio
 from fastapi import FastAPI, Request
@@ -173,10 +176,15 @@ class _Body:
 
 
 def _token_key(scope: Scope) -> str | None:
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            return "token:" + hashlib.sha256(value).hexdigest()
-    return None
+    header = next((value for name, value in scope["headers"] if name == b"authorization"), None)
+    if header is None:
+        return None
+    scheme, _, token = header.partition(b" ")
+    if scheme.lower() == b"basic":
+        # Any user name goes with a token: it is not to be counted anew with each.
+        with suppress(binascii.Error):
+            token = base64.b64decode(token, validate=True).partition(b":")[2]
+    return "token:" + hashlib.sha256(token.strip()).hexdigest()
 
 
 def _address_key(scope: Scope) -> str:

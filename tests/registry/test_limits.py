@@ -72,6 +72,12 @@ def test_a_good_token_has_a_limit_of_its_own_and_made_up_ones_share_their_addres
         assert client.get("/api/v1/whoami").status_code == 200, "the administrator is not kept out by that"
 
 
+def test_a_token_has_one_limit_whatever_user_name_comes_with_it(slow_server: RunningServer) -> None:
+    with slow_server.client(anonymous=True) as client:
+        answers = [client.get("/v2/", auth=(f"user{number}", slow_server.token)).status_code for number in range(14)]
+    assert answers[0] == 200 and answers[-1] == 429
+
+
 def test_a_document_that_is_too_long_is_not_read(slow_server: RunningServer) -> None:
     with slow_server.client() as client:
         for content in (b'{"name": "' + b"x" * 20_000 + b'"}', iter([b"x" * 6000] * 3)):

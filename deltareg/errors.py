@@ -496,11 +496,11 @@ class BucketUnavailable(RemoteUnavailable):
 
 
 def all_errors() -> list[type[DeltaregError]]:
-    """Every error class, ordered by code."""
+    """Every error class with a code of its own, ordered by code."""
     found: list[type[DeltaregError]] = [DeltaregError]
     for cls in found:
         found.extend(cls.__subclasses__())
-    return sorted(found, key=lambda cls: cls.code)
+    return sorted((cls for cls in found if "code" in vars(cls)), key=lambda cls: cls.code)
 
 
 @contextmanager

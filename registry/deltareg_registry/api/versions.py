@@ -6,7 +6,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 
 from deltareg.errors import BadManifest
-from deltareg.manifest import Document
+from deltareg.manifest import MANIFEST_TYPE, Document
 from deltareg.names import Reference, parse_reference
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.api.asking import PROBLEMS, Asking, address_of, problems
@@ -28,6 +28,12 @@ class PublishReport(Document):
 @versions_router.put(
     "/{namespace}/{name}/versions/{version}",
     status_code=201,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {MANIFEST_TYPE: {"schema": {"$ref": "#/components/schemas/Manifest"}}},
+        }
+    },
     responses={200: {"model": PublishReport, "description": "The version had these bytes."}, **problems(409, 507)},
 )
 async def publish_version(

@@ -13,11 +13,14 @@ PLAIN := $(VENV)/plain
 # More arguments for pytest, the benchmark or the demo: make test ARGS='-k codec'
 ARGS ?=
 
+# The tests of a file stay together for the fixtures that they share; the files come in the order of tests/conftest.py.
+WORKERS := --numprocesses=auto --dist=loadfile --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 # Two installs into one .venv at a time would spoil it.
 .NOTPARALLEL:
-.PHONY: help venv demo test lint format types layers docs bench clean distclean
+.PHONY: help venv demo test coverage lint format types layers docs bench clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +31,10 @@ demo: $(VENV)/runtime.stamp ## the whole way of a delta, on real weights
 	@$(BIN)/python -m tests.demo $(ARGS)
 
 test: $(VENV)/test.stamp ## run every test
-	@$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --cov --cov-report=term $(ARGS)
+	@$(BIN)/python -m pytest $(WORKERS) $(ARGS)
+
+coverage: $(VENV)/test.stamp ## run every test and tell which lines and branches none reaches (takes twice as long)
+	@$(BIN)/python -m pytest $(WORKERS) --cov --cov-report=term $(ARGS)
 
 lint: $(VENV)/test.stamp ## style and format
 	@$(BIN)/ruff check

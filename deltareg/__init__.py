@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from deltareg.apply import apply as apply
     from deltareg.apply import live as live
     from deltareg.apply import verify as verify
+    from deltareg.archive import export_archive as export_archive
+    from deltareg.archive import import_archive as import_archive
     from deltareg.build import build as build
     from deltareg.build.inspecting import inspect as inspect
     from deltareg.catalog import Registry as Registry
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from deltareg.lora import export_lora as export_lora
     from deltareg.lora import import_lora as import_lora
     from deltareg.mergekit import import_mergekit as import_mergekit
+    from deltareg.mirroring import mirror as mirror
     from deltareg.recipe import Recipe as Recipe
     from deltareg.resolve import resolve as resolve
     from deltareg.transfer import pull as pull
@@ -46,11 +49,14 @@ __all__ = [
     "build",
     "check",
     "diff",
+    "export_archive",
     "export_lora",
+    "import_archive",
     "import_lora",
     "import_mergekit",
     "inspect",
     "live",
+    "mirror",
     "pull",
     "push",
     "resolve",
@@ -70,11 +76,14 @@ _HOMES = {
     "apply": "deltareg.apply",
     "check": "deltareg.check",
     "diff": "deltareg.diff",
+    "export_archive": "deltareg.archive",
     "export_lora": "deltareg.lora",
+    "import_archive": "deltareg.archive",
     "import_lora": "deltareg.lora",
     "inspect": "deltareg.build.inspecting",
     "import_mergekit": "deltareg.mergekit",
     "live": "deltareg.apply",
+    "mirror": "deltareg.mirroring",
     "pull": "deltareg.transfer",
     "push": "deltareg.transfer",
     "verify": "deltareg.apply",

@@ -16,6 +16,7 @@ from typing import ClassVar
 __all__ = [
     "AdapterRefused",
     "BadAdapter",
+    "BadArchive",
     "BadCheckpoint",
     "BadConfig",
     "BadHeader",
@@ -29,6 +30,7 @@ __all__ = [
     "Busy",
     "ChannelMoved",
     "CheckpointNotFound",
+    "Conflict",
     "DeltaregError",
     "DeviceFull",
     "DigestMismatch",
@@ -51,6 +53,9 @@ __all__ = [
     "QuotaExceeded",
     "RankLost",
     "RemoteUnavailable",
+    "SignatureInvalid",
+    "SignatureMissing",
+    "SignatureUntrusted",
     "TooManyRequests",
     "UnsupportedFormat",
     "UsageError",
@@ -353,6 +358,15 @@ class QuotaExceeded(NotAllowed):
     code = "DR0304"
 
 
+class Conflict(NotAllowed):
+    """What is there stands against the change: the name is taken, the namespace is not empty, it is the last owner.
+
+    The message says what stands against it. Change that first.
+    """
+
+    code = "DR0309"
+
+
 class LicenceRefused(NotAllowed):
     """The licences of the base and the deltas do not go together, or one of them forbids derivatives.
 
@@ -452,6 +466,46 @@ class OutputDiffers(DeltaregError):
     """
 
     code = "DR0408"
+    exit_code = 5
+
+
+class SignatureMissing(DeltaregError):
+    """A delta that has to be signed is not: no signature of it is stored here, nor at the remote.
+
+    Ask the publisher to sign it (`deltareg sign`). If it was signed after you pulled it, pull it again.
+    """
+
+    code = "DR0409"
+    exit_code = 5
+
+
+class SignatureUntrusted(DeltaregError):
+    """A delta is signed, but by nobody of those that are trusted.
+
+    The message names who signed. If you trust them too, add their public key to `--signed-by` or to the policy.
+    """
+
+    code = "DR0410"
+    exit_code = 5
+
+
+class SignatureInvalid(DeltaregError):
+    """A signature does not hold: it is for other bytes or another name, is malformed, or its certificate has expired.
+
+    Do not use the delta before its publisher has explained that, and has signed it anew.
+    """
+
+    code = "DR0411"
+    exit_code = 5
+
+
+class BadArchive(DeltaregError):
+    """A file that was to be imported is no archive of deltas, was cut short, or holds what no archive may hold.
+
+    Nothing of it was named. Copy the file again; if it is still refused, export it again where it came from.
+    """
+
+    code = "DR0412"
     exit_code = 5
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "Conflict",
     "DeltaConfig",
     "Descriptor",
+    "DigestText",
     "Document",
     "Exactness",
     "Fingerprint",

@@ -5,16 +5,19 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from deltareg.errors import InvalidArgument
+from deltareg.progress import Progress
 
-__all__ = ["in_background", "in_order", "thread_count"]
+__all__ = ["in_background", "in_order", "in_parallel", "thread_count"]
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _SWITCH_SECONDS = 2e-4
@@ -67,6 +70,50 @@ def in_background(tasks: Iterable[Callable[[], object]], threads: int) -> Genera
         finally:
             for one in begun:
                 one.cancel()
+
+
+class _Stopped(Exception):
+    """Another piece of work failed, or the user interrupted."""
+
+
+class _Stoppable(Progress):
+    """Passes on what it hears, and ends the work of whoever tells it once `stop` is set."""
+
+    def __init__(self, inner: Progress, stop: threading.Event) -> None:
+        self._inner = inner
+        self._stop = stop
+
+    def advance(self, count: int) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+        self._inner.advance(count)
+
+
+def in_parallel(work: Callable[[Item, Progress], int], items: Sequence[Item], threads: int, progress: Progress) -> int:
+    """Do `work` for each item and add up what it returns. The first error ends all of it, as does an interrupt."""
+    stop = threading.Event()
+    stoppable = _Stoppable(progress, stop)
+
+    def attempt(item: Item) -> int:
+        if stop.is_set():
+            raise _Stopped
+        try:
+            return work(item, stoppable)
+        except BaseException:
+            stop.set()
+            raise
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="deltareg") as pool:
+        futures = [pool.submit(attempt, item) for item in items]
+        try:
+            wait(futures)
+        finally:
+            stop.set()
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    for error in errors:
+        if not isinstance(error, _Stopped):
+            raise error
+    return sum(future.result() for future in futures)
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import threading
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from pydantic import Field
 
+from deltareg import referrers
 from deltareg.artifact import Artifact
 from deltareg.catalog import Registry
 from deltareg.digest import Digest, parse_digest
-from deltareg.errors import DigestMismatch, DiskFull, InvalidArgument, NotFound
+from deltareg.errors import DigestMismatch, DiskFull, InvalidArgument, NotFound, translate_os_errors
 from deltareg.manifest import Descriptor, Document, Manifest, Requirement
 from deltareg.names import LATEST, Reference, as_reason, parse_reference
 from deltareg.progress import SILENT, Progress
-from deltareg.remote import Remote, open_remote, read_manifest
+from deltareg.remote import Network, Remote, RemoteReferrers, open_remote, read_manifest, takes_files
+from deltareg.signing import StoreReferrers
 from deltareg.store import MANIFEST_LIMIT, Entry, Store, parse_manifest, version_among, version_exists
+from deltareg.threads import in_parallel
 from deltareg.versions import parse_range
 
-__all__ = ["TransferReport", "pull", "push"]
+__all__ = ["Beside", "TransferReport", "pull", "push"]
 
 _ROUNDS = 3
 _NO_REASON = "no reason is given"
 
 _Mark = Literal["yanked", "deprecated"]
+
+
+Beside = Callable[[Reference, Path], Mapping[str, Path]]
+"""Makes files, by name, of a version in a directory that is removed afterwards."""
 
 
 class TransferReport(Document):
@@ -40,6 +49,7 @@ class TransferReport(Document):
     blobs: int = Field(description="blobs of the artifact, without the manifest")
     sent: int = Field(description="blobs that were moved")
     bytes: int = Field(description="bytes that were moved")
+    referrers: int = Field(default=0, description="signatures and other artifacts about it that were moved")
     skipped_bytes: int = Field(description="bytes of blobs that were there already, whole or in part")
     seconds: float
     dry_run: bool
@@ -54,36 +64,42 @@ def push(
     threads: int = 4,
     dry_run: bool = False,
     progress: Progress | None = None,
+    beside: Beside | None = None,
 ) -> TransferReport:
     """Send a version to a remote: first the blobs that it lacks, `threads` at a time, then the manifest.
 
-    A channel or `latest` is sent as the version that it names here. Whether it is yanked or deprecated is for each
-    registry to say. Raises NotFound, VersionExists, NotAllowed, RemoteUnavailable, DiskFull; DigestMismatch where a
-    local blob is damaged: the remote's names are unchanged then.
+    What `beside` makes of the version goes along where the remote shows such files to those who know no deltas. What
+    refers to it, such as signatures, comes last. A channel or `latest` is sent as the version that it names here.
+    Whether it is yanked or deprecated is for each registry to say. Raises NotFound, VersionExists, NotAllowed,
+    RemoteUnavailable, DiskFull; DigestMismatch where a local blob is damaged: the remote's names are unchanged then.
     """
     begun = time.monotonic()
     _check_threads(threads)
-    remote = open_remote(remote) if isinstance(remote, str) else remote
+    remote = _opened(remote)
     store = registry.store
     wanted = _parsed(reference)
     digest = store.resolve(wanted)
     version = _version_of(wanted, digest, store.siblings(wanted))
     data = store.read(digest, limit=MANIFEST_LIMIT)
     manifest = parse_manifest(data, what=f"the manifest of {version}")
-    _check_free(remote, version, digest)
+    there = _check_free(remote, version, digest)
     warnings = [*_marked_here(store, version), *_founding(remote, dry_run=dry_run)]
     lacking = _lacking(registry.artifact(version), remote.list)
     warnings += [f"{version} was taken on top of {one}, which {remote.url} lacks: push that too" for one in lacking]
     lacks = partial(remote.missing, version.repository)
+    going = referrers.sendable(store, remote, version, digest)
+    warnings += going.warnings
+    report = partial(_report, version, digest, remote, manifest, referrers=len(going.carried), begun=begun)
     if dry_run:
         absent = _missing(lacks, manifest)
-        moved = sum(blob.size for blob in absent)
-        return _report(version, digest, remote, manifest, len(absent), moved, begun, dry_run=True, warnings=warnings)
+        return report(len(absent), sum(blob.size for blob in absent), dry_run=True, warnings=warnings)
     sent = moved = 0
     for attempt in range(_ROUNDS):
         absent = _missing(lacks, manifest)
         moved += _in_parallel("push", _sender(store, remote, version.repository), absent, threads, progress)
         sent += len(absent)
+        if beside is not None and not there and attempt == 0:
+            _send_beside(remote, version, beside)
         try:
             remote.put_manifest(version, data)
             break
@@ -91,7 +107,8 @@ def push(
             # Collected at the remote while a long push went on: what is gone is sent again.
             if attempt == _ROUNDS - 1:
                 raise
-    return _report(version, digest, remote, manifest, sent, moved, begun, dry_run=False, warnings=warnings)
+    referrers.send(store, remote, version.repository, going.carried)
+    return report(sent, moved, dry_run=False, warnings=warnings)
 
 
 def pull(
@@ -107,13 +124,15 @@ def pull(
     """Bring a version from a remote: the blobs that are not here in sound form, `threads` at a time, then the name.
 
     A channel, `latest` or a digest brings the version that it names there; a channel is set here too. A damaged local
-    copy is mended. Whether the version is yanked or deprecated there, and why, holds here too. Raises NotFound,
-    VersionExists, RemoteUnavailable, DiskFull; DigestMismatch and BadManifest where the remote's bytes are not what
-    they should be, or where the name means another digest there than the one that is `expected`: nothing is named then.
+    copy is mended. Whether the version is yanked or deprecated there, and why, holds here too; what refers to it there,
+    such as signatures, comes along. Raises NotFound, VersionExists, RemoteUnavailable, DiskFull; SignatureMissing,
+    SignatureUntrusted and SignatureInvalid, before a pack is fetched, where a policy forbids it; DigestMismatch and
+    BadManifest where the remote's bytes are not what they should be, or where the name means another digest there than
+    the one that is `expected`: nothing is named then.
     """
     begun = time.monotonic()
     _check_threads(threads)
-    remote = open_remote(remote) if isinstance(remote, str) else remote
+    remote = _opened(remote)
     store = registry.store
     wanted = _parsed(reference)
     digest = parse_digest(remote.resolve(wanted))
@@ -125,10 +144,14 @@ def pull(
     data = read_manifest(remote, wanted.repository, digest)
     manifest = parse_manifest(data, what=f"the manifest of {version} from {remote.url}")
     store.check_free(version, digest)
+    registry.policies.check(version, digest, [RemoteReferrers(remote), StoreReferrers(store)])
+    coming = referrers.fetchable(store, remote, version, digest)
+    warnings += coming.warnings
+    report = partial(_report, version, digest, remote, manifest, begun=begun)
     if dry_run:
         absent = _missing(lambda digests: store.missing(digests, touch=False), manifest)
         moved = sum(blob.size - store.kept(blob) for blob in absent)
-        return _report(version, digest, remote, manifest, len(absent), moved, begun, dry_run=True, warnings=warnings)
+        return report(len(absent), moved, referrers=len(coming.carried), dry_run=True, warnings=warnings)
     with store.hold():
         absent = _missing(store.missing, manifest)
         present = [blob for blob in manifest.blobs if blob not in absent]
@@ -136,64 +159,33 @@ def pull(
         _check_space(store, absent)
         moved = _in_parallel("pull", _fetcher(store, remote, wanted.repository), absent, threads, progress)
         store.publish(version, data, **marks)
+        lost = referrers.fetch(store, remote, version.repository, coming.carried)
+        warnings += lost
         if version in {entry.reference for entry in entries}:
             _follow_marks(store, version, marks)
         _follow_channel(store, wanted, digest)
     for one in _lacking(registry.artifact(version), store.entries_of):
         hint = f"deltareg pull {one.name} --remote {remote.url}"
         warnings.append(f"{version} was taken on top of {one}, which is not here: {hint}")
-    return _report(version, digest, remote, manifest, len(absent), moved, begun, dry_run=False, warnings=warnings)
+    came = len(coming.carried) - len(lost)
+    return report(len(absent), moved, referrers=came, dry_run=False, warnings=warnings)
 
 
-class _Stopped(Exception):
-    """Another blob failed, or the user interrupted."""
-
-
-class _Stoppable(Progress):
-    """Passes on what it hears, and ends the work of whoever tells it once `stop` is set."""
-
-    def __init__(self, inner: Progress, stop: threading.Event) -> None:
-        self._inner = inner
-        self._stop = stop
-
-    def advance(self, count: int) -> None:
-        if self._stop.is_set():
-            raise _Stopped
-        self._inner.advance(count)
+def _opened(remote: Remote | str) -> Remote:
+    # Whoever writes a URL here means that server: the token of the environment may go there.
+    return open_remote(remote, Network.of(os.environ, [remote])) if isinstance(remote, str) else remote
 
 
 _Work = Callable[[Descriptor, Progress], int]
 
 
 def _in_parallel(step: str, work: _Work, blobs: Sequence[Descriptor], threads: int, progress: Progress | None) -> int:
-    """Do `work` for each blob and add up what it returns. The first error ends all of it, as does an interrupt."""
+    """Do `work` for each blob, as a step of its own, and add up what it returns."""
     if not blobs:
         return 0
     progress = progress or SILENT
-    stop = threading.Event()
-    stoppable = _Stoppable(progress, stop)
-
-    def attempt(blob: Descriptor) -> int:
-        if stop.is_set():
-            raise _Stopped
-        try:
-            return work(blob, stoppable)
-        except BaseException:
-            stop.set()
-            raise
-
-    total = sum(blob.size for blob in blobs)
-    with progress.step(step, total), ThreadPoolExecutor(threads, thread_name_prefix=step) as pool:
-        futures = [pool.submit(attempt, blob) for blob in blobs]
-        try:
-            wait(futures)
-        finally:
-            stop.set()
-    errors = [error for future in futures if (error := future.exception()) is not None]
-    for error in errors:
-        if not isinstance(error, _Stopped):
-            raise error
-    return sum(future.result() for future in futures)
+    with progress.step(step, sum(blob.size for blob in blobs)):
+        return in_parallel(work, blobs, threads, progress)
 
 
 def _sender(store: Store, remote: Remote, repository: str) -> _Work:
@@ -251,14 +243,24 @@ def _version_of(wanted: Reference, digest: Digest, entries: Iterable[Entry]) -> 
     return version
 
 
-def _check_free(remote: Remote, version: Reference, digest: Digest) -> None:
-    """Refuse before any blob is sent; `put_manifest` is what decides."""
+def _send_beside(remote: Remote, version: Reference, beside: Beside) -> None:
+    if not takes_files(remote):
+        return
+    with translate_os_errors("make the files beside it", tempfile.gettempdir()), TemporaryDirectory() as folder:
+        files = beside(version, Path(folder))
+        if files:
+            remote.put_files(version, files)
+
+
+def _check_free(remote: Remote, version: Reference, digest: Digest) -> bool:
+    """Refuse before any blob is sent; `put_manifest` is what decides. Whether the same bytes are there already."""
     try:
         found = remote.resolve(version)
     except NotFound:
-        return
+        return False
     if found != digest:
         raise version_exists(version, found, f" at {remote.url}")
+    return True
 
 
 def _founding(remote: Remote, *, dry_run: bool) -> list[str]:
@@ -338,8 +340,9 @@ def _report(
     manifest: Manifest,
     sent: int,
     moved: int,
-    begun: float,
     *,
+    referrers: int,
+    begun: float,
     dry_run: bool,
     warnings: Sequence[str] = (),
 ) -> TransferReport:
@@ -350,6 +353,7 @@ def _report(
         blobs=len(manifest.blobs),
         sent=sent,
         bytes=moved,
+        referrers=referrers,
         skipped_bytes=max(0, sum(blob.size for blob in manifest.blobs) - moved),
         seconds=time.monotonic() - begun,
         dry_run=dry_run,

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
+
+# Before torch and the BLAS of numpy are loaded: these take a thread for each core, and spin while they wait for work.
+# Beside other workers of pytest, tests on tiny tensors took three times as long. Tests of threads ask for them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from selenium.webdriver import Remote
 
 from tests import weights
-from tests.checkpoint.object_store import Bucket, ObjectStore, Proxy, serve_objects, serve_proxy
+from tests.servers.chromium import browse
+from tests.servers.docker_registry import DockerRegistry, serve_docker_registry
+from tests.servers.object_store import Bucket, ObjectStore, Proxy, serve_objects, serve_proxy
+from tests.servers.postgresql import PostgreSQL, serve_postgresql
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first: begun last, one would keep a worker busy when the others have nothing left."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,9 +67,9 @@ def small_llama(tmp_path_factory: pytest.TempPathFactory) -> weights.Pair:
 
 
 @pytest.fixture(scope="session")
-def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+def object_store() -> Iterator[ObjectStore]:
     """A real S3 server on loopback."""
-    with serve_objects(tmp_path_factory.mktemp("object-store")) as running:
+    with serve_objects() as running:
         yield running
 
 
@@ -75,4 +90,32 @@ def proxy(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """What the environment now names as the store of `bucket`: requests are counted, and may be refused."""
     with serve_proxy(bucket.server.endpoint) as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A real PostgreSQL on loopback."""
+    with serve_postgresql() as running:
+        yield running
+
+
+@pytest.fixture
+def database(postgresql: PostgreSQL) -> Iterator[str]:
+    """The URL of an empty database in it."""
+    with postgresql.database() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def docker_registry() -> Iterator[DockerRegistry]:
+    """A real OCI registry on loopback, which deletes what it is told to and asks nobody who they are."""
+    with serve_docker_registry() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Remote]:
+    """A real browser. What pages keep in it stays from test to test."""
+    with browse() as running:
         yield running

@@ -95,12 +95,19 @@ def publish(store: Store, name: str, packs: Sequence[bytes] = (b"a pack",)) -> D
     return store.publish(parse_reference(name), add_delta(store, packs))
 
 
-def add_referrer(store: Store, subject: Digest, layer: bytes = b"a scan", *, kind: str | None = SCAN) -> bytes:
+def add_referrer(
+    store: Store,
+    subject: Digest,
+    layer: bytes = b"a scan",
+    *,
+    kind: str | None = SCAN,
+    layer_type: str = "application/json",
+) -> bytes:
     """Store the blobs of a referrer and return its manifest."""
     manifest = ReferrerManifest(
         artifact_type=kind,
         config=_put(store, b"{}", EMPTY_TYPE),
-        layers=[_put(store, layer, "application/json")],
+        layers=[_put(store, layer, layer_type)],
         subject=Descriptor(media_type=MANIFEST_TYPE, digest=subject, size=store.size(subject)),
     )
     return encode(manifest)

@@ -17,6 +17,7 @@ from typer.main import get_command
 from deltareg.analysis.compare import ComparisonReport
 from deltareg.apply import ApplyReport
 from deltareg.apply.verify import VerifyReport
+from deltareg.archive import ArchiveReport
 from deltareg.build import BuildReport, LockReport, OutdatedReport, TreeReport, WhyReport
 from deltareg.build.inspecting import InspectReport
 from deltareg.catalog import SearchReport
@@ -29,10 +30,13 @@ from deltareg.errors import DeltaregError, all_errors
 from deltareg.homology import FINDINGS, FindingKind
 from deltareg.lock import Lock
 from deltareg.lora import ExportReport, ImportReport
-from deltareg.manifest import DeltaConfig, Descriptor, Index, Inventory, Manifest
+from deltareg.manifest import DeltaConfig, Descriptor, Index, Inventory, Manifest, ReferrerManifest
 from deltareg.merge import METHODS
 from deltareg.mergekit import MergekitReport
+from deltareg.mirroring import MirrorReport
 from deltareg.recipe import Build, Recipe, RecipeDelta
+from deltareg.remote.logins import Identity, LoginReport, LogoutReport
+from deltareg.signatures import SignatureReport, SignReport
 from deltareg.store import FsckReport, GcReport
 from deltareg.transfer import TransferReport
 from deltareg_registry.api import API_ROUTERS
@@ -48,6 +52,7 @@ SCHEMAS: Mapping[str, type[BaseModel]] = {
     "inventory": Inventory,
     "index": Index,
     "descriptor": Descriptor,
+    "referrer": ReferrerManifest,
     "recipe": Recipe,
     "lock": Lock,
     "error": reports.ErrorDocument,
@@ -60,11 +65,16 @@ SCHEMAS: Mapping[str, type[BaseModel]] = {
     "show": reports.DeltaDetails,
     "search": SearchReport,
     "transfer": TransferReport,
+    "mirror": MirrorReport,
+    "archive": ArchiveReport,
     "yank": reports.YankReport,
     "deprecation": reports.DeprecationReport,
     "channel": reports.ChannelChange,
     "channel-list": reports.ChannelList,
     "verify": VerifyReport,
+    "signature": SignatureReport,
+    "sign": SignReport,
+    "key": reports.KeyReport,
     "check": CheckReport,
     "compare": ComparisonReport,
     "apply": ApplyReport,
@@ -76,6 +86,9 @@ SCHEMAS: Mapping[str, type[BaseModel]] = {
     "inspect": InspectReport,
     "methods": reports.MethodList,
     "fingerprint": FingerprintReport,
+    "login": LoginReport,
+    "logout": LogoutReport,
+    "whoami": Identity,
     "remote-list": reports.RemoteList,
     "remote-change": reports.RemoteChange,
     "recipe-change": reports.RecipeChange,

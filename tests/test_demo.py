@@ -13,6 +13,7 @@ from tests.deltas import flip
 BF16 = demo.PARTS["bf16"]
 
 
+@pytest.mark.slow
 def test_demo_goes_the_whole_way_and_ends_with_its_figures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     scene = tmp_path / "scene"
     scene.mkdir()

@@ -27,8 +27,8 @@ from deltareg.config import CONFIG_NAME, parse_settings
 from deltareg.errors import all_errors
 from deltareg.recipe import parse_recipe
 from tests import demo, docs, program, weights
-from tests.checkpoint.object_store import ObjectStore, object_store_exists
 from tests.perturb import perturb
+from tests.servers.object_store import ObjectStore, object_store_exists
 from tests.synthetic import synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -218,6 +218,7 @@ def _line_pattern(line: str) -> str:
     return r" *" + r" +".join(words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
 def test_page_shows_what_its_command_gives(command: Command, played: Mapping[Command, Outcome]) -> None:
     if "s3://" in command.typed and not object_store_exists():

@@ -11,13 +11,13 @@ import pytest
 
 from deltareg.config import KEYS, VARIABLES
 from deltareg.errors import BadManifest, UnsupportedFormat, all_errors
-from deltareg.manifest import DeltaConfig, Descriptor, Document, Index, Inventory, Manifest, parse
+from deltareg.manifest import DeltaConfig, Descriptor, Document, Index, Inventory, Manifest, ReferrerManifest, parse
 from tests import docs
 
 EXAMPLES = docs.ROOT / "schemas" / "examples"
 VALID = sorted((EXAMPLES / "valid").glob("*.json"))
 INVALID = sorted((EXAMPLES / "invalid").glob("*.json"))
-STORED: list[type[Document]] = [Manifest, DeltaConfig, Inventory, Index, Descriptor]
+STORED: list[type[Document]] = [Manifest, ReferrerManifest, DeltaConfig, Inventory, Index, Descriptor]
 
 
 def schema_of(example: Path) -> str:

@@ -12,7 +12,7 @@ from deltareg.apply.placement import WeightedDelta
 from deltareg.apply.plan import Merge, Plan
 from deltareg.checkpoint import Checkpoint
 from deltareg.licences import DerivedLicence
-from deltareg.markdown import plain
+from deltareg.markdown import front_matter, plain
 from deltareg.merge import Schedule
 
 __all__ = ["Labels", "card", "config_json"]
@@ -87,7 +87,7 @@ def card(
     }
     hub = {"license": licence.hub, "license_name": licence.hub_name}
     front |= {key: value for key, value in hub.items() if value is not None}
-    lines = ["---", *(_yaml(front)), "---", "", f"# {plain(named.title or f'{base} with deltas')}", ""]
+    lines = ["---", *(front_matter(front)), "---", "", f"# {plain(named.title or f'{base} with deltas')}", ""]
     lines += [
         f"Made by {named.maker or f'deltareg {deltareg.__version__}'}: {_sum_of(merge)}.",
         "",
@@ -130,15 +130,3 @@ def _sum_of(merge: Merge) -> str:
     told = plain(_settings(settings))
     start = "target + Σ weight · delta" if name == "linear" else "target + what the deltas are merged to"
     return f"{start}, method `{name}`" + (f" ({told})" if told else "")
-
-
-def _yaml(front: Mapping[str, Any]) -> list[str]:
-    # JSON strings are YAML strings: nothing in a name can break out of the front matter.
-    lines: list[str] = []
-    for key, value in front.items():
-        if isinstance(value, list):
-            lines.append(f"{key}:")
-            lines.extend(f"- {json.dumps(item, ensure_ascii=False)}" for item in cast("list[str]", value))
-        else:
-            lines.append(f"{key}: {json.dumps(value, ensure_ascii=False)}")
-    return lines

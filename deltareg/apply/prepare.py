@@ -213,9 +213,14 @@ def open_delta(
     weights: Schedule,
     parameters: Mapping[str, Schedule] | None = None,
 ) -> WeightedDelta:
-    """A delta by its name, which becomes that of a version. Raises NotFound, UnsupportedFormat."""
+    """A delta by its name, which becomes that of a version.
+
+    Raises NotFound, UnsupportedFormat; SignatureMissing, SignatureUntrusted and SignatureInvalid where a policy forbids
+    it.
+    """
     # The card says what was applied even after `latest` has moved on.
     version = registry.version_of(reference)
+    registry.check_signed(reference)
     artifact = registry.artifact(version)
     told = (registry.yanked(version), registry.deprecated(version))
     return WeightedDelta(version, artifact, weights, parameters or {}, *told)

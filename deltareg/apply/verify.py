@@ -10,6 +10,8 @@ from contextlib import ExitStack, closing
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from deltareg.apply.approximation import verify_errors
 from deltareg.apply.limits import Limits
 from deltareg.apply.placement import WeightedDelta
@@ -24,6 +26,7 @@ from deltareg.manifest import Document
 from deltareg.merge import Schedule
 from deltareg.names import Reference
 from deltareg.progress import SILENT, Progress
+from deltareg.signing import SignatureRow
 from deltareg.threads import in_order, thread_count
 
 if TYPE_CHECKING:
@@ -49,6 +52,7 @@ class VerifyReport(Document):
     tensors: int
     reproduced: bool | None
     relative_error: float | None
+    signatures: list[SignatureRow] = Field(default=[], description="of the delta, where it was asked who signed it")
     seconds: float
 
 

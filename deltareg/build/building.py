@@ -29,6 +29,7 @@ from deltareg.build.settings import own_schedules, parameter_schedules, weight_s
 from deltareg.checkpoint import Checkpoint
 from deltareg.checkpoint.bucket import is_bucket
 from deltareg.checkpoint.output import check_output
+from deltareg.digest import Digest
 from deltareg.errors import (
     BadLock,
     DeltaregError,
@@ -121,7 +122,7 @@ def build(
     Where the lock is current it is followed. Else the recipe is resolved, and the lock written; with `locked` that is
     an error, LockStale. Nothing is fetched before everything is known to fit. The output carries the lock, and the lock
     is told the output's digest. Raises NothingFits, NotHomologous, LicenceRefused, OutputExists, RemoteUnavailable,
-    DigestMismatch, OutputDiffers and what else `apply` raises.
+    DigestMismatch, OutputDiffers, SignatureMissing, SignatureUntrusted, SignatureInvalid and what else `apply` raises.
     """
     how = options or Options()
     started = time.monotonic()
@@ -188,6 +189,9 @@ def _build(
     with ExitStack() as stack:
         checkpoint = stack.enter_context(Checkpoint.open(_pinned(place, lock, base)))
         _check_base(lock, checkpoint)
+        # Before anything else is asked for; what the lock was written from may have been trusted then, and not now.
+        for one in lock.deltas:
+            sources.check_signed(one.name, Digest(one.digest), one.remote)
         wanted = fetches(lock, sources)
         warnings += [warning for one in wanted for warning in one.warnings]
         job = _prepared(lock, checkpoint, wanted, how)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from deltareg import referrers
 from deltareg.artifact import Artifact
 from deltareg.digest import Digest
-from deltareg.errors import DigestMismatch, NotFound
+from deltareg.errors import DigestMismatch, NotFound, SignatureInvalid, SignatureMissing, SignatureUntrusted
 from deltareg.lock import Lock, LockedDelta
 from deltareg.progress import Progress
 from deltareg.resolve import LOCAL, Candidate, Sources
@@ -55,6 +56,21 @@ def fetch(wanted: Sequence[Fetch], sources: Sources, threads: int | None, progre
                 threads=threads or _THREADS,
                 progress=progress,
             )
+        elif sources.registry.policies.of(one.locked.name.repository) is not None:
+            _fetch_signatures(one.locked, sources)
+
+
+def _fetch_signatures(locked: LockedDelta, sources: Sources) -> None:
+    """Bring the signatures of a delta that was here before it was signed, where a policy asks for them."""
+    store, name, digest = sources.registry.store, locked.name, Digest(locked.digest)
+    try:
+        sources.registry.check_signed(name)
+    except (SignatureMissing, SignatureUntrusted, SignatureInvalid):
+        if locked.remote == LOCAL or sources.offline:
+            raise
+        remote = sources.remote(locked.remote)
+        coming = referrers.fetchable(store, remote, name, digest)
+        referrers.fetch(store, remote, name.repository, coming.carried)
 
 
 def _fetch(locked: LockedDelta, sources: Sources) -> Fetch:

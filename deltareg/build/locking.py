@@ -72,8 +72,9 @@ def lock(
 
     What the lock held before stays where it still fits, but for the names in `update`; None frees all. `allow_licence`
     and `exclude_newer` are for `resolve`. With `check` nothing is written, and LockStale is raised where the lock is
-    not what the recipe means. Raises NothingFits and what else `resolve` raises; InvalidArgument for parameters that
-    the method does not have, and selectors that are for no tensor.
+    not what the recipe means. Raises NothingFits and what else `resolve` raises; SignatureMissing, SignatureUntrusted
+    and SignatureInvalid where a policy forbids a delta; InvalidArgument for parameters that the method does not have,
+    and selectors that are for no tensor.
     """
     started = time.monotonic()
     warnings: list[str] = []
@@ -97,6 +98,7 @@ def lock(
             called=project.name,
             threads=threads,
         )
+        check_signed(found)
         _refuse_unmatched(found, base)
         digest = before.base.digest if check and before is not None else base_digest(base.checkpoint, threads, progress)
     after = lock_of(found, digest, before)
@@ -119,6 +121,13 @@ def lock(
         seconds=time.monotonic() - started,
         dry_run=dry_run,
     )
+
+
+def check_signed(found: Resolution) -> None:
+    """Refuse what a policy forbids. Raises SignatureMissing, SignatureUntrusted, SignatureInvalid."""
+    for choice in found.choices:
+        candidate = choice.candidate
+        found.pool.sources.check_signed(candidate.reference, candidate.digest, candidate.remote)
 
 
 def _refuse_unmatched(found: Resolution, base: Base) -> None:

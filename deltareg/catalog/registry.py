@@ -17,6 +17,7 @@ from deltareg.manifest import Fingerprint
 from deltareg.names import Reference, parse_reference
 from deltareg.paths import expand_home
 from deltareg.progress import Progress
+from deltareg.signing import Policies, SignatureRow, StoreReferrers
 from deltareg.store import FsckReport, GcReport, Store, version_among
 
 __all__ = ["Registry", "default_home"]
@@ -32,8 +33,13 @@ class Registry:
     home: Path
     store: Store
     catalog: Catalog
+    policies: Policies
+    """Whose deltas have to be signed before they are pulled, locked, built or applied."""
 
-    def __init__(self, home: Path | str | None = None, *, create: bool = True) -> None:
+    def __init__(
+        self, home: Path | str | None = None, *, create: bool = True, policies: Policies | None = None
+    ) -> None:
+        self.policies = policies or Policies()
         self.home = expand_home(default_home() if home is None else home).absolute()
         self.catalog = Catalog(self.home / "catalog.db")
         self.store = Store(self.home / "registry", create=create)
@@ -62,6 +68,18 @@ class Registry:
     def artifact(self, reference: Reference | str) -> Artifact:
         """The delta of that name. Raises NotFound, BadName, DigestMismatch, BadManifest."""
         return Artifact.open(self.store, self.resolve(reference))
+
+    def check_signed(self, reference: Reference | str) -> list[SignatureRow]:
+        """The signatures that let a delta of that name be used, where a policy asks for some.
+
+        Raises NotFound, SignatureMissing, SignatureUntrusted, SignatureInvalid.
+        """
+        wanted = _parsed(reference)
+        if self.policies.of(wanted.repository) is None:
+            return []
+        # Who names a digest means these bytes, whichever of their versions was signed.
+        name = wanted if wanted.digest is not None else self.version_of(wanted)
+        return self.policies.check(name, self.resolve(wanted), [StoreReferrers(self.store)])
 
     def publish(self, reference: Reference | str, manifest: bytes) -> Digest:
         """Name a manifest whose blobs are in the store: see `Store.publish`."""

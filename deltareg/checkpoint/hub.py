@@ -19,12 +19,27 @@ from deltareg.errors import BadName, CheckpointNotFound, DeltaregError, HubUnava
 if TYPE_CHECKING:
     from deltareg.checkpoint.source import Buffer
 
-__all__ = ["PREFIX", "Hub", "HubFolder", "HubName", "HubSource", "parse_hub_name"]
+__all__ = [
+    "PREFIX",
+    "TIMEOUT",
+    "Hub",
+    "HubFolder",
+    "HubName",
+    "HubSource",
+    "chunks_of",
+    "hub_errors",
+    "hub_library",
+    "open_url",
+    "parse_hub_name",
+    "status_of",
+    "total_size",
+]
 
 PREFIX = "hf://"
 
 _PREFETCH = 16 * 1024
-_TIMEOUT = 10.0
+TIMEOUT = 10.0
+"""Seconds that an answer may take, and each piece of it."""
 _TRIES = 3
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"hf://(?:models/)?({_PART}/{_PART})(?:@([A-Za-z0-9][A-Za-z0-9._/-]{{0,249}}))?")
@@ -65,8 +80,8 @@ class Hub:
 
     def cached(self, name: HubName) -> Path | None:
         """The directory of the revision in the local cache, which may lack files; None if there is none."""
-        library = _library()
-        with _translated(name.text):
+        library = hub_library()
+        with hub_errors(name.text):
             try:
                 # No patterns: the snapshot as it is. Whether it has all of the weights is judged by its index.
                 found = library.snapshot_download(
@@ -76,24 +91,24 @@ class Hub:
                     local_files_only=True,
                     allow_patterns=[],
                 )
-            except _library(".errors").LocalEntryNotFoundError:
+            except hub_library(".errors").LocalEntryNotFoundError:
                 return None
         return Path(found)
 
     def folder(self, name: HubName) -> HubFolder:
         """The files of the revision as they lie on the hub. Raises HubUnavailable, NotAllowed, CheckpointNotFound."""
-        library = _library()
-        with _translated(name.text):
+        library = hub_library()
+        with hub_errors(name.text):
             info = library.HfApi(endpoint=self.endpoint, token=self.token).model_info(
-                name.repository, revision=name.revision, timeout=_TIMEOUT
+                name.repository, revision=name.revision, timeout=TIMEOUT
             )
             files = sorted(sibling.rfilename for sibling in info.siblings or ())
         return HubFolder(self, name, str(info.sha), files)
 
     def download(self, name: HubName, files: Sequence[str]) -> Path:
         """Bring files of the revision into the local cache. Raises as `folder` does, and DiskFull."""
-        library = _library()
-        with _translated(name.text), _bars_on_terminals_only():
+        library = hub_library()
+        with hub_errors(name.text), _bars_on_terminals_only():
             found = library.snapshot_download(
                 name.repository,
                 revision=name.revision,
@@ -123,7 +138,7 @@ class HubFolder:
         """Open one file, which fetches its first bytes."""
         if name not in self._files:
             raise CheckpointNotFound(f"{self.label} has no {name}", path=self.label)
-        url = _library().hf_hub_url(self._name.repository, name, revision=self.commit, endpoint=self._hub.endpoint)
+        url = hub_library().hf_hub_url(self._name.repository, name, revision=self.commit, endpoint=self._hub.endpoint)
         return HubSource(url, name=name, token=self._hub.token)
 
     def read(self, name: str, limit: int) -> bytes:
@@ -180,33 +195,36 @@ class HubSource:
 
     def _fetch_once(self, offset: int, length: int) -> tuple[bytes, int]:
         data = bytearray()
-        with _translated(self.name), _get(self._url, self._token, f"bytes={offset}-{offset + length - 1}") as response:
+        with (
+            hub_errors(self.name),
+            open_url(self._url, self._token, f"bytes={offset}-{offset + length - 1}") as response,
+        ):
             status, headers = int(response.status_code), response.headers
             if status == 416:  # an empty file has no first byte
-                return b"", _total(headers, self.name)
+                return b"", total_size(headers, self.name)
             skip = 0 if status == 206 else offset
             if skip > _MAX_SKIPPED:
                 raise HubUnavailable(f"{self.name}: the server does not give byte ranges", final=True)
-            size = _total(headers, self.name, offset) if status == 206 else int(headers["content-length"])
-            for chunk in _chunks(response):
+            size = total_size(headers, self.name, offset) if status == 206 else int(headers["content-length"])
+            for chunk in chunks_of(response):
                 data += chunk
                 if len(data) >= skip + length:
                     break
         return bytes(data[skip : skip + length]), size
 
 
-def _library(part: str = "") -> Any:
+def hub_library(part: str = "") -> Any:
     """A module of huggingface_hub, imported when needed; untyped, since its types change with its HTTP library."""
     return importlib.import_module(f"huggingface_hub{part}")
 
 
 @contextmanager
-def _get(url: str, token: str | None, byte_range: str) -> Generator[Any]:
+def open_url(url: str, token: str | None, byte_range: str) -> Generator[Any]:
     """A streamed response with a good status, of `httpx` or `requests`, whichever huggingface_hub is built on."""
-    utils = _library(".utils")
+    utils = hub_library(".utils")
     headers = {**utils.build_hf_headers(token=token), "Range": byte_range, "Accept-Encoding": "identity"}
     options: dict[str, Any] = {"max_retries": 0, "retry_on_exceptions": (), "retry_on_status_codes": ()}
-    options |= {"headers": headers, "timeout": _TIMEOUT}
+    options |= {"headers": headers, "timeout": TIMEOUT}
     # Streamed, since a server that ignores the range would otherwise send a whole shard.
     if hasattr(utils, "http_stream_backoff"):
         opened = utils.http_stream_backoff("GET", url, **options)
@@ -220,11 +238,12 @@ def _get(url: str, token: str | None, byte_range: str) -> Generator[Any]:
         yield response
 
 
-def _chunks(response: Any) -> Iterator[bytes]:
+def chunks_of(response: Any) -> Iterator[bytes]:
+    """The body of a streamed response, in pieces."""
     return response.iter_bytes() if hasattr(response, "iter_bytes") else response.iter_content(64 * 1024)
 
 
-def _total(headers: Mapping[str, str], name: str, offset: int | None = None) -> int:
+def total_size(headers: Mapping[str, str], name: str, offset: int | None = None) -> int:
     """The file's size from Content-Range, which must start at `offset`."""
     found = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
     if found is None or (offset is not None and found[1] != str(offset)):
@@ -235,7 +254,7 @@ def _total(headers: Mapping[str, str], name: str, offset: int | None = None) -> 
 @contextmanager
 def _bars_on_terminals_only() -> Generator[None]:
     """Keep huggingface_hub from drawing progress bars into a log."""
-    utils = _library(".utils")
+    utils = hub_library(".utils")
     as_it_is = sys.stderr.isatty() or utils.are_progress_bars_disabled()
     if not as_it_is:
         utils.disable_progress_bars()
@@ -255,8 +274,11 @@ def parse_hub_name(text: str) -> HubName:
 
 
 @contextmanager
-def _translated(what: str) -> Generator[None]:
-    """Turn whatever huggingface_hub and the HTTP library under it raise into an error of deltareg."""
+def hub_errors(what: str, doing: str = "read") -> Generator[None]:
+    """Turn whatever huggingface_hub and the HTTP library under it raise into an error of deltareg.
+
+    `doing` completes the sentence "the hub does not let you …".
+    """
     try:
         yield
     except DeltaregError:
@@ -265,27 +287,28 @@ def _translated(what: str) -> Generator[None]:
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             with translate_os_errors(f"download {what}", error.filename or "the cache"):
                 raise
-        raise _hub_error(what, error) from error
+        raise _hub_error(what, doing, error) from error
 
 
-def _hub_error(what: str, error: Exception) -> DeltaregError:
+def _hub_error(what: str, doing: str, error: Exception) -> DeltaregError:
     # "Not found locally" hides why the hub was not asked.
-    origin = error.__cause__ if isinstance(error, _library(".errors").LocalEntryNotFoundError) else None
+    origin = error.__cause__ if isinstance(error, hub_library(".errors").LocalEntryNotFoundError) else None
     origin = origin or error
-    kind, message, hint = _reason(what, origin)
-    first_line = str(origin).strip().partition("\n")[0]
+    kind, message, hint = _reason(what, doing, origin)
+    # What the server says, where it says something.
+    first_line = getattr(origin, "server_message", None) or str(origin).strip().partition("\n")[0]
     return kind(message, cause=f"{type(origin).__name__}: {first_line}", hint=hint, final=_is_final(origin))
 
 
-def _reason(what: str, error: BaseException) -> tuple[type[DeltaregError], str, str]:
+def _reason(what: str, doing: str, error: BaseException) -> tuple[type[DeltaregError], str, str]:
     """Which error an error of huggingface_hub is, what to tell of it, and what to do about it."""
-    errors = _library(".errors")
+    errors = hub_library(".errors")
     absent, login = CheckpointNotFound, "run `hf auth login`"
     reasons: list[tuple[type[BaseException], type[DeltaregError], str, str]] = [
         (
             errors.OfflineModeIsEnabled,
             HubUnavailable,
-            f"{what} is to be fetched, but HF_HUB_OFFLINE is set",
+            f"{what} is on the hub, but HF_HUB_OFFLINE is set",
             "unset HF_HUB_OFFLINE",
         ),
         (errors.GatedRepoError, NotAllowed, f"{what} is gated", f"accept its conditions on its page, then {login}"),
@@ -298,20 +321,29 @@ def _reason(what: str, error: BaseException) -> tuple[type[DeltaregError], str, 
         if isinstance(error, kind):
             return ours, message, hint
     if isinstance(error, errors.HfHubHTTPError):
-        if _status(error) in (401, 403):
-            return NotAllowed, f"the hub does not let you read {what}", f"check your token, or {login}"
+        if status_of(error) in (401, 403):
+            return NotAllowed, f"the hub does not let you {doing} {what}", f"check your token, or {login}"
+        if status_of(error) == 429:
+            return HubUnavailable, f"the hub was asked too often for {what}", _waiting(error)
         return HubUnavailable, f"the hub refused {what}", "check the name, the revision and your token"
     message = f"the hub could not be reached for {what}"
     return HubUnavailable, message, "check the connection, or download it first and give its path"
 
 
+def _waiting(error: BaseException) -> str:
+    """What to do about a limit on requests, as far as the answer tells."""
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    seconds = str(headers.get("retry-after", ""))
+    return f"wait {seconds} seconds, then run it again" if seconds.isdecimal() else "wait a while, then run it again"
+
+
 def _is_final(error: BaseException) -> bool:
     """Whether asking again gives the same answer."""
-    status = _status(error)
+    status = status_of(error)
     return status is not None and status < 500
 
 
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException | None) -> int | None:
     """The HTTP status that an error of huggingface_hub tells of."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else None

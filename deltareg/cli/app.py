@@ -14,6 +14,7 @@ import typer
 
 from deltareg import __version__
 from deltareg.cli.adapters import export_lora, import_lora
+from deltareg.cli.archives import export_deltas, import_deltas
 from deltareg.cli.builds import build, lock, outdated, tree, update, why
 from deltareg.cli.cache import cache_app
 from deltareg.cli.channels import channel_app
@@ -23,13 +24,16 @@ from deltareg.cli.compare import compare
 from deltareg.cli.deprecations import deprecate, undeprecate
 from deltareg.cli.doctor import doctor
 from deltareg.cli.inspect import inspect
+from deltareg.cli.logins import login, logout, whoami
 from deltareg.cli.mergekit import import_mergekit
 from deltareg.cli.methods import methods
+from deltareg.cli.mirroring import mirror
 from deltareg.cli.recipes import add, new, remove
 from deltareg.cli.registry import list_deltas, show, verify
 from deltareg.cli.remotes import remote_app
 from deltareg.cli.search import search
 from deltareg.cli.setup import init
+from deltareg.cli.signing import sign
 from deltareg.cli.transfers import pull, push
 from deltareg.cli.yanks import unyank, yank
 
@@ -97,12 +101,19 @@ app.command("show")(show)
 app.command("search")(search)
 app.command("push")(push)
 app.command("pull")(pull)
+app.command("mirror")(mirror)
+app.command("export")(export_deltas)
+app.command("import")(import_deltas)
+app.command("login")(login)
+app.command("logout")(logout)
+app.command("whoami")(whoami)
 app.command("yank")(yank)
 app.command("unyank")(unyank)
 app.command("deprecate")(deprecate)
 app.command("undeprecate")(undeprecate)
 app.add_typer(channel_app, name="channel")
 app.command("verify")(verify)
+app.command("sign")(sign)
 app.command("check")(check)
 app.command("compare")(compare)
 app.command("apply")(apply)

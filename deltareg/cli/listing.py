@@ -10,6 +10,7 @@ from deltareg.errors import NotFound
 from deltareg.names import parse_reference
 from deltareg.remote import Remote
 from deltareg.remote.search import RemoteCatalog
+from deltareg.signatures import signatures_of
 
 __all__ = ["details_of", "local_deltas", "remote_deltas"]
 
@@ -55,5 +56,6 @@ def details_of(registry: Registry, reference: str, *, tensors: bool) -> DeltaDet
         deprecated=registry.deprecated(entry.reference),
         manifest=artifact.manifest,
         config=artifact.config,
+        signatures=signatures_of(registry, entry.reference),
         tensors=artifact.inventory.tensors if tensors else None,
     )

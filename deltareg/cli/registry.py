@@ -9,9 +9,13 @@ import typer
 from deltareg.cli.options import Json, ReferenceArgument, Threads, complete_remote
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from deltareg.catalog import CatalogRow
     from deltareg.cli.reports import DeltaDetails
+    from deltareg.config import Settings
     from deltareg.manifest import Parent, TensorEntry
+    from deltareg.signing import SignatureRow
 
 __all__ = ["list_deltas", "show", "verify"]
 
@@ -70,9 +74,9 @@ def show(
 ) -> None:
     """Show what is known of a delta in the local registry.
 
-    Identity, size, base and post, licences, the size of the change by module class (norms, relative to the base's), and
-    with --tensors how each tensor is stored, and how exactly. With --json the manifest and the config as the artifact
-    has them.
+    Identity, size, base and post, licences, signatures as they stand (verify checks them), the size of the change by
+    module class (norms, relative to the base's), and with --tensors how each tensor is stored, and how exactly. With
+    --json the manifest and the config as the artifact has them.
 
     \b
       deltareg show acme/search:1.0.0 --tensors
@@ -104,32 +108,101 @@ def verify(
     post: Annotated[
         str | None, typer.Option("--post", metavar="POST", help="The checkpoint that base + delta has to be.")
     ] = None,
+    signed_by: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--signed-by",
+            metavar="WHO",
+            help="Who has to have signed the delta: a PEM file with a public key or with root certificates, or "
+            "IDENTITY@ISSUER of sigstore. Given several times, one of them suffices.",
+        ),
+    ] = None,
+    remote: Annotated[
+        str | None,
+        typer.Option(
+            "--remote",
+            metavar="REMOTE",
+            help="With --signed-by: look at the signatures that a remote has, and at nothing else.",
+            autocompletion=complete_remote,
+        ),
+    ] = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Check that a delta of the local registry is sound.
+    """Check that a delta of the local registry is sound, and who signed it.
 
     Reads every blob and decodes every record. With --base and --post, which belong together, it also proves that base +
     delta is post, bit for bit. Of a lossy delta it measures the error anew, tensor by tensor, which must be what the
-    delta says. Ends with status 5 where something is wrong.
+    delta says. Ends with status 5 where something is wrong, or where nobody of --signed-by has signed it.
 
     \b
       deltareg verify acme/search:1.0.0 --base base/ --post post/
+      deltareg verify acme/search:1.0.0 --signed-by acme.pub.pem
+      deltareg verify acme/search:1.0.0 --signed-by acme.pub.pem --remote team
     """
+    from deltareg.cli.session import current_settings, reach
+    from deltareg.errors import UsageError
+
+    settings = current_settings()
+    if remote is None:
+        _verify_here(settings, reference, base, post, signed_by or [], threads, json=json)
+        return
+    if not signed_by or base is not None or post is not None:
+        raise UsageError(
+            "of a delta at a remote only the signatures are checked",
+            hint="add --signed-by FILE, and leave --base and --post out; or pull the delta first",
+        )
+    from deltareg.cli.output import print_fields, print_json
+    from deltareg.signatures import verify_signed
+    from deltareg.signing import trusted
+
+    found = verify_signed(reach(settings, remote), reference, [trusted(one) for one in signed_by])
+    if json:
+        print_json(found)
+        return
+    print_fields({"reference": found.reference, "digest": found.digest, "registry": found.registry})
+    _print_signatures(found.signatures)
+
+
+def _verify_here(
+    settings: Settings,
+    reference: str,
+    base: str | None,
+    post: str | None,
+    signed_by: list[str],
+    threads: int | None,
+    *,
+    json: bool,
+) -> None:
     from deltareg.apply.verify import verify
     from deltareg.cli.output import hint, print_report
     from deltareg.cli.progress import watched
-    from deltareg.cli.session import current_settings, open_registry
+    from deltareg.cli.session import open_registry
+    from deltareg.signatures import verify_signed
+    from deltareg.signing import trusted
 
-    settings = current_settings()
     registry = open_registry(settings)
+    people = [trusted(one) for one in signed_by]
+    signatures = verify_signed(registry, reference, people).signatures if people else []
     with watched() as progress:
         report = verify(
             reference, registry, base=base, post=post, threads=threads or settings.threads, progress=progress
         )
-    print_report(report, json=json)
+    print_report(report.model_copy(update={"signatures": signatures}), json=json, leave_out=["signatures"])
+    if signatures and not json:
+        _print_signatures(signatures)
     if report.reproduced is None:
         hint("the delta is sound; whether it gives post is checked with --base BASE --post POST")
+
+
+def _print_signatures(rows: Sequence[SignatureRow]) -> None:
+    from deltareg.cli.output import print_line, print_table
+
+    print_line("")
+    print_table(
+        ["signature", "by", "signed as", "verified as", "fault"],
+        [[row.kind or "", row.signer or "", row.reference or "", row.trusted or "", row.fault or ""] for row in rows],
+    )
 
 
 def _cells(row: CatalogRow) -> list[str]:
@@ -173,9 +246,15 @@ def _fields(details: DeltaDetails) -> dict[str, str]:
         "fingerprint": config.fingerprint.digest,
         "requires": ", ".join(map(str, config.requires)) or None,
         "conflicts": ", ".join(map(str, config.conflicts)) or None,
+        "signatures": "; ".join(_signature(row) for row in details.signatures) or None,
         "producer": config.producer,
     }
     return {label: value for label, value in fields.items() if value is not None}
+
+
+def _signature(row: SignatureRow) -> str:
+    """What a signature claims: `show` has nobody to trust."""
+    return f"{row.signer or row.digest}" + (f" (not good: {row.fault})" if row.fault else " (not checked)")
 
 
 def _parent(parent: Parent) -> str:

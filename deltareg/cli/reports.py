@@ -9,6 +9,7 @@ from pydantic import Field, field_serializer
 from deltareg.catalog import CatalogRow
 from deltareg.manifest import DeltaConfig, Document, Manifest, TensorEntry
 from deltareg.recipe import Number, Setting
+from deltareg.signing import SignatureRow
 
 __all__ = [
     "ChannelChange",
@@ -22,6 +23,7 @@ __all__ = [
     "ErrorDetails",
     "ErrorDocument",
     "InitReport",
+    "KeyReport",
     "MarkedVersion",
     "MethodList",
     "MethodRow",
@@ -90,6 +92,7 @@ class DeltaDetails(Document):
     deprecated: str | None = Field(default=None, description="why it was deprecated; null where it was not")
     manifest: Manifest
     config: DeltaConfig
+    signatures: list[SignatureRow] = Field(default=[], description="what is said of it; deltareg verify checks that")
     tensors: list[TensorEntry] | None = Field(default=None, description="with --tensors")
 
     @field_serializer("manifest", "config", "tensors")
@@ -134,6 +137,15 @@ class YankReport(Document):
     digest: str = Field(description="of its manifest")
     registry: str = Field(description="path of the local registry's home, or the remote's URL")
     yanked: str | None = Field(description="why it is yanked now; null where it is not")
+    dry_run: bool
+
+
+class KeyReport(Document):
+    """The key pair that `sign --generate-key` made."""
+
+    private: str = Field(description="path of the private key, which only its owner may read")
+    public: str = Field(description="path of the public key")
+    fingerprint: str | None = Field(description="SHA-256 digest of the public key's PEM text; null of a dry run")
     dry_run: bool
 
 

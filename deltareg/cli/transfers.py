@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deltareg.cli.options import DryRun, Json, ReferenceArgument, RemoteOption, Threads
+from deltareg.cli.options import DryRun, Json, LimitRate, ReferenceArgument, RemoteOption, Threads
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from deltareg.catalog import Registry
+    from deltareg.names import Reference
     from deltareg.transfer import TransferReport
 
 __all__ = ["pull", "push"]
@@ -18,13 +23,15 @@ def push(
     reference: ReferenceArgument,
     remote: RemoteOption = None,
     threads: Threads = None,
+    limit_rate: LimitRate = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Send a delta to a remote.
 
     Only the blobs that the remote lacks are sent, each verified before it becomes visible; the name comes last. Cut
-    off, the same command goes on where it was. A version that the remote has with other bytes is refused.
+    off, the same command goes on where it was. A version that the remote has with other bytes is refused. On the
+    Hugging Face Hub, a delta that is a LoRA adapter gets that adapter beside it, for peft.
 
     \b
       deltareg push acme/search:1.0.0 --remote team
@@ -34,7 +41,7 @@ def push(
     from deltareg.transfer import push
 
     settings = current_settings()
-    goal = reach(settings, remote)
+    goal = reach(settings, remote, limit=limit_rate)
     registry = open_registry(settings)
     with watched() as progress:
         report = push(
@@ -44,6 +51,7 @@ def push(
             threads=threads or settings.threads or _THREADS,
             dry_run=dry_run,
             progress=progress,
+            beside=lambda version, folder: _adapter(version, registry, folder),
         )
     _print_report(report, json=json)
 
@@ -52,6 +60,7 @@ def pull(
     reference: ReferenceArgument,
     remote: RemoteOption = None,
     threads: Threads = None,
+    limit_rate: LimitRate = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -68,7 +77,7 @@ def pull(
     from deltareg.transfer import pull
 
     settings = current_settings()
-    source = reach(settings, remote)
+    source = reach(settings, remote, limit=limit_rate)
     with writable_registry(settings, dry_run=dry_run) as registry, watched() as progress:
         report = pull(
             registry,
@@ -81,6 +90,12 @@ def pull(
     _print_report(report, json=json)
 
 
+def _adapter(version: Reference, registry: Registry, folder: Path) -> Mapping[str, Path]:
+    from deltareg.lora import stored_adapter
+
+    return stored_adapter(version, registry, folder)
+
+
 def _print_report(report: TransferReport, *, json: bool) -> None:
     from deltareg.cli.output import print_report, warn
     from deltareg.cli.units import speed
@@ -89,4 +104,5 @@ def _print_report(report: TransferReport, *, json: bool) -> None:
         warn(warning)
     moved = report.bytes if not report.dry_run else 0
     more = {"speed": speed(moved, report.seconds)} if moved else None
-    print_report(report, json=json, leave_out=["warnings"], more=more)
+    leave_out = ["warnings"] if report.referrers else ["warnings", "referrers"]
+    print_report(report, json=json, leave_out=leave_out, more=more)

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from deltareg.digest import Digest, parse_digest
 from deltareg.errors import (
+    BadName,
     DeltaregError,
     NotAllowed,
     NotFound,
@@ -46,7 +47,9 @@ class DirectoryRemote:
             self._check_there()
             writable = os.access(self.path, os.W_OK)
             vacant = os.access(self.path, os.R_OK) and is_vacant(self.path)
-        return Capabilities(writable=writable, resumable=True, conditional_put=True, search=False, vacant=vacant)
+        return Capabilities(
+            writable=writable, resumable=True, conditional_put=True, search=False, removal=True, vacant=vacant
+        )
 
     def missing(self, repository: str, digests: Iterable[Digest]) -> set[Digest]:
         """Those of `digests` that are not there. The others are safe from `gc` for its grace period."""
@@ -140,6 +143,13 @@ class DirectoryRemote:
         """Drop a channel."""
         with self._reaching():
             self._readable_store(f"{repository}:{channel}").remove_channel(repository, channel)
+
+    def remove(self, reference: Reference) -> None:
+        """Drop a version."""
+        if reference.version is None:
+            raise BadName(f"{reference} does not name a version", hint="name one: namespace/name:1.2.3")
+        with self._reaching():
+            self._readable_store(reference).remove(reference)
 
     def _store(self) -> Store | None:
         """The store, or None where the directory may become one."""

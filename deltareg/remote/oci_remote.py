@@ -37,7 +37,7 @@ from deltareg.remote.http import HttpClient
 from deltareg.remote.network import Address, Network, parse_address
 from deltareg.remote.oci import EMPTY, AnyManifest, OciClient, in_parallel
 from deltareg.remote.protocol import Capabilities, RemoteEntry
-from deltareg.store import channel_moved, parse_manifest, version_exists
+from deltareg.store import channel_moved, parse_manifest, parse_referrer, version_exists
 from deltareg.store.index import CREATED
 from deltareg.store.writer import mismatch
 
@@ -114,7 +114,7 @@ class OciRemote:
         found = self._client.digest(reference.repository, version)
         if found is not None and found != digest:
             raise version_exists(reference, found, f" at {self.url}")
-        self._check_blobs(reference, document.blobs)
+        self._check_blobs(reference.repository, reference, document.blobs)
         if found is None:
             self._client.put_manifest(reference.repository, version, manifest)
         return digest
@@ -128,6 +128,9 @@ class OciRemote:
 
     def put_referrer(self, repository: str, manifest: bytes) -> Digest:
         """Store the manifest of a referrer."""
+        # Registries refuse blobs that they lack in words of their own; without one of them they do not tell which.
+        document = parse_referrer(manifest, what=f"the manifest of a referrer in {repository}")
+        self._check_blobs(repository, f"what refers to {document.subject.digest}", document.blobs)
         return self._client.put_referrer(repository, manifest)
 
     def referrers(self, repository: str, digest: Digest, artifact_type: str | None = None) -> builtins.list[Descriptor]:
@@ -165,6 +168,7 @@ class OciRemote:
                 size=named.size,
                 created=(named.document.annotations or {}).get(CREATED, ""),
                 yanked=said.get((one, f"_yanked.{tag}")),
+                deprecated=said.get((one, f"_deprecated.{tag}")),
             )
             for (one, tag), named in zip(names, found, strict=True)
             if named is not None and named.is_delta
@@ -284,15 +288,13 @@ class OciRemote:
         digest = self._put_mark(repository, tag, {})
         self._client.delete_manifest(repository, digest)
 
-    def _check_blobs(self, reference: Reference, blobs: Iterable[Descriptor]) -> None:
+    def _check_blobs(self, repository: str, what: Reference | str, blobs: Iterable[Descriptor]) -> None:
         wanted = builtins.list(blobs)
-        sizes = in_parallel(
-            lambda blob: self._client.blob_size(reference.repository, parse_digest(blob.digest)), wanted
-        )
+        sizes = in_parallel(lambda blob: self._client.blob_size(repository, parse_digest(blob.digest)), wanted)
         absent = [blob.digest for blob, size in zip(wanted, sizes, strict=True) if size is None]
         if absent:
             raise NotFound(
-                f"{reference} cannot be published: {len(absent)} of its blobs are missing: {', '.join(absent[:3])}",
+                f"{what} cannot be published: {len(absent)} of its blobs are missing: {', '.join(absent[:3])}",
                 hint="run the command again",
                 missing=absent,
             )

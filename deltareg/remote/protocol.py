@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeGuard
 
@@ -17,7 +17,18 @@ from deltareg.store import Entry
 if TYPE_CHECKING:
     from deltareg.catalog.search import Query, SearchReport
 
-__all__ = ["PROTOCOL_VERSION", "Capabilities", "Remote", "RemoteEntry", "SearchableRemote", "is_searchable"]
+__all__ = [
+    "PROTOCOL_VERSION",
+    "Capabilities",
+    "FilesRemote",
+    "Remote",
+    "RemoteEntry",
+    "RemovingRemote",
+    "SearchableRemote",
+    "is_removing",
+    "is_searchable",
+    "takes_files",
+]
 
 PROTOCOL_VERSION = 1
 
@@ -33,6 +44,7 @@ class Capabilities(Document):
     resumable: bool = Field(description="a blob that was cut off is sent on from there")
     conditional_put: bool = Field(description="of two writers of one version exactly one wins")
     search: bool = Field(description="finds deltas by base, not only by name")
+    removal: bool = Field(default=False, description="versions can be removed")
     vacant: bool = Field(default=False, description="no registry yet: the first push makes one")
 
 
@@ -146,6 +158,38 @@ class SearchableRemote(Remote, Protocol):
     def search(self, query: Query) -> SearchReport:
         """The published versions that `query` asks for, best fit first, then newest first."""
         ...
+
+
+class FilesRemote(Remote, Protocol):
+    """A remote where people look who know no deltas, and that shows them files beside a version."""
+
+    def put_files(self, reference: Reference, files: Mapping[str, Path]) -> None:
+        """Send files, by name, that are to lie beside a version while it is the latest one.
+
+        They are seen once the version is published; `put_manifest` has to follow.
+        """
+        ...
+
+
+class RemovingRemote(Remote, Protocol):
+    """A remote whose versions can be removed."""
+
+    def remove(self, reference: Reference) -> None:
+        """Drop a version; it is never free for other bytes.
+
+        Raises NotFound; BadName where `reference` is no version; NotAllowed while a channel points to it.
+        """
+        ...
+
+
+def takes_files(remote: Remote) -> TypeGuard[FilesRemote]:
+    """Whether a remote shows files beside versions."""
+    return callable(getattr(remote, "put_files", None))
+
+
+def is_removing(remote: Remote) -> TypeGuard[RemovingRemote]:
+    """Whether versions of a remote can be removed. Asks it."""
+    return remote.capabilities().removal
 
 
 def is_searchable(remote: Remote) -> TypeGuard[SearchableRemote]:

@@ -8,7 +8,31 @@ from deltareg.manifest import Descriptor
 from deltareg.remote.protocol import Remote
 from deltareg.store import MANIFEST_LIMIT
 
-__all__ = ["read_blob", "read_manifest"]
+__all__ = ["RemoteReferrers", "read_blob", "read_manifest"]
+
+
+class RemoteReferrers:
+    """The referrers at a remote, as `deltareg.signing` reads them: each verified against its digest."""
+
+    def __init__(self, remote: Remote) -> None:
+        self._remote = remote
+
+    @property
+    def name(self) -> str:
+        """The remote's URL."""
+        return self._remote.url
+
+    def referrers(self, repository: str, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
+        """The referrers of a manifest."""
+        return self._remote.referrers(repository, digest, artifact_type)
+
+    def read_manifest(self, repository: str, digest: Digest) -> bytes:
+        """A manifest."""
+        return read_manifest(self._remote, repository, digest)
+
+    def read_blob(self, repository: str, blob: Descriptor, limit: int) -> bytes:
+        """A blob of at most `limit` bytes."""
+        return read_blob(self._remote, repository, blob, limit)
 
 
 def read_manifest(remote: Remote, repository: str, digest: Digest) -> bytes:

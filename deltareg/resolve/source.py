@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +13,8 @@ from deltareg.digest import Digest, parse_digest
 from deltareg.errors import DigestMismatch, InvalidArgument, NotFound
 from deltareg.manifest import Conflict, Descriptor, Exactness, Requirement
 from deltareg.names import LOCAL, Reference, parse_reference
-from deltareg.remote import Remote, open_remote, read_blob, read_manifest
+from deltareg.remote import Network, Remote, RemoteReferrers, open_remote, read_blob, read_manifest
+from deltareg.signing import ReferrerSource, StoreReferrers
 from deltareg.spelling import did_you_mean
 from deltareg.store import Entry, Store, channels_by_digest
 
@@ -202,6 +203,7 @@ class Sources:
     default: str | None = None
     offline: bool = False
     keeps: bool = True
+    network: Network = field(default_factory=Network)
     _opened: dict[str, Source] = field(default_factory=dict[str, Source], init=False, repr=False)
 
     def remote_of(self, repository: str, wanted: str | None = None) -> str:
@@ -224,6 +226,19 @@ class Sources:
                 self._opened[name] = RemoteSource(name, self.remote(name), self.registry.store, keeps=self.keeps)
         return self._opened[name]
 
+    def check_signed(self, reference: Reference, digest: Digest, name: str) -> None:
+        """Refuse a delta that a policy forbids: neither here nor at the remote `name` is a signature that suffices.
+
+        Raises SignatureMissing, SignatureUntrusted, SignatureInvalid, RemoteUnavailable.
+        """
+        self.registry.policies.check(reference, digest, self._referrers(name))
+
+    def _referrers(self, name: str) -> Iterator[ReferrerSource]:
+        """This machine first: the remote is asked only where that does not do."""
+        yield StoreReferrers(self.registry.store)
+        if name != LOCAL and not self.offline:
+            yield RemoteReferrers(self.remote(name))
+
     def remote(self, name: str) -> Remote:
         """The remote of that name. Raises InvalidArgument for an unknown one."""
         if name not in self.urls:
@@ -236,7 +251,7 @@ class Sources:
                 if "/" in name
                 else f"deltareg remote add {name} URL",
             )
-        return open_remote(self.urls[name])
+        return open_remote(self.urls[name], self.network)
 
 
 def _named_source(registry: Registry, name: str) -> RegistrySource:

@@ -30,7 +30,9 @@ __all__ = [
     "Snapshot",
     "channels_by_digest",
     "checksum_fault",
+    "encode_index",
     "latest_tag",
+    "parse_index",
     "read_index",
     "signature_of",
     "version_among",
@@ -198,7 +200,16 @@ def latest_tag(entries: Iterable[Entry]) -> str | None:
 def read_index(path: Path) -> Snapshot:
     """Read an `index.json`. Raises BadManifest where it is missing, too large, or not an index."""
     signature, data = _read_signed(path)
-    snapshot = Snapshot(signature, str(path), data, _lines(data, what=str(path)))
+    return _snapshot(signature, data, what=str(path))
+
+
+def parse_index(data: bytes, *, what: str) -> Snapshot:
+    """An `index.json` that came from elsewhere than a disk. Raises BadManifest where it is not an index."""
+    return _snapshot((0, len(data), 0), data, what=what)
+
+
+def _snapshot(signature: Signature, data: bytes, *, what: str) -> Snapshot:
+    snapshot = Snapshot(signature, what, data, _lines(data, what=what))
     if snapshot.lines is None:
         # Whatever is wrong with it is told now.
         _ = snapshot.index
@@ -247,7 +258,12 @@ def signature_of(path: Path) -> Signature | None:
 
 
 def write_index(path: Path, index: Index, *, temporary: Path) -> None:
-    """Replace an `index.json`: its manifests a line each, in the order of their names.
+    """Replace an `index.json`."""
+    write_atomically(path, encode_index(index), temporary=temporary)
+
+
+def encode_index(index: Index) -> bytes:
+    """The bytes of an `index.json`: its manifests a line each, in the order of their names.
 
     A checksum of itself in its annotations lets `fsck` find a flipped bit, and readers trust the order of the lines.
     """
@@ -262,7 +278,7 @@ def write_index(path: Path, index: Index, *, temporary: Path) -> None:
     # The annotations come first, so that nothing that another program put elsewhere is taken for the checksum.
     keys = sorted(fields, key=lambda key: (key != "annotations", key))
     data = f"{{{','.join(f'{_compact(key)}:{fields[key]}' for key in keys)}}}".encode()
-    write_atomically(path, data.replace(_checksum_field(""), _checksum_field(sha256(data)), 1), temporary=temporary)
+    return data.replace(_checksum_field(""), _checksum_field(sha256(data)), 1)
 
 
 def _compact(value: Any) -> str:

@@ -7,17 +7,18 @@ asking for the referrers of one delta opens no other file; of entries that anoth
 from __future__ import annotations
 
 from collections.abc import Iterable, Set
+from typing import Protocol
 
 from deltareg.digest import Digest, parse_digest, sha256
 from deltareg.errors import BadManifest, DeltaregError, NotAllowed
 from deltareg.manifest import MANIFEST_TYPE, Descriptor, Index, ReferrerManifest, parse
-from deltareg.store.blobs import Blobs
 from deltareg.store.index import REF_NAME
 
 __all__ = [
     "REFERRERS_LIMIT",
     "REFERRER_LIMIT",
     "SUBJECT",
+    "Readable",
     "entry_of",
     "is_untagged",
     "parse_referrer",
@@ -35,6 +36,14 @@ REFERRER_LIMIT = 256 * 1024
 
 REFERRERS_LIMIT = 1000
 """Referrers that one manifest has at most: whoever may write must not be able to fill the index with one delta."""
+
+
+class Readable(Protocol):
+    """Where the manifests of referrers are: a store, or a remote that keeps an index as stores do."""
+
+    def read(self, digest: Digest, *, limit: int) -> bytes:
+        """The verified bytes of a manifest of at most `limit` bytes. Raises a DeltaregError."""
+        ...
 
 
 def parse_referrer(data: bytes, *, what: str) -> ReferrerManifest:
@@ -57,7 +66,7 @@ def is_untagged(descriptor: Descriptor) -> bool:
     return descriptor.media_type == MANIFEST_TYPE and REF_NAME not in (descriptor.annotations or {})
 
 
-def subject_of(blobs: Blobs, descriptor: Descriptor) -> Digest | None:
+def subject_of(blobs: Readable, descriptor: Descriptor) -> Digest | None:
     """The subject of an untagged entry of the index; None where it has none, or cannot be read."""
     told = (descriptor.annotations or {}).get(SUBJECT)
     try:
@@ -72,7 +81,7 @@ def subject_of(blobs: Blobs, descriptor: Descriptor) -> Digest | None:
 
 
 def referrers_among(
-    blobs: Blobs, untagged: Iterable[Descriptor], digest: Digest, artifact_type: str | None
+    blobs: Readable, untagged: Iterable[Descriptor], digest: Digest, artifact_type: str | None
 ) -> list[Descriptor]:
     """The referrers of a manifest, by their digests, without the store's own annotation."""
     found: dict[str, Descriptor] = {}
@@ -87,7 +96,7 @@ def referrers_among(
     return [found[key] for key in sorted(found)]
 
 
-def _as_told(blobs: Blobs, descriptor: Descriptor) -> Descriptor:
+def _as_told(blobs: Readable, descriptor: Descriptor) -> Descriptor:
     annotations = {key: text for key, text in (descriptor.annotations or {}).items() if key != SUBJECT}
     kind = descriptor.artifact_type
     if kind is None:

@@ -2,47 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterable
 from pathlib import Path
 
 from deltareg.digest import Digest, canonical_json, parse_digest, parse_json, sha256
 from deltareg.errors import (
     BadManifest,
-    BadName,
-    ChannelMoved,
-    NotAllowed,
     NotFound,
     UnsupportedFormat,
     UsageError,
-    VersionExists,
     translate_os_errors,
 )
-from deltareg.manifest import CONFIG_TYPE, DELTA_TYPE, MANIFEST_TYPE, DeltaConfig, Descriptor, Index, Manifest, parse
-from deltareg.names import LATEST, Reference, parse_reason, parse_reference
+from deltareg.manifest import Descriptor, Index, Manifest, parse
+from deltareg.names import Reference, parse_reason
 from deltareg.progress import SILENT, Progress
-from deltareg.store import collect, inspect
+from deltareg.store import changes, collect, inspect
 from deltareg.store.blobs import Blobs
 from deltareg.store.collect import GcReport
 from deltareg.store.files import sync_directory, write_atomically
 from deltareg.store.index import (
-    CREATED,
     DEPRECATED,
-    REF_NAME,
     YANKED,
     Entry,
     Signature,
     Snapshot,
-    latest_tag,
     read_index,
     signature_of,
     write_index,
 )
 from deltareg.store.inspect import FsckReport
-from deltareg.store.referrers import entry_of, parse_referrer, referrers_among, with_referrer, without
+from deltareg.store.referrers import parse_referrer, referrers_among, without
 from deltareg.store.writer import mismatch
 
-__all__ = ["LAYOUT", "MANIFEST_LIMIT", "Store", "channel_moved", "is_vacant", "parse_manifest", "version_exists"]
+__all__ = ["LAYOUT", "MANIFEST_LIMIT", "Store", "is_vacant", "parse_manifest"]
 
 LAYOUT = {"imageLayoutVersion": "1.0.0"}
 
@@ -89,8 +81,7 @@ class Store(Blobs):
         the manifest or its config cannot be read; NotFound and DigestMismatch where blobs are missing or have another
         size.
         """
-        if reference.version is None:
-            raise BadName(f"{reference} does not name a version", hint="to publish, write namespace/name:1.2.3")
+        changes.check_version(reference)
         document = parse_manifest(manifest, what=f"the manifest of {reference}")
         told = {YANKED: yanked, DEPRECATED: deprecated}
         marks = {mark: parse_reason(reason) for mark, reason in told.items() if reason is not None}
@@ -100,21 +91,15 @@ class Store(Blobs):
             self.put(manifest)
             with self.lock.exclusive():
                 self._check_blobs(reference, document.blobs)
-                self._check_config(reference, document.config)
+                data = self.read(Digest(document.config.digest), limit=_CONFIG_LIMIT)
+                changes.config_of(reference, document.config, data)
                 snapshot = self.snapshot()
-                self.check_free(reference, digest)
-                if snapshot.entry(reference) is None:
-                    named = _named(reference, digest, len(manifest), marks)
-                    self._write(snapshot.with_entry(reference, named))
+                self._write(changes.published(snapshot, reference, digest, len(manifest), marks))
         return digest
 
     def check_free(self, reference: Reference, digest: Digest) -> None:
         """Raise VersionExists where the version has, or had before it was removed, other bytes."""
-        snapshot = self.snapshot()
-        entry = snapshot.entry(reference)
-        other = entry.digest if entry is not None else snapshot.removed.get(str(reference))
-        if other is not None and other != digest:
-            raise version_exists(reference, other, "" if entry is not None else " and was removed")
+        changes.check_free(self.snapshot(), reference, digest)
 
     def yank(self, reference: Reference, reason: str) -> None:
         """Yank a version: new resolutions skip it from now on; its bytes and its name stay. Or give another reason.
@@ -144,32 +129,14 @@ class Store(Blobs):
         Raises ChannelMoved where it does not, NotFound where no version has the digest, BadName for a name that is no
         channel or is computed, as `latest` is.
         """
-        reference = parse_reference(f"{repository}:{channel}")
-        if reference.version is not None or channel == LATEST:
-            raise BadName(f"{channel!r} cannot be set", hint="a channel is a lower-case word other than latest")
         with self.lock.exclusive():
             snapshot = self.snapshot()
-            found = snapshot.entry(reference)
-            now = None if found is None else found.digest
-            if now == digest:
-                return
-            if now != expected:
-                raise channel_moved(reference, now, expected)
-            published = [
-                entry
-                for entry in snapshot.entries_of(repository)
-                if entry.digest == digest and entry.reference.version is not None
-            ]
-            if not published:
-                raise self._unknown(Reference(reference.namespace, reference.name, digest=digest), snapshot)
-            self._write(snapshot.with_entry(reference, _named(reference, digest, published[0].size)))
+            self._write(changes.with_channel(snapshot, repository, channel, digest, expected, str(self.root)))
 
     def remove_channel(self, repository: str, channel: str) -> None:
         """Drop a channel; the version that it points to stays. Raises NotFound, BadName for what is no channel."""
-        reference = parse_reference(f"{repository}:{channel}")
-        if reference.version is not None:
-            raise BadName(f"{channel!r} is no channel", hint="a channel is a lower-case word, such as prod")
-        self.remove(reference)
+        with self.lock.exclusive():
+            self._write(changes.without_channel(self.snapshot(), repository, channel, str(self.root)))
 
     def put_referrer(self, repository: str, manifest: bytes) -> Digest:
         """Store the manifest of a referrer, whose blobs and whose subject are here; return its digest.
@@ -183,17 +150,9 @@ class Store(Blobs):
             digest = self.put(manifest)
             with self.lock.exclusive():
                 snapshot = self.snapshot()
-                subject = parse_digest(document.subject.digest)
-                if not any(entry.digest == subject for entry in snapshot.entries_of(repository)):
-                    raise NotFound(
-                        f"{repository} has no version with the digest {subject}, which {digest} refers to",
-                        hint=f"deltareg list {repository}",
-                        digest=subject,
-                    )
-                self._check_blobs(f"{digest}, which refers to {subject},", document.blobs)
-                entry = entry_of(manifest, document)
-                if entry not in snapshot.untagged:
-                    self._write(with_referrer(snapshot.index, entry))
+                index = changes.with_referrer_of(snapshot, repository, manifest, document)
+                self._check_blobs(f"{digest}, which refers to {document.subject.digest},", document.blobs)
+                self._write(index)
         return digest
 
     def referrers(self, repository: str, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
@@ -208,22 +167,8 @@ class Store(Blobs):
 
         Raises NotFound, NotAllowed while a channel points to the version, BadName for `latest` and digests.
         """
-        if reference.tag is None or reference.tag == LATEST:
-            raise BadName(f"{reference} is no stored name", hint="name a version or a channel: namespace/name:1.2.3")
         with self.lock.exclusive():
-            snapshot = self.snapshot()
-            entry = snapshot.entry(reference)
-            if entry is None:
-                raise self._unknown(reference, snapshot)
-            others = [other for other in snapshot.entries_of(reference.repository) if other.digest == entry.digest]
-            versions = [other for other in others if other.reference.version is not None]
-            channels = [str(other.reference) for other in others if other.reference.version is None]
-            if versions == [entry] and channels:
-                raise NotAllowed(
-                    f"{reference} cannot be removed while {', '.join(channels)} points to it",
-                    hint="move or remove the channel first",
-                )
-            self._write(snapshot.without_entry(reference, entry.digest))
+            self._write(changes.without_name(self.snapshot(), reference, str(self.root)))
 
     def resolve(self, reference: Reference) -> Digest:
         """The digest that a version, a channel, `latest` (also: no tag) or a digest names. Raises NotFound."""
@@ -231,18 +176,7 @@ class Store(Blobs):
 
     def entry(self, reference: Reference) -> Entry:
         """The entry that a reference leads to. Raises NotFound, which lists what there is."""
-        snapshot = self.snapshot()
-        siblings = snapshot.entries_of(reference.repository)
-        if reference.digest is not None:
-            found = next((entry for entry in siblings if entry.digest == reference.digest), None)
-        else:
-            tag = reference.tag or LATEST
-            if tag == LATEST:
-                tag = latest_tag(siblings) or tag
-            found = next((entry for entry in siblings if entry.reference.tag == tag), None)
-        if found is None:
-            raise self._unknown(reference, snapshot)
-        return found
+        return changes.find(self.snapshot(), reference, str(self.root))
 
     def entries(self) -> list[Entry]:
         """Every version and channel, in the order of their names."""
@@ -341,22 +275,13 @@ class Store(Blobs):
                 hint="install a newer deltareg",
             )
 
-    def _write(self, index: Index) -> None:
-        write_index(self.index_path, index, temporary=self.scratch())
+    def _write(self, index: Index | None) -> None:
+        if index is not None:
+            write_index(self.index_path, index, temporary=self.scratch())
 
     def _mark(self, reference: Reference, mark: str, reason: str | None) -> None:
-        if reference.version is None:
-            done = "yanked" if mark == YANKED else "deprecated"
-            raise BadName(
-                f"{reference} does not name a version", hint=f"only versions are {done}: namespace/name:1.2.3"
-            )
         with self.lock.exclusive():
-            snapshot = self.snapshot()
-            entry = snapshot.entry(reference)
-            if entry is None:
-                raise self._unknown(reference, snapshot)
-            if (entry.yanked if mark == YANKED else entry.deprecated) != reason:
-                self._write(snapshot.with_mark(reference, mark, reason))
+            self._write(changes.marked(self.snapshot(), reference, mark, reason, str(self.root)))
 
     def _check_blobs(self, what: Reference | str, blobs: Iterable[Descriptor]) -> None:
         absent: list[str] = []
@@ -367,51 +292,7 @@ class Store(Blobs):
             elif self.size(digest) != blob.size:
                 raise mismatch(digest, self.place(digest), expected=blob.size, found=self.size(digest))
         if absent:
-            raise NotFound(
-                f"{what} cannot be published: {len(absent)} of its blobs are missing: {', '.join(absent[:3])}",
-                hint="run the command again",
-                missing=absent,
-            )
-
-    def _check_config(self, reference: Reference, config: Descriptor) -> None:
-        """Refuse a config that `gc` could not read: what its delta is stacked on would be unknown."""
-        if config.media_type != CONFIG_TYPE:
-            raise UnsupportedFormat(
-                f"{reference} has a config of the unknown type {config.media_type}", hint="install a newer deltareg"
-            )
-        data = self.read(Digest(config.digest), limit=_CONFIG_LIMIT)
-        parse(DeltaConfig, data, what=f"the config of {reference}")
-
-    def _unknown(self, reference: Reference, snapshot: Snapshot) -> NotFound:
-        siblings = [str(entry.reference.tag) for entry in sorted(snapshot.entries_of(reference.repository))]
-        if siblings:
-            cause = f"{reference.repository} has {', '.join(siblings[-20:])}"
-        else:
-            names = sorted(snapshot.repositories)
-            cause = f"there are {', '.join(names[:20])}" if names else "the registry is empty"
-        message = f"{reference} is not in {self.root}"
-        return NotFound(message, cause=cause, hint="deltareg list", reference=str(reference))
-
-
-def version_exists(reference: Reference, found: str, where: str = "") -> VersionExists:
-    """The error of a version that has other bytes already: `found` is their digest, `where` completes the message."""
-    return VersionExists(
-        f"{reference} was published already{where}, with other bytes: {found}",
-        cause="versions never change and are never used again",
-        hint="publish under a new version number",
-        reference=str(reference),
-        found=found,
-    )
-
-
-def channel_moved(channel: Reference, found: Digest | None, expected: Digest | None) -> ChannelMoved:
-    """The error of a channel that points elsewhere than whoever moves it thinks."""
-    return ChannelMoved(
-        f"{channel} points to {found or 'nothing'}, not to {expected or 'nothing'}",
-        hint=f"deltareg channel list {channel.repository}",
-        found=found,
-        expected=expected,
-    )
+            raise changes.blobs_missing(what, absent)
 
 
 def is_vacant(root: Path) -> bool:
@@ -433,14 +314,3 @@ def parse_manifest(data: bytes, *, what: str) -> Manifest:
         if sizes.setdefault(blob.digest, blob.size) != blob.size:
             raise BadManifest(f"{what} gives {blob.digest} two sizes: {sizes[blob.digest]} and {blob.size}")
     return document
-
-
-def _named(reference: Reference, digest: Digest, size: int, marks: Mapping[str, str] | None = None) -> Descriptor:
-    created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return Descriptor(
-        media_type=MANIFEST_TYPE,
-        digest=digest,
-        size=size,
-        artifact_type=DELTA_TYPE,
-        annotations={REF_NAME: str(reference), CREATED: created, **(marks or {})},
-    )

@@ -39,6 +39,10 @@ class ServerSettings:
     manifest_limit: int = 4 << 20
     rate_limit: float | None = None
     """Requests per second that one address or token may make in the long run; None sets no limit."""
+    body_seconds: float = 60.0
+    """How long the body of a request to /api/v1 may take to arrive."""
+    webhook_hosts: tuple[str, ...] = ()
+    """Hosts and networks (`hooks.example.org`, `10.1.0.0/16`) that webhooks may reach although they are private."""
     json_log: bool = False
 
     @property

@@ -15,7 +15,7 @@ import deltareg
 from deltareg import Registry
 from deltareg.check import fingerprint
 from deltareg.errors import NotAllowed, OutputExists
-from tests.checkpoint.object_store import Bucket, Proxy
+from tests.servers.object_store import Bucket, Proxy
 from tests.weights import Pair
 
 LLAMA = "acme/llama:1.0.0"

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,21 @@ def test_a_sum_is_the_same_bit_for_bit(models: Models, device: str, weights: str
     assert (here.device, report.device.split(":")[0]) == ("cpu", device.split(":")[0])
 
 
+@pytest.fixture
+def torch_threads() -> Iterator[None]:
+    """Puts the number of torch's own threads back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("torch_threads")
 @pytest.mark.parametrize("threads", [1, 3])
 def test_any_number_of_threads_gives_the_same_bits_on_a_device(models: Models, device: str, threads: int) -> None:
     expected, _ = models.apply(weights=WEIGHTS["two"])
-    assert models.apply(weights=WEIGHTS["two"], device=device, threads=threads)[0] == expected
+    for inside in (1, 4):
+        torch.set_num_threads(inside)
+        assert models.apply(weights=WEIGHTS["two"], device=device, threads=threads)[0] == expected
 
 
 @pytest.mark.parametrize("method", METHODS)

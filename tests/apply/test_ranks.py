@@ -251,7 +251,7 @@ def test_lost_rank_fails_the_job_and_resume_goes_on(tmp_path: Path, two: Registr
     arguments = [small_llama.base, "acme/llama:1.0.0=0.5", "-o", out, "--resume"]
     lost = 0
     for _ in range(10):
-        job = torchrun(two.home, 4, *arguments)
+        job = torchrun(two.home, 3, *arguments)
         killer = threading.Thread(target=_kill_one_that_writes, args=(job.pid, out))
         killer.start()
         status, _, err = ended(job)
@@ -265,7 +265,7 @@ def test_lost_rank_fails_the_job_and_resume_goes_on(tmp_path: Path, two: Registr
             break
     assert lost, "every job came to its end before a rank was killed"
     if not out.exists():
-        status, _, err = ended(torchrun(two.home, 4, *arguments))
+        status, _, err = ended(torchrun(two.home, 3, *arguments))
         assert status == 0, err
     assert files(out) == files(tmp_path / "alone")
     assert staged(out) == []

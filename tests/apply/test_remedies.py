@@ -188,6 +188,7 @@ def test_stop_tokens_get_the_target_s_numbers(tmp_path: Path) -> None:
     assert json.loads((other.path / "out" / "generation_config.json").read_text()) == {"eos_token_id": 7}
 
 
+@pytest.mark.slow
 def test_rows_of_qwen_s_padding_stay(tmp_path: Path) -> None:
     """Qwen2.5 as published: 151,665 tokens in 152,064 rows, or in 151,936 in its small sizes."""
     tokenizer = build.qwen25()

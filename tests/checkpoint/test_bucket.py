@@ -27,8 +27,8 @@ from deltareg.errors import (
     QuantisedRefused,
     UsageError,
 )
-from tests.checkpoint.object_store import Bucket, Proxy
 from tests.checkpoint.samples import tensors, write_model, write_sharded
+from tests.servers.object_store import Bucket, Proxy
 
 BIG = {"big": np.arange(9 * 2**20, dtype=np.uint32)}
 

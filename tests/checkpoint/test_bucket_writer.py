@@ -26,10 +26,10 @@ from deltareg.errors import (
     OutputExists,
     UnsupportedFormat,
 )
-from tests.checkpoint.object_store import Bucket, Proxy
 from tests.checkpoint.samples import write_model, write_sharded
 from tests.checkpoint.test_writer import plans_of
 from tests.deltas import noise
+from tests.servers.object_store import Bucket, Proxy
 
 PLAN = [ShardPlan("model.safetensors", (("a", "F32", (4,)), ("b", "U8", (3,))), {"format": "pt"})]
 A = np.arange(4, dtype=np.float32)

@@ -352,7 +352,7 @@ def test_lasting_failure_is_told(server: HubServer) -> None:
         (401, "GatedRepo", NotAllowed, "is gated", "hf auth login"),
         (403, "", NotAllowed, "does not let you read", "check your token"),
         (500, "", HubUnavailable, "refused", "revision"),
-        (429, "", HubUnavailable, "refused", "revision"),
+        (429, "", HubUnavailable, "asked too often", "wait"),
     ],
 )
 @pytest.mark.parametrize("headers_only", [False, True])

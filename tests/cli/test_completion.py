@@ -21,7 +21,7 @@ def complete(workplace: Workplace, line: str) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "offers"),
     [
-        ("deltareg d", ["diff", "doctor"]),
+        ("deltareg d", ["diff", "deprecate", "doctor"]),
         ("deltareg cache ", ["gc", "fsck", "reindex"]),
         ("deltareg show acme/s", ["acme/search:1.0.0"]),
         ("deltareg show other/", []),

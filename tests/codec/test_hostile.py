@@ -585,6 +585,7 @@ def test_damaged_packs_are_refused_or_safe(tmp_path: Path, small: tuple[Record, 
 
 # Compiled loops do not check their bounds: a process would read or write what is not its own. In one where they do,
 # any index that is out of bounds is an IndexError.
+@pytest.mark.slow
 @pytest.mark.parametrize("checked", [False, True], ids=["as it is", "bounds checked"])
 def test_nothing_at_random_leads_out_of_bounds(checked: bool) -> None:
     environment = dict(os.environ)

@@ -23,7 +23,7 @@ from deltareg.errors import (
 from deltareg.manifest import MANIFEST_TYPE, Descriptor, Manifest, ReferrerManifest, encode, parse
 from deltareg.names import parse_reference
 from deltareg.progress import Progress
-from deltareg.remote import PROTOCOL_VERSION, Remote
+from deltareg.remote import PROTOCOL_VERSION, Remote, is_removing
 from deltareg.store import Store
 from tests.deltas import SCAN, add_delta, add_referrer, descriptor, flip, noise
 
@@ -61,6 +61,9 @@ class RemoteContract:
         """A second client of the same remote."""
         raise NotImplementedError
 
+    def shown(self, remote: Remote, local: Store, blob: Descriptor) -> None:
+        """Let a blob that was sent be read, where a remote has it seen only once a version names it."""
+
     @pytest.fixture
     def local(self, tmp_path: Path) -> Store:
         return Store(tmp_path / "local")
@@ -94,12 +97,14 @@ class RemoteContract:
         assert send(remote, local, blob, counted) == size
         assert counted.total == size
         assert remote.missing(REPOSITORY, [Digest(blob.digest), sha256(b"other")]) == {sha256(b"other")}
+        self.shown(remote, local, blob)
         assert received(self.another(remote), blob) == noise(size)
 
     def test_blob_is_read_from_any_offset(self, remote: Remote, local: Store) -> None:
         data = noise(3_000_000)
         blob = stored(local, data)
         send(remote, local, blob)
+        self.shown(remote, local, blob)
         for offset in (0, 1, 1 << 20, len(data) - 1, len(data)):
             assert received(remote, blob, offset) == data[offset:]
 
@@ -107,6 +112,7 @@ class RemoteContract:
         blob = stored(local, b"bytes")
         send(remote, local, blob)
         send(remote, local, blob)
+        self.shown(remote, local, blob)
         assert received(remote, blob) == b"bytes"
 
     def test_one_blob_from_several_threads_is_no_error(self, remote: Remote, local: Store) -> None:
@@ -115,6 +121,7 @@ class RemoteContract:
         clients = [remote, remote, self.another(remote), self.another(remote)]
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda client: send(client, local, blob), clients))
+        self.shown(remote, local, blob)
         assert received(remote, blob) == data
 
     @pytest.mark.parametrize("damage", ["flipped", "shorter", "longer"])
@@ -132,6 +139,7 @@ class RemoteContract:
         assert remote.missing(REPOSITORY, [Digest(blob.digest)]) == {blob.digest}
         path.write_bytes(data)
         send(remote, local, blob)
+        self.shown(remote, local, blob)
         assert received(remote, blob) == data
 
     def test_interrupted_blob_stays_missing_and_is_sent_on(self, remote: Remote, local: Store) -> None:
@@ -145,6 +153,7 @@ class RemoteContract:
         assert counted.total == len(data)
         if remote.capabilities().resumable:
             assert sent < 4_000_000
+        self.shown(remote, local, blob)
         assert received(remote, blob) == data
 
     def test_absent_blob_is_not_found(self, remote: Remote, local: Store) -> None:
@@ -334,6 +343,27 @@ class RemoteContract:
         with ThreadPoolExecutor(3) as pool:
             list(pool.map(lambda name: self.another(remote).yank(parse_reference(name), name), names))
         assert [entry.yanked for entry in remote.list()] == names
+
+    # --- removing ---
+
+    def test_removed_version_is_gone_and_never_free_for_other_bytes(self, remote: Remote, local: Store) -> None:
+        if not is_removing(remote):
+            pytest.skip("the remote removes no versions")
+        digest, _ = publish(remote, local, "acme/search:1.0.0")
+        remote.set_channel("acme/search", "prod", digest, None)
+        with pytest.raises(NotAllowed):
+            remote.remove(parse_reference("acme/search:1.0.0"))
+        for name in ("acme/search", "acme/search:prod", f"acme/search@{digest}"):
+            with pytest.raises(BadName):
+                remote.remove(parse_reference(name))
+        remote.remove_channel("acme/search", "prod")
+        remote.remove(parse_reference("acme/search:1.0.0"))
+        assert self.another(remote).list() == []
+        with pytest.raises(NotFound):
+            remote.remove(parse_reference("acme/search:1.0.0"))
+        with pytest.raises(VersionExists):
+            publish(remote, local, "acme/search:1.0.0", [b"other"])
+        assert publish(remote, local, "acme/search:1.0.0")[0] == digest
 
     # --- deprecating ---
 

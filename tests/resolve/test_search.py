@@ -81,6 +81,7 @@ def registries(draw: st.DrawFn) -> Registries:
 recipes = st.dictionaries(st.sampled_from(NAMES), st.sampled_from(RANGES), min_size=1, max_size=3)
 
 
+@pytest.mark.slow
 @settings(max_examples=600, deadline=None)
 @given(registries(), recipes)
 def test_the_answer_is_that_of_a_search_through_everything(registry: Registries, wanted: dict[str, str]) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends
 
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.authorise import authorise
 from deltareg_registry.problems import Problem, codes_of
 
-__all__ = ["PROBLEMS", "Asking", "address_of", "problems"]
+__all__ = ["PROBLEMS", "Asking", "problems"]
 
 Asking = Annotated[Principal, Depends(authorise)]
 """Who asks, once it is sure that they may."""
@@ -42,8 +42,3 @@ def problems(*statuses: int) -> Responses:
 
 PROBLEMS: Responses = problems(400, 401, 403, 404, 422, 429, 500, 503)
 """What every route may answer."""
-
-
-def address_of(request: Request) -> str | None:
-    """Where a request came from, for the audit log."""
-    return None if request.client is None else request.client.host

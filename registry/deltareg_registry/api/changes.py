@@ -9,11 +9,11 @@ from deltareg.digest import parse_digest
 from deltareg.manifest import DigestText, Document
 from deltareg.names import Reference, parse_reference
 from deltareg_registry.access.principal import Principal
-from deltareg_registry.api.asking import PROBLEMS, Asking, address_of, problems
+from deltareg_registry.api.asking import PROBLEMS, Asking, problems
 from deltareg_registry.api.bodies import bounded
 from deltareg_registry.records.channels import remove_channel, set_channel
 from deltareg_registry.records.marks import Mark, set_mark
-from deltareg_registry.state import state_of
+from deltareg_registry.state import address_of, state_of
 
 __all__ = ["changes_router"]
 

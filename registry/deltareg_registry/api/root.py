@@ -79,4 +79,7 @@ def who_am_i(asking: Asking) -> WhoAmI:
 @root_router.get("/openapi.json", include_in_schema=False)
 def openapi(request: Request, asking: Asking) -> dict[str, Any]:
     """The description of this interface."""
-    return describe(request.app.state.api_routes)
+    app = request.app
+    if not hasattr(app.state, "description"):
+        app.state.description = describe(app.state.api_routes)
+    return app.state.description

@@ -9,9 +9,9 @@ from deltareg.errors import BadManifest
 from deltareg.manifest import MANIFEST_TYPE, Document
 from deltareg.names import Reference, parse_reference
 from deltareg_registry.access.principal import Principal
-from deltareg_registry.api.asking import PROBLEMS, Asking, address_of, problems
+from deltareg_registry.api.asking import PROBLEMS, Asking, problems
 from deltareg_registry.records.publishing import Published, publish
-from deltareg_registry.state import state_of
+from deltareg_registry.state import address_of, state_of
 
 __all__ = ["read_body", "versions_router"]
 

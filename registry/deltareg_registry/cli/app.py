@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from deltareg_registry.cli.admin import admin_app
 from deltareg_registry.cli.serve import serve
+from deltareg_registry.cli.upkeep import backup, fsck, gc, restore
 
 __all__ = ["app"]
 
@@ -23,3 +25,8 @@ def root() -> None:
 
 
 app.command("serve")(serve)
+app.command("gc")(gc)
+app.command("fsck")(fsck)
+app.command("backup")(backup)
+app.command("restore")(restore)
+app.add_typer(admin_app, name="admin")

@@ -15,9 +15,9 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
-from deltareg.errors import Busy, DeltaregError, DiskFull, NotAllowed, RemoteUnavailable
+from deltareg.errors import Busy, DeltaregError, DiskFull, InvalidArgument, NotAllowed, RemoteUnavailable
 
-__all__ = ["Database", "at", "now"]
+__all__ = ["Database", "at", "now", "parse_time"]
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_SECONDS = 30
@@ -98,6 +98,20 @@ def now() -> str:
 def at(time: datetime) -> str:
     """A time with a zone as the tables have it: RFC 3339, UTC, microseconds."""
     return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def parse_time(text: str) -> str:
+    """A time that somebody wrote (RFC 3339; a date alone is its beginning in UTC), as the tables have it.
+
+    Raises InvalidArgument.
+    """
+    try:
+        time = datetime.fromisoformat(text)
+        return at(time if time.tzinfo is not None else time.replace(tzinfo=UTC))
+    except (ValueError, OverflowError) as error:
+        raise InvalidArgument(
+            f"{text[:40]!r} is not a time", cause=str(error), hint="write 2030-01-31 or 2030-01-31T12:00:00Z"
+        ) from error
 
 
 def _engine(url: str, *, sqlite: bool) -> Engine:

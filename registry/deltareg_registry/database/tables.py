@@ -31,6 +31,7 @@ __all__ = [
     "members",
     "metadata",
     "namespaces",
+    "pulls",
     "removed",
     "repositories",
     "repository_blobs",
@@ -275,6 +276,7 @@ webhooks = Table(
     Column("events", JSON, nullable=False),
     Column("created", _TIME, nullable=False),
     Column("disabled", _TIME),
+    Column("failures", Integer, nullable=False, server_default="0", comment="deliveries given up, one after another"),
 )
 
 deliveries = Table(
@@ -287,6 +289,17 @@ deliveries = Table(
     Column("created", _TIME, nullable=False),
     Column("due", _TIME, index=True, comment="when it is tried next; null: done or given up"),
     Column("attempts", Integer, nullable=False),
+    Column("tried", _TIME, comment="when it was tried last"),
     Column("status", Integer, comment="of the last answer"),
     Column("fault", Text),
+)
+
+pulls = Table(
+    "pulls",
+    metadata,
+    Column("repository", _NUMBER, ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
+    Column("digest", _DIGEST, primary_key=True),
+    Column("count", BigInteger, nullable=False),
+    Column("last", _TIME, nullable=False),
+    comment="how often a manifest was fetched",
 )

@@ -18,6 +18,7 @@ from deltareg_registry.database import Database, now
 from deltareg_registry.database.tables import manifest_blobs, manifests, removed, versions
 from deltareg_registry.records.audit import record
 from deltareg_registry.records.blobs import sizes_of, touch
+from deltareg_registry.records.events import emit
 from deltareg_registry.records.namespaces import insert_if_absent, locked_repository, make_repository
 from deltareg_registry.records.searchable import make_searchable
 from deltareg_registry.storage import Storage
@@ -97,7 +98,7 @@ def _name(connection: Connection, principal: Principal, candidate: _Candidate, a
     reference, digest = candidate.reference, candidate.digest
     # One publisher of a repository at a time.
     repository = locked_repository(connection, reference.namespace, reference.name)
-    _check_blobs(connection, repository, reference, candidate.manifest.blobs)
+    _check_blobs(connection, repository, reference, candidate.manifest.blobs, hold=True)
     same = (versions.c.repository == repository, versions.c.version == reference.version)
     found = connection.execute(select(versions.c.digest).where(*same)).scalar_one_or_none()
     if found is not None and found != digest:
@@ -121,6 +122,7 @@ def _name(connection: Connection, principal: Principal, candidate: _Candidate, a
         address=address,
         detail={"digest": digest},
     )
+    emit(connection, reference.namespace, "version.publish", str(reference), {"digest": digest})
     return Published(digest, created=True)
 
 
@@ -178,9 +180,16 @@ def _row(candidate: _Candidate, repository: int, principal: Principal) -> dict[s
     }
 
 
-def _check_blobs(connection: Connection, repository: int, reference: Reference, wanted: Iterable[Descriptor]) -> None:
+def _check_blobs(
+    connection: Connection,
+    repository: int,
+    reference: Reference,
+    wanted: Iterable[Descriptor],
+    *,
+    hold: bool = False,
+) -> None:
     blobs = list(wanted)
-    sizes = sizes_of(connection, repository, (parse_digest(blob.digest) for blob in blobs))
+    sizes = sizes_of(connection, repository, (parse_digest(blob.digest) for blob in blobs), hold=hold)
     absent = [blob.digest for blob in blobs if blob.digest not in sizes]
     if absent:
         raise NotFound(

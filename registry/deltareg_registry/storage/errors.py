@@ -21,11 +21,12 @@ def translated(bucket: BucketName | None, what: str) -> Generator[None]:
     try:
         if bucket is None:
             with translate_os_errors("use the storage", what):
-                yield
+                try:
+                    yield
+                except FileNotFoundError as error:
+                    raise NotFound(f"{what} is not in the storage") from error
         else:
             with translated_bucket(bucket, what):
                 yield
     except CheckpointNotFound as error:
-        raise NotFound(f"{what} is not in the storage") from error
-    except FileNotFoundError as error:
         raise NotFound(f"{what} is not in the storage") from error

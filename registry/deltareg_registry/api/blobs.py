@@ -1,0 +1,46 @@
+"""What a push has to send."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import Field
+
+from deltareg.digest import parse_digest
+from deltareg.manifest import DigestText, Document
+from deltareg_registry.access.principal import Principal
+from deltareg_registry.authorise import authorise
+from deltareg_registry.records.blobs import sizes_of, touch
+from deltareg_registry.records.namespaces import repository_id
+from deltareg_registry.state import state_of
+
+__all__ = ["blobs_router"]
+
+blobs_router = APIRouter(prefix="/api/v1/deltas", tags=["versions"])
+
+_MOST = 1000
+
+
+class Wanted(Document):
+    """Blobs that somebody is about to publish."""
+
+    digests: list[DigestText] = Field(max_length=_MOST)
+
+
+class Missing(Document):
+    """Those that have to be sent first."""
+
+    missing: list[str]
+
+
+@blobs_router.post("/{namespace}/{name}/missing")
+def missing_blobs(
+    namespace: str, name: str, wanted: Wanted, request: Request, asking: Annotated[Principal, Depends(authorise)]
+) -> Missing:
+    """Which blobs the repository lacks. The others are kept from collection for the grace period from now on."""
+    digests = {parse_digest(digest) for digest in wanted.digests}
+    with state_of(request).database.writing() as connection:
+        present = sizes_of(connection, repository_id(connection, namespace, name), digests)
+        touch(connection, present)
+    return Missing(missing=sorted(digests - present.keys()))

@@ -1,0 +1,161 @@
+"""Collection while the server runs: blobs that nothing names go, and none that somebody counts on.
+
+A blob's row is deleted, where nothing names it, in the transaction in which its bytes are removed. Whoever sends the
+same blob meanwhile waits for that transaction, because it inserts the row before it moves the bytes into place; whoever
+publishes locks the rows of its blobs before it names them. So neither can meet a blob that is half gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+
+from pydantic import Field
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, select
+
+from deltareg.digest import Digest
+from deltareg.errors import InvalidArgument
+from deltareg.manifest import Document
+from deltareg_registry.database import Database, at
+from deltareg_registry.database.tables import (
+    blobs,
+    manifest_blobs,
+    manifests,
+    repository_blobs,
+    tags,
+    versions,
+)
+from deltareg_registry.storage import Storage
+
+__all__ = ["CollectReport", "collect"]
+
+# Few enough that nobody waits long for a transaction that removes files.
+_BATCH = 100
+_ORPHAN_FACTOR = 24
+
+
+class CollectReport(Document):
+    """What was removed, or would be."""
+
+    blobs: int = Field(description="blobs that no manifest names")
+    bytes: int
+    links: int = Field(description="rights of a repository to a blob that none of its manifests names")
+    manifests: int = Field(description="manifests without a name, where they were to be removed too")
+    orphans: int = Field(description="files of the storage that no blob is known by")
+    dry_run: bool
+
+
+def collect(
+    database: Database, storage: Storage, grace: float, *, untagged: bool = False, dry_run: bool = False
+) -> CollectReport:
+    """Remove blobs that no manifest names, once nobody has sent or asked for them for `grace` seconds.
+
+    With `untagged` the manifests go first that neither a version, a tag, an index nor a subject holds. May run at any
+    time, beside pushes and other collections. Raises InvalidArgument for a negative grace; BucketUnavailable, and what
+    the database raises: what was removed until then stays removed, and the registry is sound.
+    """
+    if not grace >= 0:
+        raise InvalidArgument(f"the grace period is {grace}; it takes seconds from 0 on")
+    cutoff = at(datetime.now(UTC) - timedelta(seconds=grace))
+    gone = _manifests(database, cutoff, dry_run=dry_run) if untagged else 0
+    links = _links(database, cutoff, dry_run=dry_run)
+    count = size = 0
+    for some in _batches(database, cutoff):
+        with database.reading() if dry_run else database.writing() as connection:
+            removed = _still_unnamed(connection, cutoff, some)
+            if not dry_run:
+                _remove(connection, storage, removed)
+        count += len(removed)
+        size += sum(removed.values())
+    orphans = _orphans(database, storage, grace * _ORPHAN_FACTOR, dry_run=dry_run)
+    return CollectReport(blobs=count, bytes=size, links=links, manifests=gone, orphans=orphans, dry_run=dry_run)
+
+
+def _unnamed(cutoff: str) -> ColumnElement[bool]:
+    named = exists().where(manifest_blobs.c.digest == blobs.c.digest)
+    return and_(blobs.c.touched < cutoff, ~named)
+
+
+def _batches(database: Database, cutoff: str) -> Iterator[list[Digest]]:
+    last = ""
+    while True:
+        with database.reading() as connection:
+            wanted = select(blobs.c.digest).where(_unnamed(cutoff), blobs.c.digest > last)
+            found = connection.execute(wanted.order_by(blobs.c.digest).limit(_BATCH)).scalars().all()
+        if not found:
+            return
+        yield [Digest(one) for one in found]
+        last = found[-1]
+
+
+def _still_unnamed(connection: Connection, cutoff: str, some: Sequence[Digest]) -> dict[Digest, int]:
+    """Those that can go, with their sizes, locked: a publish that came first has named them, or has their rows."""
+    locked = select(blobs.c.digest, blobs.c.size).where(blobs.c.digest.in_(some)).with_for_update(skip_locked=True)
+    held = {Digest(row.digest) for row in connection.execute(locked)}
+    # Asked again: what the other transaction did before the lock was given is seen only now.
+    rows = connection.execute(select(blobs.c.digest, blobs.c.size).where(_unnamed(cutoff), blobs.c.digest.in_(held)))
+    return {Digest(row.digest): row.size for row in rows}
+
+
+def _remove(connection: Connection, storage: Storage, removed: Iterable[Digest]) -> None:
+    digests = list(removed)
+    connection.execute(delete(repository_blobs).where(repository_blobs.c.digest.in_(digests)))
+    connection.execute(delete(blobs).where(blobs.c.digest.in_(digests)))
+    storage.delete(digests)
+
+
+def _links(database: Database, cutoff: str, *, dry_run: bool) -> int:
+    """Take back a repository's rights to blobs of which it names none, though another one does."""
+    used = exists().where(
+        manifest_blobs.c.repository == repository_blobs.c.repository,
+        manifest_blobs.c.digest == repository_blobs.c.digest,
+    )
+    old = exists().where(blobs.c.digest == repository_blobs.c.digest, blobs.c.touched < cutoff)
+    elsewhere = exists().where(manifest_blobs.c.digest == repository_blobs.c.digest)
+    condition = and_(~used, old, elsewhere)
+    return _delete(database, repository_blobs.c.digest, condition, dry_run=dry_run)
+
+
+def _manifests(database: Database, cutoff: str, *, dry_run: bool) -> int:
+    tagged = exists().where(tags.c.repository == manifests.c.repository, tags.c.digest == manifests.c.digest)
+    versioned = exists().where(versions.c.repository == manifests.c.repository, versions.c.digest == manifests.c.digest)
+    part = exists().where(
+        manifest_blobs.c.repository == manifests.c.repository, manifest_blobs.c.digest == manifests.c.digest
+    )
+    other = manifests.alias("subjects")
+    refers = exists().where(other.c.repository == manifests.c.repository, other.c.digest == manifests.c.subject)
+    condition = and_(manifests.c.touched < cutoff, ~tagged, ~versioned, ~part, ~refers)
+    count = 0
+    while True:
+        # Again and again: what only a removed index held can go in the next round.
+        with database.reading() if dry_run else database.writing() as connection:
+            rows = connection.execute(select(manifests.c.repository, manifests.c.digest).where(condition)).all()
+            for row in () if dry_run else rows:
+                mine = (manifest_blobs.c.repository == row.repository, manifest_blobs.c.manifest == row.digest)
+                connection.execute(delete(manifest_blobs).where(*mine))
+                same = (manifests.c.repository == row.repository, manifests.c.digest == row.digest)
+                connection.execute(delete(manifests).where(*same))
+        count += len(rows)
+        if dry_run or not rows:
+            return count
+
+
+def _delete(database: Database, column: ColumnElement[str], condition: ColumnElement[bool], *, dry_run: bool) -> int:
+    if dry_run:
+        with database.reading() as connection:
+            return len(connection.execute(select(column).where(condition)).all())
+    with database.writing() as connection:
+        return connection.execute(delete(repository_blobs).where(condition)).rowcount
+
+
+def _orphans(database: Database, storage: Storage, seconds: float, *, dry_run: bool) -> int:
+    """Files that a killed process left: no row knows them, and they are older than any push takes."""
+    count = 0
+    for some in storage.listed(before=datetime.now(UTC) - timedelta(seconds=seconds)):
+        with database.reading() if dry_run else database.writing() as connection:
+            known = connection.execute(select(blobs.c.digest).where(blobs.c.digest.in_(some))).scalars().all()
+            unknown = [one for one in some if one not in set(known)]
+            if not dry_run:
+                storage.delete(unknown)
+        count += len(unknown)
+    return count

@@ -19,6 +19,7 @@ from deltareg.artifact import Artifact
 from deltareg.catalog import Registry
 from deltareg.checkpoint import Checkpoint
 from deltareg.codec import is_additive, lane_of
+from deltareg.digest import Digest
 from deltareg.errors import BadCheckpoint, InvalidArgument
 from deltareg.fingerprint import fingerprint_of, tokenizer_fingerprint
 from deltareg.fingerprint.structure import Structure, structure_digest, structure_of
@@ -35,6 +36,7 @@ from deltareg.homology import (
     Severity,
     Verdict,
     compare_configurations,
+    compare_fingerprints,
     compare_spaces,
     compare_tokenizer_fingerprints,
     delta_shapes,
@@ -43,14 +45,16 @@ from deltareg.homology import (
     has_token_embedding,
     verdict_of,
 )
-from deltareg.manifest import Document, Fingerprint, TensorEntry
+from deltareg.manifest import DeltaConfig, Document, Fingerprint, TensorEntry, TokenizerFingerprint
 from deltareg.names import Reference
 from deltareg.sketch import (
     SAMPLES_TYPE,
     UNRELATED_BELOW,
     Lineage,
     LineageVerdict,
+    Samples,
     TensorSpec,
+    compare_samples,
     judge,
     measure_lineage,
     read_samples,
@@ -69,6 +73,7 @@ __all__ = [
     "dtype_fits",
     "fingerprint",
     "fit",
+    "fit_description",
     "fitter",
 ]
 
@@ -220,9 +225,15 @@ def fit(
     return [_fit(reference, artifact, side, thread_count(threads)) for reference, artifact in deltas]
 
 
-def fitter(target: Checkpoint, *, threads: int | None = None) -> Callable[[Reference, Artifact], Fit]:
-    """What judges one delta after another: of `target` nothing is read twice. Raises what `check` raises."""
-    side = _Target(target)
+def fitter(
+    target: Checkpoint, *, threads: int | None = None, weights: Samples | bool = True
+) -> Callable[[Reference, Artifact], Fit]:
+    """What judges one delta after another: of `target` nothing is read twice. Raises what `check` raises.
+
+    `weights`: samples that somebody took of the target where its weights are elsewhere; False where nothing is known of
+    them.
+    """
+    side = _Target(target, weights=weights)
     count = thread_count(threads)
     return lambda reference, artifact: _fit(reference, artifact, side, count)
 
@@ -249,8 +260,9 @@ def fingerprint(checkpoint: Checkpoint | str | os.PathLike[str]) -> FingerprintR
 class _Target:
     """A target, and what is read of it once for all deltas. A folder of files to `read_tokenizer`."""
 
-    def __init__(self, checkpoint: Checkpoint, *, lenient: bool = False) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, lenient: bool = False, weights: Samples | bool = True) -> None:
         self.checkpoint = checkpoint
+        self.weights = weights
         self.faults: list[str] = []
         self._lenient = lenient
         self.shapes = {tensor.name: tensor.shape for tensor in checkpoint.tensors.values()}
@@ -304,7 +316,7 @@ def _fit(reference: Reference, artifact: Artifact, target: _Target, threads: int
     findings += [_softened(found, verdict) for found in fields]
     tokens = _Tokens(artifact, target)
     findings += tokens.findings(embedding=has_token_embedding(shapes))
-    findings += _lineage_findings(lineage, verdict)
+    findings += _lineage_findings(lineage, verdict, sampled=bool(artifact.manifest.layers_of(SAMPLES_TYPE)))
     if config.exactness.kind == "lossy":
         findings.append(finding("delta-lossy", "delta", str(config.exactness), "exact"))
     removed = {entry.name for entry in inventory.tensors if entry.kind == "removed"}
@@ -312,10 +324,8 @@ def _fit(reference: Reference, artifact: Artifact, target: _Target, threads: int
     equal = None if lineage is None else lineage.total.equal
     # Such a target holds already what the delta was taken on top of.
     own_base = kept == target.shapes and equal == 1
-    if config.requires and not own_base:
-        shown = ", ".join(f"{one.reference} {one.version}" for one in config.requires[:_REQUIRED_SHOWN])
-        more = len(config.requires) - _REQUIRED_SHOWN
-        findings.append(finding("delta-stacked", "requires", shown + (f" and {more} more" if more > 0 else ""), "none"))
+    if not own_base:
+        findings += _stacked(config)
     identical = (
         verdict == "same"
         and shapes == target.shapes
@@ -327,17 +337,7 @@ def _fit(reference: Reference, artifact: Artifact, target: _Target, threads: int
         reference=str(reference),
         digest=artifact.digest,
         verdict=verdict_of(_between_base_and_target(findings), identical=identical),
-        findings=[
-            CheckedFinding(
-                code=found.code,
-                severity=found.severity,
-                subject=found.subject,
-                delta=found.delta,
-                target=found.target,
-                remedy=found.remedy,
-            )
-            for found in sorted(findings, key=_rank)
-        ],
+        findings=_checked(findings),
         lineage=None if lineage is None else _shown(lineage, verdict),
     )
     return Fit(
@@ -351,6 +351,52 @@ def _fit(reference: Reference, artifact: Artifact, target: _Target, threads: int
         own_base,
         tuple(target.faults),
     )
+
+
+def fit_description(
+    reference: Reference,
+    digest: Digest,
+    config: DeltaConfig,
+    target: Structure,
+    tokenizer: TokenizerFingerprint | None,
+    digests: tuple[str, str] | None,
+) -> CheckedDelta:
+    """Whether a delta fits a target of which no tensor is known, as `compare_fingerprints` takes it.
+
+    The verdict is "homologous" at best: nothing tells of the weights.
+    """
+    findings = compare_fingerprints(config.fingerprint, target, tokenizer, digests)
+    findings.append(finding("lineage-unknown", "weights", "not compared", "not compared"))
+    if config.exactness.kind == "lossy":
+        findings.append(finding("delta-lossy", "delta", str(config.exactness), "exact"))
+    findings += _stacked(config)
+    verdict = verdict_of(_between_base_and_target(findings), identical=False)
+    return CheckedDelta(
+        reference=str(reference), digest=digest, verdict=verdict, findings=_checked(findings), lineage=None
+    )
+
+
+def _stacked(config: DeltaConfig) -> list[Finding]:
+    if not config.requires:
+        return []
+    shown = ", ".join(f"{one.reference} {one.version}" for one in config.requires[:_REQUIRED_SHOWN])
+    more = len(config.requires) - _REQUIRED_SHOWN
+    return [finding("delta-stacked", "requires", shown + (f" and {more} more" if more > 0 else ""), "none")]
+
+
+def _checked(findings: Iterable[Finding]) -> list[CheckedFinding]:
+    """The findings as documents, the worst first."""
+    return [
+        CheckedFinding(
+            code=found.code,
+            severity=found.severity,
+            subject=found.subject,
+            delta=found.delta,
+            target=found.target,
+            remedy=found.remedy,
+        )
+        for found in sorted(findings, key=_rank)
+    ]
 
 
 def _rank(found: Finding) -> int:
@@ -436,19 +482,22 @@ class _Tokens:
 
 
 def _lineage(artifact: Artifact, target: _Target, renamed: dict[str, str], threads: int) -> Lineage | None:
-    data = artifact.layer(SAMPLES_TYPE, limit=_SAMPLES_LIMIT)
+    data = artifact.layer(SAMPLES_TYPE, limit=_SAMPLES_LIMIT) if target.weights is not False else None
     if data is None:
         return None
     entries = [entry for entry in artifact.inventory.tensors if entry.base_dtype is not None]
     specs = [TensorSpec(entry.name, entry.base_dtype or "", tuple(entry.shape)) for entry in entries]
     samples = read_samples(data, specs)
+    norms = {entry.name: entry.delta_norm for entry in entries}, {entry.name: entry.base_norm for entry in entries}
+    if isinstance(target.weights, Samples):
+        return compare_samples(samples, target.weights, renamed=renamed, delta_norms=norms[0], base_norms=norms[1])
     most = _MOST_REQUESTS if target.remote else _MOST_READS
     lineage = measure_lineage(
         samples,
         target.checkpoint,
         renamed=renamed,
-        delta_norms={entry.name: entry.delta_norm for entry in entries},
-        base_norms={entry.name: entry.base_norm for entry in entries},
+        delta_norms=norms[0],
+        base_norms=norms[1],
         threads=threads,
         # Where all can be read, what is no matrix is compared too.
         most_reads=most if samples.plan.owners.size > most else None,
@@ -457,9 +506,9 @@ def _lineage(artifact: Artifact, target: _Target, renamed: dict[str, str], threa
     return lineage
 
 
-def _lineage_findings(lineage: Lineage | None, verdict: LineageVerdict) -> list[Finding]:
+def _lineage_findings(lineage: Lineage | None, verdict: LineageVerdict, *, sampled: bool) -> list[Finding]:
     if lineage is None:
-        return [finding("lineage-unknown", "weights", "no samples", "not compared")]
+        return [finding("lineage-unknown", "weights", "samples" if sampled else "no samples", "not compared")]
     lowest = lineage.lowest
     if lowest is None:
         values = lineage.total.matrix_values

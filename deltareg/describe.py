@@ -40,7 +40,7 @@ from deltareg.manifest import (
 )
 from deltareg.progress import SILENT, Progress
 from deltareg.sketch import SAMPLES_TYPE
-from deltareg.sketch.projection import PROJECTION_TYPE, Sketch, pack_sketches
+from deltareg.sketch.sketches import PROJECTION_TYPE, Sketch, pack_sketches
 from deltareg.store import Store
 from deltareg.threads import in_order
 

@@ -30,6 +30,7 @@ __all__ = [
     "Busy",
     "ChannelMoved",
     "CheckpointNotFound",
+    "Conflict",
     "DeltaregError",
     "DeviceFull",
     "DigestMismatch",
@@ -357,6 +358,15 @@ class QuotaExceeded(NotAllowed):
     code = "DR0304"
 
 
+class Conflict(NotAllowed):
+    """What is there stands against the change: the name is taken, the namespace is not empty, it is the last owner.
+
+    The message says what stands against it. Change that first.
+    """
+
+    code = "DR0309"
+
+
 class LicenceRefused(NotAllowed):
     """The licences of the base and the deltas do not go together, or one of them forbids derivatives.
 
@@ -540,11 +550,11 @@ class BucketUnavailable(RemoteUnavailable):
 
 
 def all_errors() -> list[type[DeltaregError]]:
-    """Every error class, ordered by code."""
+    """Every error class with a code of its own, ordered by code."""
     found: list[type[DeltaregError]] = [DeltaregError]
     for cls in found:
         found.extend(cls.__subclasses__())
-    return sorted(found, key=lambda cls: cls.code)
+    return sorted((cls for cls in found if "code" in vars(cls)), key=lambda cls: cls.code)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from deltareg.errors import NotHomologous
 from deltareg.fingerprint.structure import Structure, Value, canonical_names, compare_structures
 from deltareg.fingerprint.structure_names import is_buffer, is_head, is_output, is_token_embedding
 from deltareg.fingerprint.tokenizer import TokenizerDifference
-from deltareg.manifest import Inventory, TokenizerFingerprint
+from deltareg.manifest import Fingerprint, Inventory, TokenizerFingerprint
 
 __all__ = [
     "FINDINGS",
@@ -29,6 +29,7 @@ __all__ = [
     "Space",
     "Verdict",
     "compare_configurations",
+    "compare_fingerprints",
     "compare_shapes",
     "compare_spaces",
     "compare_tokenizer_fingerprints",
@@ -512,6 +513,28 @@ def _added_tokens(
     if base.rows != target.rows:
         return f"{base.rows} tokens", f"{target.rows} tokens"
     return _short(base.added), _short(target.added)
+
+
+def compare_fingerprints(
+    base: Fingerprint, target: Structure, tokenizer: TokenizerFingerprint | None, digests: tuple[str, str] | None
+) -> list[Finding]:
+    """What differs as far as descriptions tell: whether tensors do, and not which.
+
+    `digests` are the target's, of its fingerprint and of its space; None where its tensors are not known at all.
+    """
+    ours = Structure(base.model_type, base.structure, base.behaviour)
+    findings = compare_configurations(ours, target, untied=True)
+    findings += compare_tokenizer_fingerprints(base.tokenizer, tokenizer, embedding=True)
+    severities = {found.severity for found in findings}
+    if digests is None or digests[0] == base.digest:
+        return findings
+    if digests[1] != base.space:
+        if "error" not in severities:
+            findings.append(finding("tensor-shape", "parameter space", _short(base.space), _short(digests[1])))
+    elif not severities & {"error", "warning"}:
+        subject = "vocabulary, heads or tied embeddings"
+        findings.append(finding("vocabulary-rows", subject, _short(base.digest), _short(digests[0])))
+    return findings
 
 
 # --- verdicts -----------------------------------------------------------------------------------------------------

@@ -4,92 +4,37 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
-from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from deltareg.artifact import Artifact, Packs, Part
-from deltareg.codec import FRAME_LANES, Array, Frame, Lane, RecordReader, is_additive, lane_of
+from deltareg.codec import FRAME_LANES, Array, Frame, Lane, RecordReader, lane_of
 from deltareg.codec.memory import empty, frame_memory
-from deltareg.errors import InvalidArgument, NotHomologous
-from deltareg.fingerprint import layer_order, module_class
-from deltareg.manifest import Document, TensorEntry
+from deltareg.fingerprint import layer_order
 from deltareg.progress import SILENT, Progress
 from deltareg.sketch import loops
-from deltareg.sketch.projection import PROJECTION_TYPE, Sketch, lanes_of, read_sketches, samples_of
+from deltareg.sketch.comparison import (
+    ALL,
+    Comparison,
+    ComparisonReport,
+    DeltaNorms,
+    Measured,
+    Pair,
+    PairReport,
+    Side,
+    Skipped,
+    norms_of,
+    sides_of,
+)
+from deltareg.sketch.sketches import lanes_of
 from deltareg.threads import in_order, thread_count
 
 __all__ = ["ALL", "Comparison", "ComparisonReport", "DeltaNorms", "PairReport", "Skipped", "compare"]
-
-ALL = "all"
-"""The class that holds every tensor."""
-
-
-_LAYER_LIMIT = 256 * 2**20
-# Records of tensors that are smaller than this are read where they are at hand: of a norm's few hundred lanes a sketch
-# keeps so few numbers that the estimate is off by 0.05.
-_READ_BELOW = 1 << 17
-
-
-class Comparison(Document):
-    """Two deltas over some tensors that both have. What cannot be said is absent."""
-
-    cosine: float | None = Field(default=None, description="absent where either delta is zero")
-    cosine_error: float | None = Field(default=None, ge=0, description="standard error; 0 where it is exact")
-    norm_ratio: float | None = Field(default=None, ge=0, description="norm of the second over norm of the first")
-    sign_conflict: float | None = Field(
-        default=None, ge=0, le=1, description="share of the lanes changed by both whose signs oppose"
-    )
-    sign_conflict_error: float | None = Field(default=None, ge=0, description="standard error; 0 where it is exact")
-    tensors: int
-    parameters: int = Field(description="lanes of these tensors")
-    exact: bool
-
-
-class Skipped(Document):
-    """A tensor that was not compared, and why."""
-
-    name: str
-    reason: str
-
-
-class PairReport(Document):
-    """Two deltas: by module class, and by layer and class."""
-
-    first: str
-    second: str
-    classes: dict[str, Comparison]
-    layers: dict[str, dict[str, Comparison]] = Field(description="by layer's name, such as model.layers.0, and class")
-    skipped: list[Skipped]
-
-    def rows(self, *, layers: bool) -> Iterator[tuple[str, str, Comparison]]:
-        """The layer ("" for the whole model), the module class (ALL first), and what was found, in order."""
-        for layer, classes in [("", self.classes), *(self.layers.items() if layers else ())]:
-            for key in sorted(classes, key=lambda key: (key != ALL, key)):
-                yield layer, key, classes[key]
-
-
-class DeltaNorms(Document):
-    """One delta: its Frobenius norms by module class, and by layer and class."""
-
-    name: str
-    digest: str
-    classes: dict[str, float]
-    layers: dict[str, dict[str, float]]
-
-
-class ComparisonReport(Document):
-    """What `compare` found. Layers are in the order of the checkpoint."""
-
-    deltas: list[DeltaNorms]
-    pairs: list[PairReport]
-    seconds: float
 
 
 def compare(
@@ -110,111 +55,25 @@ def compare(
     compare; what opening artifacts and reading records raises.
     """
     started = time.monotonic()
-    names = [name for name, _ in deltas]
-    if len(names) < 2:
-        raise InvalidArgument("give two deltas at least", hint="deltareg list tells which there are")
-    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
-    if twice is not None:
-        raise InvalidArgument(
-            f"{twice} is given twice", hint="name each delta once: a channel is a name of its version"
-        )
-    sides = [_Side.of(name, artifact) for name, artifact in deltas]
-    pairs = [_PairJob(one, other, exact) for one, other in combinations(sides, 2)]
+    sides = sides_of(deltas)
+    pairs = [_PairJob(one, other, exact=exact) for one, other in combinations(sides, 2)]
     for pair in pairs:
         pair.refuse_strangers()
     _measure(sides, pairs, thread_count(threads), progress)
     return ComparisonReport(
-        deltas=[_norms(side) for side in sides],
+        deltas=[norms_of(side) for side in sides],
         pairs=[pair.report() for pair in pairs],
         seconds=time.monotonic() - started,
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Side:
-    """One delta of the comparison."""
+class _PairJob(Pair):
+    """Two deltas, and the sums of those of their tensors whose records have to be read."""
 
-    name: str
-    artifact: Artifact
-    entries: Mapping[str, TensorEntry]
-    sketches: Mapping[str, Sketch]
-    at_hand: bool
-
-    @classmethod
-    def of(cls, name: str, artifact: Artifact) -> _Side:
-        tensors = artifact.inventory.tensors
-        layer = artifact.layer(PROJECTION_TYPE, limit=_LAYER_LIMIT)
-        sketches: Mapping[str, Sketch] = {} if layer is None else read_sketches(layer, tensors)
-        return cls(name, artifact, {entry.name: entry for entry in tensors}, sketches, artifact.has_packs)
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """Two deltas of one tensor. `both` and `opposed` count lanes out of `sampled`."""
-
-    lanes: int
-    norms: tuple[float, float]
-    cosine: float
-    error: float
-    sampled: int
-    both: int
-    opposed: int
-    exact: bool
-
-
-class _PairJob:
-    """Two deltas, and what is known of each tensor that they share."""
-
-    def __init__(self, one: _Side, other: _Side, exact: bool) -> None:
-        self.one = one
-        self.other = other
-        self.found: dict[str, _Measured] = {}
-        self.skipped: list[Skipped] = []
-        self.sums: dict[str, Array] = {}
-        """Tensors whose records must be read, each with the five sums of `loops.compare_lanes`."""
-        for name in sorted(one.entries.keys() | other.entries.keys(), key=lambda name: (layer_order(name), name)):
-            reason = self._reason(name)
-            if reason is not None:
-                self.skipped.append(Skipped(name=name, reason=reason))
-            elif (estimate := None if exact else self._estimate(name)) is not None:
-                self.found[name] = estimate
-            else:
-                self.sums[name] = np.zeros(5, np.float64)
-
-    def _reason(self, name: str) -> str | None:
-        """Why a tensor cannot be compared."""
-        a, b = self.one.entries.get(name), self.other.entries.get(name)
-        if a is None or b is None:
-            return f"only {(self.one if b is None else self.other).name} has it"
-        for side, entry in ((self.one, a), (self.other, b)):
-            if not is_additive(entry):
-                return f"{side.name} does not add to it: {entry.base_dtype} → {entry.post_dtype}"
-        if a.shape != b.shape or lanes_of(a) != lanes_of(b):
-            return f"it is {a.post_dtype} {a.shape} and {b.post_dtype} {b.shape}"
-        return None
-
-    def _estimate(self, name: str) -> _Measured | None:
-        a, b = self.one.entries[name], self.other.entries[name]
-        lanes, norms = lanes_of(a), (a.delta_norm, b.delta_norm)
-        if a.changed == 0 or b.changed == 0 or lanes == 0:
-            return _Measured(lanes, norms, 0.0, 0.0, lanes, 0, 0, True)
-        if lanes < _READ_BELOW and self.one.at_hand and self.other.at_hand:
-            return None
-        one, other = self.one.sketches.get(name), self.other.sketches.get(name)
-        if one is None or other is None:
-            return None
-        return _Measured(lanes, norms, *one.angle(other), samples_of(lanes), *one.opposition(other), False)
-
-    def refuse_strangers(self) -> None:
-        """Raise NotHomologous where there is nothing to compare."""
-        if not self.found and not self.sums:
-            raise NotHomologous(
-                f"{self.one.name} and {self.other.name} have no tensor to compare",
-                cause=f"{len(self.skipped)} tensors differ, the first: {self.skipped[0].name}: {self.skipped[0].reason}"
-                if self.skipped
-                else "they have no tensors",
-                hint="compare deltas of one parameter space: deltareg show tells the base of each",
-            )
+    def __init__(self, one: Side, other: Side, *, exact: bool) -> None:
+        super().__init__(one, other, exact=exact)
+        self.sums: dict[str, Array] = {name: np.zeros(5, np.float64) for name in self.unknown}
+        """Each with the five sums of `loops.compare_lanes`."""
 
     def close(self, name: str) -> None:
         """Make the sums of a tensor, all of whose frames were seen, what is known of it."""
@@ -223,93 +82,7 @@ class _PairJob:
         product = norms[0] * norms[1]
         cosine = max(-1.0, min(1.0, dot / product)) if product else 0.0
         lanes = lanes_of(self.one.entries[name])
-        self.found[name] = _Measured(lanes, norms, cosine, 0.0, lanes, int(both), int(opposed), True)
-
-    def report(self) -> PairReport:
-        """All of it, by class and by layer."""
-        found = sorted(self.found.items(), key=lambda item: layer_order(item[0]))
-        classes, layers = _grouped(found)
-        return PairReport(
-            first=self.one.name,
-            second=self.other.name,
-            classes={key: _combined(group) for key, group in classes.items()},
-            layers={
-                layer: {key: _combined(group) for key, group in groups.items()} for layer, groups in layers.items()
-            },
-            skipped=self.skipped,
-        )
-
-
-def _norms(side: _Side) -> DeltaNorms:
-    entries = sorted(side.entries.values(), key=lambda entry: layer_order(entry.name))
-    classes, layers = _grouped((entry.name, entry.delta_norm) for entry in entries if is_additive(entry))
-    return DeltaNorms(
-        name=side.name,
-        digest=side.artifact.digest,
-        classes={key: math.hypot(*group) for key, group in classes.items()},
-        layers={layer: {key: math.hypot(*group) for key, group in groups.items()} for layer, groups in layers.items()},
-    )
-
-
-_Groups = dict[str, list[Any]]
-
-
-def _grouped(found: Iterable[tuple[str, Any]]) -> tuple[_Groups, dict[str, _Groups]]:
-    """What is given by tensor, by module class (and ALL), and the same by layer."""
-    classes: _Groups = {}
-    layers: dict[str, _Groups] = {}
-    for name, value in found:
-        layer = _layer(name)
-        for groups in [classes] if layer is None else [classes, layers.setdefault(layer, {})]:
-            for key in (module_class(name), ALL):
-                groups.setdefault(key, []).append(value)
-    return classes, layers
-
-
-def _layer(name: str) -> str | None:
-    """The name up to its first part that is a number: `model.layers.0`."""
-    parts = name.split(".")
-    number = next((place for place, part in enumerate(parts) if part.isascii() and part.isdigit()), None)
-    return None if number is None else ".".join(parts[: number + 1])
-
-
-def _combined(group: Sequence[_Measured]) -> Comparison:
-    """Several tensors as one vector."""
-    first, second = (math.hypot(*(measured.norms[side] for measured in group)) for side in (0, 1))
-    cosine, error = None, None
-    if first and second and math.isfinite(first) and math.isfinite(second):
-        weights = [measured.norms[0] / first * (measured.norms[1] / second) for measured in group]
-        cosine = math.fsum(weight * measured.cosine for weight, measured in zip(weights, group, strict=True))
-        error = math.hypot(*(weight * measured.error for weight, measured in zip(weights, group, strict=True)))
-    conflict, doubt = _conflict(group)
-    return Comparison(
-        cosine=cosine,
-        cosine_error=error,
-        norm_ratio=second / first if first and math.isfinite(second / first) else None,
-        sign_conflict=conflict,
-        sign_conflict_error=doubt,
-        tensors=len(group),
-        parameters=sum(measured.lanes for measured in group),
-        exact=all(measured.exact for measured in group),
-    )
-
-
-def _conflict(group: Sequence[_Measured]) -> tuple[float | None, float | None]:
-    """The share of opposed signs, a ratio of two sums, and its standard error.
-
-    Each sample stands for as many lanes as the tensor has for each (Cochran, "Sampling Techniques", 1977, 6.11).
-    """
-    scales = [measured.lanes / max(measured.sampled, 1) for measured in group]
-    both = math.fsum(scale * measured.both for scale, measured in zip(scales, group, strict=True))
-    if not both:
-        return None, None
-    share = math.fsum(scale * measured.opposed for scale, measured in zip(scales, group, strict=True)) / both
-    squares = math.fsum(
-        scale**2 * (measured.opposed * (1 - share) ** 2 + (measured.both - measured.opposed) * share**2)
-        for scale, measured in zip(scales, group, strict=True)
-        if measured.sampled < measured.lanes
-    )
-    return share, math.sqrt(squares) / both
+        self.found[name] = Measured(lanes, norms, cosine, 0.0, lanes, int(both), int(opposed), True)
 
 
 # --- reading records ----------------------------------------------------------------------------------------------
@@ -322,11 +95,11 @@ class _Step:
     name: str
     number: int
     lanes: int
-    readers: Mapping[_Side, RecordReader | None]
+    readers: Mapping[Side, RecordReader | None]
     pairs: Sequence[_PairJob]
 
 
-def _measure(sides: Sequence[_Side], pairs: Sequence[_PairJob], threads: int, progress: Progress) -> None:
+def _measure(sides: Sequence[Side], pairs: Sequence[_PairJob], threads: int, progress: Progress) -> None:
     """Fill in the sums of all pairs from the records, frame by frame."""
     names = sorted({name for pair in pairs for name in pair.sums}, key=lambda name: (layer_order(name), name))
     if not names:
@@ -351,10 +124,10 @@ def _measure(sides: Sequence[_Side], pairs: Sequence[_PairJob], threads: int, pr
             pair.close(name)
 
 
-def _steps(names: Sequence[str], pairs: Sequence[_PairJob], packs: Mapping[_Side, Packs]) -> Generator[_Step]:
+def _steps(names: Sequence[str], pairs: Sequence[_PairJob], packs: Mapping[Side, Packs]) -> Generator[_Step]:
     for name in names:
         asking = [pair for pair in pairs if name in pair.sums]
-        readers: dict[_Side, RecordReader | None] = {}
+        readers: dict[Side, RecordReader | None] = {}
         for pair in asking:
             for side in (pair.one, pair.other):
                 if side not in readers:

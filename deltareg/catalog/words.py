@@ -10,7 +10,7 @@ import hashlib
 from deltareg.catalog.rows import CatalogRow
 from deltareg.errors import InvalidArgument
 
-__all__ = ["EVERY", "WORDS", "YANKED", "key", "keys_of", "words_in"]
+__all__ = ["EVERY", "WORDS", "YANKED", "key", "keys_of", "split_words", "words_in"]
 
 WORDS = """
 create virtual table words using fts5(
@@ -52,12 +52,17 @@ def words_in(text: str) -> str | None:
 
     Raises InvalidArgument for more than 32 words.
     """
-    words = list(dict.fromkeys(text.replace("\0", " ").encode("utf-8", "replace").decode().split()))
+    words = split_words(text)
     if len(words) > _WORDS:
         raise InvalidArgument(f"the text has {len(words)} words; a search takes {_WORDS} at most")
     # Quoted, nothing is an operator.
     quoted = ('"' + word.replace('"', '""') + '" *' for word in words)
     return f"{{reference base description model_type}}:({' AND '.join(quoted)})" if words else None
+
+
+def split_words(text: str) -> list[str]:
+    """What a text asks for: its words as they stand between spaces, each once."""
+    return list(dict.fromkeys(text.replace("\0", " ").encode("utf-8", "replace").decode().split()))
 
 
 def _key(kind: str, value: str | None) -> str:

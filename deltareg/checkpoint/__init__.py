@@ -7,7 +7,7 @@ from deltareg.checkpoint.header import MAX_HEADER, Header, TensorInfo, encode_he
 from deltareg.checkpoint.hub import Hub, HubFolder, HubName, HubSource, parse_hub_name
 from deltareg.checkpoint.layout import ShardIndex, Weights, find_weights
 from deltareg.checkpoint.locate import Located, locate
-from deltareg.checkpoint.memory import MemoryTensor, checkpoint_of
+from deltareg.checkpoint.memory import MemoryTensor, checkpoint_of, described_checkpoint
 from deltareg.checkpoint.reader import Checkpoint, Shard, Tensor
 from deltareg.checkpoint.source import ByteSource, FileSource, Folder, LocalFolder
 from deltareg.checkpoint.writer import CheckpointWriter, Job, Member, Seal, ShardPlan
@@ -39,6 +39,7 @@ __all__ = [
     "TensorInfo",
     "Weights",
     "checkpoint_of",
+    "described_checkpoint",
     "dtype_of",
     "encode_header",
     "find_weights",

@@ -1,4 +1,4 @@
-"""A checkpoint whose tensors lie in memory: for models that are loaded already."""
+"""Checkpoints without files: tensors in memory, of models that are loaded already, or a mere list of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deltareg.errors import CheckpointNotFound
 if TYPE_CHECKING:
     from deltareg.checkpoint.source import Buffer
 
-__all__ = ["MemoryTensor", "checkpoint_of"]
+__all__ = ["MemoryTensor", "checkpoint_of", "described_checkpoint"]
 
 _FILE = "model.safetensors"
 
@@ -34,6 +34,40 @@ def checkpoint_of(label: str, tensors: Mapping[str, MemoryTensor], files: Mappin
     source = _MemorySource([tensors[info.name][2] for info in infos], [info.start for info in infos])
     located = Located(label, None, _MemoryFolder(label, files, source), Weights((_FILE,), None), None, None)
     return Checkpoint(located, [source], [Header(infos, {}, 0, source.size)])
+
+
+def described_checkpoint(
+    label: str, tensors: Mapping[str, tuple[str, tuple[int, ...]]], files: Mapping[str, bytes]
+) -> Checkpoint:
+    """A checkpoint of which dtypes and shapes are known, and these files; its weights are elsewhere.
+
+    Reading a tensor raises CheckpointNotFound. Raises UnsupportedFormat for a dtype that safetensors does not have,
+    BadCheckpoint for a `config.json` that is none.
+    """
+    infos = lay_out((name, dtype, shape) for name, (dtype, shape) in tensors.items())
+    source = _NoSource(label, max((info.end for info in infos), default=0))
+    located = Located(label, None, _MemoryFolder(label, files, source), Weights((_FILE,), None), None, None)
+    return Checkpoint(located, [source], [Header(infos, {}, 0, source.size)])
+
+
+class _NoSource:
+    """Weights that are elsewhere."""
+
+    def __init__(self, label: str, size: int) -> None:
+        self.name = _FILE
+        self.size = size
+        self._label = label
+
+    def read_into(self, offset: int, buffer: Buffer) -> None:
+        """Raises CheckpointNotFound."""
+        raise CheckpointNotFound(f"the weights of {self._label} are not here", path=self.name)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Raises CheckpointNotFound."""
+        raise CheckpointNotFound(f"the weights of {self._label} are not here", path=self.name)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class _MemorySource:

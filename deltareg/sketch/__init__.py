@@ -11,6 +11,7 @@ from deltareg.sketch.lineage import (
     Likeness,
     Lineage,
     LineageVerdict,
+    compare_samples,
     judge,
     measure_lineage,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "SamplePlan",
     "Samples",
     "TensorSpec",
+    "compare_samples",
     "judge",
     "measure_lineage",
     "read_samples",

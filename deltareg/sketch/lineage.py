@@ -32,9 +32,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -47,7 +48,16 @@ from deltareg.sketch.floats import PRECISIONS, rounded
 from deltareg.sketch.samples import SamplePlan, Samples, TensorSpec, chunks, decode_runs, read_runs
 from deltareg.threads import in_order
 
-__all__ = ["LEAST_VALUES", "UNRELATED_BELOW", "Likeness", "Lineage", "LineageVerdict", "judge", "measure_lineage"]
+__all__ = [
+    "LEAST_VALUES",
+    "UNRELATED_BELOW",
+    "Likeness",
+    "Lineage",
+    "LineageVerdict",
+    "compare_samples",
+    "judge",
+    "measure_lineage",
+]
 
 UNRELATED_BELOW = 0.3
 """A matrix cosine below this is that of unrelated weights: related ones were measured above 0.97, others below 0.03."""
@@ -170,16 +180,90 @@ def measure_lineage(
     tasks = [partial(_compare, samples, firsts, homes, piece) for piece in pieces]
     for piece, part in zip(pieces, in_order(tasks, threads), strict=True):
         sums[:, piece] = part
-    tensors = _PerTensor.of(plan, sums, matrices, delta_norms, base_norms)
-    found: list[str] = np.unique(classes[tensors.compared]).tolist()
-    return Lineage(
-        classes={name: tensors.likeness(classes == name) for name in found},
-        total=tensors.likeness(tensors.compared),
+    return _told(
+        _PerTensor.of(plan, sums, matrices, delta_norms, base_norms),
+        classes,
         left_out=int(plan.lengths[runs].sum() - sums[0].sum()),
         reads=runs.size,
         bytes_read=int((_widths(plan, homes)[plan.owners[runs]] * plan.lengths[runs]).sum()),
         **skipped,
     )
+
+
+def compare_samples(
+    samples: Samples,
+    target: Samples,
+    *,
+    renamed: Mapping[str, str] = MappingProxyType({}),
+    delta_norms: Mapping[str, float],
+    base_norms: Mapping[str, float] = MappingProxyType({}),
+) -> Lineage:
+    """Compare the samples of a base with those that somebody took of a target, whose weights are elsewhere.
+
+    What is given is as `measure_lineage` has it, and so is the result. A tensor that has another name in the target was
+    sampled at other places there, and counts as missing.
+    """
+    plan = samples.plan
+    numbers = {spec.name: number for number, spec in enumerate(target.plan.tensors)}
+    ours, theirs = _runs_by_tensor(plan), _runs_by_tensor(target.plan)
+    homes: dict[int, int] = {}
+    skipped = {"missing": 0, "reshaped": 0, "replaced": 0}
+    for number, spec in enumerate(plan.tensors):
+        other = numbers.get(renamed.get(spec.name, spec.name))
+        if other is not None and target.plan.tensors[other].shape != spec.shape:
+            skipped["reshaped"] += 1
+        elif other is None or not _same_places(plan, ours[number], target.plan, theirs[other]):
+            skipped["missing"] += 1
+        else:
+            homes[number] = other
+    classes = _classes(plan)
+    sums = np.zeros((_SUMS, plan.owners.size))
+    runs = _joined([ours[number] for number in homes])
+    if runs.size:
+        there = _joined([theirs[other] for other in homes.values()])
+        owners = np.unique(plan.owners[runs], return_inverse=True)[1]
+        pairs = [(plan.tensors[one].dtype, target.plan.tensors[other].dtype) for one, other in homes.items()]
+        sums[:, runs] = _summed(_values(samples, runs), _values(target, there), pairs, owners, plan.lengths[runs])
+    return _told(
+        _PerTensor.of(plan, sums, _matrices(plan, classes), delta_norms, base_norms),
+        classes,
+        left_out=int(plan.lengths[runs].sum() - sums[0].sum()),
+        reads=0,
+        bytes_read=0,
+        **skipped,
+    )
+
+
+def _told(tensors: _PerTensor, classes: Array, **counted: int) -> Lineage:
+    found: list[str] = np.unique(classes[tensors.compared]).tolist()
+    return Lineage(
+        classes={name: tensors.likeness(classes == name) for name in found},
+        total=tensors.likeness(tensors.compared),
+        **counted,
+    )
+
+
+def _runs_by_tensor(plan: SamplePlan) -> list[range]:
+    """The runs of each tensor."""
+    edges: list[int] = np.searchsorted(plan.owners, np.arange(len(plan.tensors) + 1)).tolist()
+    return [range(start, end) for start, end in pairwise(edges)]
+
+
+def _same_places(plan: SamplePlan, ours: range, other: SamplePlan, theirs: range) -> bool:
+    one, two = slice(ours.start, ours.stop), slice(theirs.start, theirs.stop)
+    return np.array_equal(plan.starts[one], other.starts[two]) and np.array_equal(plan.lengths[one], other.lengths[two])
+
+
+def _joined(ranges: Sequence[range]) -> Array:
+    return np.concatenate([np.arange(one.start, one.stop) for one in ranges] or [np.zeros(0, np.int64)])
+
+
+def _values(samples: Samples, runs: Array) -> Array:
+    """The values of `runs`, one after the other."""
+    lengths = samples.plan.lengths[runs]
+    firsts = (np.cumsum(samples.plan.lengths) - samples.plan.lengths)[runs]
+    starts = np.cumsum(lengths) - lengths
+    return samples.values[np.repeat(firsts - starts, lengths) + np.arange(int(lengths.sum()))]
 
 
 def _why_not(spec: TensorSpec, tensor: Tensor) -> Literal["reshaped", "replaced"] | None:
@@ -244,7 +328,13 @@ def _compare(samples: Samples, firsts: Array, homes: Mapping[int, Tensor], runs:
     target = decode_runs(read_runs(plan, homes, runs), [dtype for _, dtype in pairs], owners, lengths)
     starts = np.cumsum(lengths) - lengths
     base = samples.values[np.repeat(firsts[runs] - starts, lengths) + np.arange(target.size)]
+    return _summed(base, target, pairs, owners, lengths)
+
+
+def _summed(base: Array, target: Array, pairs: list[tuple[str, str]], owners: Array, lengths: Array) -> Array:
+    """The sums of runs that lie one after the other; `owners` say which pair of dtypes each has."""
     equal = _equal(base, target, pairs, np.repeat(owners, lengths))
+    starts = np.cumsum(lengths) - lengths
     counted = (np.abs(base) <= _LARGEST) & (np.abs(target) <= _LARGEST)  # False for NaN
     base, target = np.where(counted, base, 0.0), np.where(counted, target, 0.0)
     terms = (counted, equal & counted, base * base, target * target, base * target, (target - base) ** 2)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
 from deltareg.errors import translate_os_errors
-from deltareg_registry import __version__, problems
+from deltareg_registry import __version__, limits, problems
 from deltareg_registry.access.policy import check_complete
 from deltareg_registry.api import API_ROUTERS
 from deltareg_registry.database import Database
@@ -17,6 +17,7 @@ from deltareg_registry.oci import OCI_ROUTERS
 from deltareg_registry.settings import ServerSettings
 from deltareg_registry.state import State
 from deltareg_registry.storage import open_storage
+from deltareg_registry.upkeep.background import background
 from deltareg_registry.upkeep.health import health_router
 
 __all__ = ["create_app", "open_state", "routes_of"]
@@ -30,7 +31,8 @@ def create_app(settings: ServerSettings, state: State | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        yield
+        async with background(opened):
+            yield
         opened.database.close()
 
     app = FastAPI(
@@ -44,6 +46,7 @@ def create_app(settings: ServerSettings, state: State | None = None) -> FastAPI:
     )
     app.state.registry = opened
     problems.install(app)
+    limits.install(app, settings)
     for router in ROUTERS:
         app.include_router(router)
     app.state.api_routes = [route for router in API_ROUTERS for route in router.routes]

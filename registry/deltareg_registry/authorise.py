@@ -20,12 +20,12 @@ from deltareg_registry.database import Database
 from deltareg_registry.records.namespaces import is_public, make_namespace
 from deltareg_registry.state import State, state_of
 
-__all__ = ["COOKIE", "authorise", "principal_from"]
+__all__ = ["COOKIE", "authorise", "may_make", "principal_from"]
 
 COOKIE = "deltareg_token"
 """The cookie in which a browser keeps its token. It counts for pages only."""
 
-_ROLES = {Need.READ: Role.READER, Need.PUBLISH: Role.PUBLISHER, Need.OWN: Role.OWNER}
+_ROLES = {Need.READ: Role.READER, Need.PUBLISH: Role.PUBLISHER, Need.CHANGE: Role.PUBLISHER, Need.OWN: Role.OWNER}
 _LOOPBACK = ("127.0.0.1", "::1")
 
 
@@ -81,9 +81,11 @@ def _judge(state: State, asked: _Asked) -> Principal:
     namespace = cast(str, asked.namespace)
     with state.database.reading() as connection:
         public = is_public(connection, namespace)
-    if public is None and need is Need.PUBLISH and _may_make(state, principal, namespace):
+    if public is None and need is Need.PUBLISH and may_make(state, principal, namespace):
         with state.database.writing() as connection:
-            make_namespace(connection, namespace, principal, public=state.settings.public)
+            make_namespace(
+                connection, namespace, principal, public=state.settings.public, address=asked.address or None
+            )
         return principal_from(state.database, asked.token)
     _check_role(principal, namespace, public, _ROLES[need])
     return principal
@@ -102,7 +104,8 @@ def _check_role(principal: Principal, namespace: str, public: bool | None, neede
     )
 
 
-def _may_make(state: State, principal: Principal, namespace: str) -> bool:
+def may_make(state: State, principal: Principal, namespace: str) -> bool:
+    """Whether whoever asks may make a namespace of this name, if it is free."""
     if not principal.signed_in:
         return False
     if principal.scopes is not None and not any(

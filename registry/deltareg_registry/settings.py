@@ -41,6 +41,10 @@ class ServerSettings:
     """How long an upload waits for the next bytes of a request: a connection may be dead without anybody knowing."""
     rate_limit: float | None = None
     """Requests per second that one address or token may make in the long run; None sets no limit."""
+    body_seconds: float = 60.0
+    """How long the body of a request to /api/v1 may take to arrive."""
+    webhook_hosts: tuple[str, ...] = ()
+    """Hosts and networks (`hooks.example.org`, `10.1.0.0/16`) that webhooks may reach although they are private."""
     json_log: bool = False
 
     @property

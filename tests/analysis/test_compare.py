@@ -19,7 +19,8 @@ from deltareg.artifact import Artifact
 from deltareg.codec import FRAME_LANES
 from deltareg.errors import BadManifest, InvalidArgument, NotFound
 from deltareg.manifest import Descriptor, encode, parse
-from deltareg.sketch.projection import PROJECTION_TYPE, Sketcher, pack_sketches
+from deltareg.sketch.projection import Sketcher
+from deltareg.sketch.sketches import PROJECTION_TYPE, pack_sketches
 from deltareg.store import Store
 from tests import raw
 from tests.codec.tensors import Raw, of, write_checkpoint

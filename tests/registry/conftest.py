@@ -2,6 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from deltareg_registry.app import open_state
+from deltareg_registry.first import first_token
+from deltareg_registry.settings import ServerSettings
+from deltareg_registry.state import State
 from tests.servers.deltareg_server import server
+from tests.servers.postgresql import PostgreSQL, serve_postgresql
 
 __all__ = ["server"]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[PostgreSQL]:
+    """A real PostgreSQL on loopback."""
+    with serve_postgresql() as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def any_settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServerSettings]:
+    """The settings of a server, once with SQLite and once with PostgreSQL."""
+    with ExitStack() as stack:
+        url = None
+        if request.param == "postgresql":
+            url = stack.enter_context(request.getfixturevalue("cluster").database())
+        yield ServerSettings(data=tmp_path / "server", database=url)
+
+
+@pytest.fixture
+def any_state(any_settings: ServerSettings) -> Iterator[State]:
+    """What a server works with, whose administrator is `owner`, once with each database."""
+    state = open_state(any_settings)
+    first_token(state.database)
+    yield state
+    state.database.close()

@@ -16,9 +16,9 @@ from deltareg.artifact import pack, unpack
 from deltareg.codec import FRAME_LANES
 from deltareg.errors import BadManifest, UnsupportedFormat
 from deltareg.manifest import TensorEntry
-from deltareg.sketch.projection import (
+from deltareg.sketch.projection import Sketcher
+from deltareg.sketch.sketches import (
     Sketch,
-    Sketcher,
     pack_sketches,
     read_sketches,
     samples_of,

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from deltareg.manifest import Document
 
-__all__ = ["ANONYMOUS", "Action", "Principal", "Role", "Scope", "role_of"]
+__all__ = ["ANONYMOUS", "Action", "Principal", "Role", "Scope", "role_for", "role_of"]
 
 Action = Literal["read", "publish", "own"]
 """What a token may be limited to; each of them includes those before it."""
@@ -83,3 +83,8 @@ ANONYMOUS = Principal()
 def role_of(text: str) -> Role:
     """The role that documents call `text`: reader, publisher or owner. Raises KeyError."""
     return {role.label: role for role in Role if role is not Role.NONE}[text]
+
+
+def role_for(action: Action) -> Role:
+    """The role that whoever may do `action` has at least."""
+    return _ROLES[action]

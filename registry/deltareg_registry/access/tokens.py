@@ -5,21 +5,46 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection, insert, select, update
 
-from deltareg.errors import NotFound, NotSignedIn
+from deltareg.errors import InvalidArgument, NotFound, NotSignedIn
 from deltareg_registry.access.principal import Principal, Role, Scope, role_of
-from deltareg_registry.database import at, now
+from deltareg_registry.database import at, now, parse_time
 from deltareg_registry.database.tables import members, tokens, users
 
-__all__ = ["PREFIX", "make_token", "note_use", "principal_of", "revoke_token"]
+__all__ = [
+    "PREFIX",
+    "KeptToken",
+    "expiry",
+    "list_tokens",
+    "make_token",
+    "note_use",
+    "principal_of",
+    "revoke_token",
+]
 
 PREFIX = "drt_"
 """How every token begins, so that scanners of secrets know one."""
 
 _USED_SECONDS = 60
+_MOST_DAYS = 36500
+
+
+@dataclass(frozen=True)
+class KeptToken:
+    """What is known of a token: all but itself."""
+
+    id: str
+    user: str
+    name: str
+    scopes: list[Scope] | None
+    created: str
+    expires: str | None
+    revoked: str | None
+    used: str | None
 
 
 def make_token(
@@ -49,9 +74,51 @@ def make_token(
 
 def revoke_token(connection: Connection, identity: str) -> None:
     """Let a token be good for nothing from now on. Raises NotFound."""
-    done = connection.execute(update(tokens).where(tokens.c.id == identity).values(revoked=now()))
-    if done.rowcount == 0:
+    if not list_tokens(connection, identity=identity):
         raise NotFound(f"there is no token {identity}")
+    still = (tokens.c.id == identity, tokens.c.revoked.is_(None))
+    connection.execute(update(tokens).where(*still).values(revoked=now()))
+
+
+def list_tokens(connection: Connection, user: str | None = None, identity: str | None = None) -> list[KeptToken]:
+    """The tokens of a user, or of everybody, in the order in which they were made; or the one of an id."""
+    table = tokens.c
+    wanted = select(
+        table.id, table.user, table.name, table.scopes, table.created, table.expires, table.revoked, table.used
+    ).order_by(table.created, table.id)
+    if user is not None:
+        wanted = wanted.where(table.user == user)
+    if identity is not None:
+        wanted = wanted.where(table.id == identity)
+    return [
+        KeptToken(
+            row.id,
+            row.user,
+            row.name,
+            None if row.scopes is None else [Scope.model_validate(one) for one in row.scopes],
+            row.created,
+            row.expires,
+            row.revoked,
+            row.used,
+        )
+        for row in connection.execute(wanted)
+    ]
+
+
+def expiry(expires: str | None, days: float | None) -> str | None:
+    """When a token ends, given as a time or as a number of days from now on. Raises InvalidArgument."""
+    if expires is not None and days is not None:
+        raise InvalidArgument("a token's end is given twice", hint="give the time or the days")
+    if days is not None:
+        if not 0 < days <= _MOST_DAYS:
+            raise InvalidArgument(f"{days} days are not allowed", cause=f"more than 0, at most {_MOST_DAYS}")
+        return at(datetime.now(UTC) + timedelta(days=days))
+    if expires is None:
+        return None
+    end = parse_time(expires)
+    if end <= now():
+        raise InvalidArgument(f"{end} has passed", hint="give a time to come")
+    return end
 
 
 def principal_of(connection: Connection, secret: str) -> tuple[Principal, bool]:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
-from fastapi.openapi.utils import get_openapi
+from fastapi import APIRouter, Request
 from pydantic import Field
 
 from deltareg.manifest import Document
 from deltareg_registry import __version__
-from deltareg_registry.access.principal import Principal, Scope
-from deltareg_registry.authorise import authorise
+from deltareg_registry.access.principal import Scope
+from deltareg_registry.api.asking import PROBLEMS, Asking
+from deltareg_registry.api.description import describe
 
 __all__ = ["root_router"]
 
-root_router = APIRouter(prefix="/api/v1", tags=["registry"])
-
-_Asking = Annotated[Principal, Depends(authorise)]
+root_router = APIRouter(prefix="/api/v1", tags=["registry"], responses=PROBLEMS)
 
 
 class About(Document):
@@ -54,13 +52,13 @@ class WhoAmI(Document):
 
 
 @root_router.get("")
-def about(asking: _Asking) -> About:
+def about(asking: Asking) -> About:
     """What answers here."""
     return About()
 
 
 @root_router.get("/whoami")
-def who_am_i(asking: _Asking) -> WhoAmI:
+def who_am_i(asking: Asking) -> WhoAmI:
     """Who the token of the request stands for."""
     assert asking.user is not None and asking.token is not None
     return WhoAmI(
@@ -79,6 +77,9 @@ def who_am_i(asking: _Asking) -> WhoAmI:
 
 
 @root_router.get("/openapi.json", include_in_schema=False)
-def openapi(request: Request, asking: _Asking) -> dict[str, Any]:
+def openapi(request: Request, asking: Asking) -> dict[str, Any]:
     """The description of this interface."""
-    return get_openapi(title=request.app.title, version=request.app.version, routes=request.app.state.api_routes)
+    app = request.app
+    if not hasattr(app.state, "description"):
+        app.state.description = describe(app.state.api_routes)
+    return app.state.description

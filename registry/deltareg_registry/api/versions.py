@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from deltareg.errors import BadManifest
-from deltareg.manifest import Document
+from deltareg.manifest import MANIFEST_TYPE, Document
 from deltareg.names import Reference, parse_reference
 from deltareg_registry.access.principal import Principal
-from deltareg_registry.authorise import authorise
+from deltareg_registry.api.asking import PROBLEMS, Asking, problems
 from deltareg_registry.records.publishing import Published, publish
-from deltareg_registry.state import state_of
+from deltareg_registry.state import address_of, state_of
 
 __all__ = ["read_body", "versions_router"]
 
-versions_router = APIRouter(prefix="/api/v1/deltas", tags=["versions"])
-
-_Asking = Annotated[Principal, Depends(authorise)]
+versions_router = APIRouter(prefix="/api/v1/deltas", tags=["versions"], responses=PROBLEMS)
 
 
 class PublishReport(Document):
@@ -29,16 +25,20 @@ class PublishReport(Document):
     digest: str
 
 
-@versions_router.put("/{namespace}/{name}/versions/{version}", status_code=201)
+@versions_router.put(
+    "/{namespace}/{name}/versions/{version}",
+    status_code=201,
+    responses={200: {"model": PublishReport, "description": "The version had these bytes."}, **problems(409, 507)},
+    openapi_extra={"requestBody": {"required": True, "content": {MANIFEST_TYPE: {"schema": {"type": "object"}}}}},
+)
 async def publish_version(
-    namespace: str, name: str, version: str, request: Request, response: Response, asking: _Asking
+    namespace: str, name: str, version: str, request: Request, response: Response, asking: Asking
 ) -> PublishReport:
     """Publish a manifest, the body, whose blobs were sent before. The same bytes again are answered by 200."""
     state = state_of(request)
     reference = parse_reference(f"{namespace}/{name}:{version}", version_required=True)
     data = await read_body(request, state.settings.manifest_limit)
-    address = None if request.client is None else request.client.host
-    done = await run_sync(_published, request, asking, reference, data, address)
+    done = await run_sync(_published, request, asking, reference, data, address_of(request))
     response.status_code = 201 if done.created else 200
     return PublishReport(reference=str(reference), digest=done.digest)
 

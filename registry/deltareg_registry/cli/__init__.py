@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from deltareg.cli.output import print_error
 from deltareg.errors import DeltaregError
 from deltareg_registry.cli.app import app
 
@@ -11,12 +12,9 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line; errors are told on stderr, and end it with their exit status."""
+    """Run the command line; errors are told on stderr, with --json on stdout too, and end it with their exit status."""
     try:
         app()
     except DeltaregError as error:
-        print(f"error[{error.code}]: {error.message}", file=sys.stderr)
-        for name, told in (("cause", error.cause), ("hint", error.hint)):
-            if told:
-                print(f"{name}: {told}", file=sys.stderr)
+        print_error(error, as_json="--json" in sys.argv)
         sys.exit(error.exit_code)

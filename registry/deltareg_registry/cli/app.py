@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from deltareg_registry.cli.admin import admin_app
 from deltareg_registry.cli.serve import serve
 from deltareg_registry.cli.upkeep import backup, fsck, gc, restore
 
@@ -28,3 +29,4 @@ app.command("gc")(gc)
 app.command("fsck")(fsck)
 app.command("backup")(backup)
 app.command("restore")(restore)
+app.add_typer(admin_app, name="admin")

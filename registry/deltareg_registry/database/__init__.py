@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from deltareg_registry.database.engine import Database, at, now
+from deltareg_registry.database.engine import Database, at, now, parse_time
 
-__all__ = ["Database", "at", "now"]
+__all__ = ["Database", "at", "now", "parse_time"]

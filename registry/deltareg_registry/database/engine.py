@@ -15,14 +15,15 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
-from deltareg.errors import Busy, DeltaregError, DiskFull, NotAllowed, RemoteUnavailable
+from deltareg.errors import Busy, DeltaregError, DiskFull, InvalidArgument, NotAllowed, RemoteUnavailable
 
-__all__ = ["Database", "at", "now"]
+__all__ = ["Database", "at", "now", "parse_time"]
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_SECONDS = 30
 _POOL = 20
 _MIGRATION_LOCK = 7_265_201
+_ONE_STATE = "REPEATABLE READ"
 
 
 class Database:
@@ -45,11 +46,13 @@ class Database:
         self.is_sqlite = parsed.drivername == "sqlite"
         # SQLite has one writer. Threads that wait for it here wait in turn; inside SQLite they would poll.
         self._writer = threading.Lock() if self.is_sqlite else None
+        # PostgreSQL would let each statement of a transaction see another state.
+        self._reader = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level=_ONE_STATE)
 
     @contextmanager
     def reading(self) -> Generator[Connection]:
-        """A transaction that only reads."""
-        with _translated(self.label), self.engine.connect() as connection, connection.begin():
+        """A transaction that only reads, and sees one state of the database."""
+        with _translated(self.label), self._reader.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
@@ -63,16 +66,6 @@ class Database:
             connection = self.engine.connect().execution_options(deltareg_writes=True)
             with connection, connection.begin():
                 yield connection
-
-    @contextmanager
-    def snapshot(self) -> Generator[Connection]:
-        """A transaction that only reads, and sees one state of the database in all of its queries."""
-        connecting = self.engine.connect()
-        # In SQLite every transaction is like that.
-        if not self.is_sqlite:
-            connecting = connecting.execution_options(isolation_level="REPEATABLE READ")
-        with _translated(self.label), connecting as connection, connection.begin():
-            yield connection
 
     def upgrade(self) -> None:
         """Bring the tables to the state that this program knows; several processes may try at once."""
@@ -105,6 +98,20 @@ def now() -> str:
 def at(time: datetime) -> str:
     """A time with a zone as the tables have it: RFC 3339, UTC, microseconds."""
     return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def parse_time(text: str) -> str:
+    """A time that somebody wrote (RFC 3339; a date alone is its beginning in UTC), as the tables have it.
+
+    Raises InvalidArgument.
+    """
+    try:
+        time = datetime.fromisoformat(text)
+        return at(time if time.tzinfo is not None else time.replace(tzinfo=UTC))
+    except (ValueError, OverflowError) as error:
+        raise InvalidArgument(
+            f"{text[:40]!r} is not a time", cause=str(error), hint="write 2030-01-31 or 2030-01-31T12:00:00Z"
+        ) from error
 
 
 def _engine(url: str, *, sqlite: bool) -> Engine:

@@ -22,6 +22,7 @@ from sqlalchemy import (
 )
 
 __all__ = [
+    "TERM_KINDS",
     "audit",
     "blobs",
     "deliveries",
@@ -30,10 +31,13 @@ __all__ = [
     "members",
     "metadata",
     "namespaces",
+    "pulls",
     "removed",
     "repositories",
     "repository_blobs",
+    "searchable",
     "tags",
+    "terms",
     "tokens",
     "uploads",
     "users",
@@ -56,22 +60,29 @@ _NUMBER = BigInteger().with_variant(Integer, "sqlite")
 _DIGEST = String(71)
 _TIME = String(27)
 
+TERM_KINDS = ("fingerprint", "space", "tokenizer_core", "tokenizer_added", "licence", "model_type", "base")
+"""The columns of `versions` whose values are searched for as a whole."""
+
+# By code point in both databases, whatever the language of the server.
+_NAME = String(64).with_variant(String(64, collation="C"), "postgresql")
+
 namespaces = Table(
     "namespaces",
     metadata,
-    Column("name", String(64), primary_key=True),
+    Column("name", _NAME, primary_key=True),
     Column("public", Boolean, nullable=False),
     Column("created", _TIME, nullable=False),
     Column("quota", BigInteger, comment="bytes of all blobs of its repositories; null: no limit"),
     Column("policy", JSON, nullable=False, comment="what its owners ask for: deletion, signatures"),
+    Column("revision", BigInteger, nullable=False, server_default="0", comment="triggers raise it as its names change"),
 )
 
 repositories = Table(
     "repositories",
     metadata,
     Column("id", _NUMBER, primary_key=True),
-    Column("namespace", String(64), ForeignKey("namespaces.name"), nullable=False),
-    Column("name", String(64), nullable=False),
+    Column("namespace", _NAME, ForeignKey("namespaces.name"), nullable=False),
+    Column("name", _NAME, nullable=False),
     Column("created", _TIME, nullable=False),
     UniqueConstraint("namespace", "name"),
 )
@@ -88,7 +99,7 @@ users = Table(
 members = Table(
     "members",
     metadata,
-    Column("namespace", String(64), ForeignKey("namespaces.name", ondelete="CASCADE"), primary_key=True),
+    Column("namespace", _NAME, ForeignKey("namespaces.name", ondelete="CASCADE"), primary_key=True),
     Column("user", String(64), ForeignKey("users.name", ondelete="CASCADE"), primary_key=True),
     Column("role", String(16), nullable=False),
     Column("since", _TIME, nullable=False),
@@ -165,8 +176,8 @@ versions = Table(
     metadata,
     Column("id", _NUMBER, primary_key=True, comment="grows with each publish"),
     Column("repository", _NUMBER, ForeignKey("repositories.id"), nullable=False),
-    Column("namespace", String(64), nullable=False, index=True),
-    Column("name", String(64), nullable=False),
+    Column("namespace", _NAME, nullable=False, index=True),
+    Column("name", _NAME, nullable=False),
     Column("version", String(64), nullable=False),
     Column("digest", _DIGEST, nullable=False),
     Column("manifest_size", Integer, nullable=False),
@@ -191,6 +202,33 @@ versions = Table(
     Column("exactness", String(16), nullable=False),
     UniqueConstraint("repository", "version"),
     Index(None, "repository", "digest"),
+)
+
+searchable = Table(
+    "searchable",
+    metadata,
+    Column("version", _NUMBER, ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True),
+    Column("namespace", _NAME, nullable=False),
+    Column("name", _NAME, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("yanked", Boolean, nullable=False),
+    *(
+        Column(kind, BigInteger, index=kind in ("fingerprint", "space", "base"), comment="number of a term")
+        for kind in TERM_KINDS
+    ),
+    Index(None, "namespace", "name", "version"),
+    Index(None, "size", "version"),
+    comment="what is searched for in versions: rows so short that a search may look at every one of them",
+)
+
+terms = Table(
+    "terms",
+    metadata,
+    Column("id", _NUMBER, primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("key", String(64), nullable=False, unique=True, comment="SHA-256 of kind and value, without case"),
+    Column("value", Text, nullable=False, comment="as it was first written"),
+    comment="values of versions that are searched for, by the number that `searchable` has in their place",
 )
 
 removed = Table(
@@ -223,7 +261,7 @@ audit = Table(
     Column("token", String(16)),
     Column("address", String(64)),
     Column("action", String(64), nullable=False),
-    Column("namespace", String(64), index=True),
+    Column("namespace", _NAME, index=True),
     Column("subject", Text, nullable=False),
     Column("detail", JSON, nullable=False),
 )
@@ -232,12 +270,13 @@ webhooks = Table(
     "webhooks",
     metadata,
     Column("id", String(16), primary_key=True),
-    Column("namespace", String(64), ForeignKey("namespaces.name", ondelete="CASCADE"), nullable=False, index=True),
+    Column("namespace", _NAME, ForeignKey("namespaces.name", ondelete="CASCADE"), nullable=False, index=True),
     Column("url", Text, nullable=False),
     Column("secret", String(64), nullable=False),
     Column("events", JSON, nullable=False),
     Column("created", _TIME, nullable=False),
     Column("disabled", _TIME),
+    Column("failures", Integer, nullable=False, server_default="0", comment="deliveries given up, one after another"),
 )
 
 deliveries = Table(
@@ -250,6 +289,17 @@ deliveries = Table(
     Column("created", _TIME, nullable=False),
     Column("due", _TIME, index=True, comment="when it is tried next; null: done or given up"),
     Column("attempts", Integer, nullable=False),
+    Column("tried", _TIME, comment="when it was tried last"),
     Column("status", Integer, comment="of the last answer"),
     Column("fault", Text),
+)
+
+pulls = Table(
+    "pulls",
+    metadata,
+    Column("repository", _NUMBER, ForeignKey("repositories.id", ondelete="CASCADE"), primary_key=True),
+    Column("digest", _DIGEST, primary_key=True),
+    Column("count", BigInteger, nullable=False),
+    Column("last", _TIME, nullable=False),
+    comment="how often a manifest was fetched",
 )

@@ -24,8 +24,9 @@ from deltareg_registry.oci.names import (
 )
 from deltareg_registry.oci.receiving import exclusive, receive
 from deltareg_registry.problems import OciError
-from deltareg_registry.records.blobs import add_blob, check_quota, keep_a_while, lock_quota, mount_blob, room_of
+from deltareg_registry.records.blobs import add_blob, keep_a_while, mount_blob
 from deltareg_registry.records.namespaces import is_public, make_repository, repository_id
+from deltareg_registry.records.quotas import check_room, lock_quota, room_of
 from deltareg_registry.records.uploads import Upload, find_upload, forget_upload, start_upload, unknown_upload
 from deltareg_registry.storage.uploads import NOTHING_YET
 
@@ -150,7 +151,7 @@ def _room(asked: Asked, upload: Upload, length: int | None, digest: Digest | Non
     if size + (length or 0) > limit:
         raise OciError("SIZE_INVALID", 413, f"a blob may have {limit} bytes")
     with asked.state.database.reading() as connection:
-        check_quota(connection, asked.namespace, digest, size + (length or 0))
+        check_room(connection, asked.namespace, digest, size + (length or 0))
         free = room_of(connection, asked.namespace, digest)
     return limit - size if free is None else max(0, min(limit, free) - size)
 
@@ -174,7 +175,7 @@ def _finished(asked: Asked, upload: Upload, digest: Digest) -> None:
     database, uploads = asked.state.database, asked.state.storage.uploads
     size = upload.progress.size
     with database.writing() as connection:
-        check_quota(connection, asked.namespace, digest, size)
+        check_room(connection, asked.namespace, digest, size)
         # A collector that looks at this blob now must see that it is wanted before its bytes are put down anew.
         keep_a_while(connection, digest)
     if upload.progress == NOTHING_YET and digest != sha256(b""):
@@ -188,7 +189,7 @@ def _finished(asked: Asked, upload: Upload, digest: Digest) -> None:
     try:
         with database.writing() as connection:
             lock_quota(connection, asked.namespace)
-            check_quota(connection, asked.namespace, digest, size)
+            check_room(connection, asked.namespace, digest, size)
             add_blob(connection, upload.repository, digest, size)
             forget_upload(connection, upload.id)
     except QuotaExceeded:

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, delete, select, update
 
 from deltareg.digest import Digest
-from deltareg.errors import NotFound, QuotaExceeded
+from deltareg.errors import NotFound
 from deltareg_registry.database import now
-from deltareg_registry.database.tables import blobs, namespaces, repositories, repository_blobs
+from deltareg_registry.database.tables import blobs, repository_blobs
 from deltareg_registry.records.namespaces import insert_if_absent
+from deltareg_registry.records.quotas import check_quota, check_room, lock_quota
 
 __all__ = [
     "add_blob",
     "blob_of",
-    "check_quota",
     "keep_a_while",
-    "lock_quota",
     "mount_blob",
-    "room_of",
     "sizes_of",
     "touch",
     "unlink_blob",
-    "used_bytes",
 ]
 
 # Databases take only so many parameters in one statement.
@@ -31,11 +28,15 @@ _BATCH = 500
 
 
 def add_blob(connection: Connection, repository: int, digest: Digest, size: int) -> None:
-    """Note that a blob is in the storage, and that a repository has it."""
+    """Note that a blob is in the storage, and that a repository has it.
+
+    Raises QuotaExceeded where the repository's namespace has no room for it.
+    """
     time = now()
     insert_if_absent(connection, blobs, {"digest": digest, "size": size, "created": time, "touched": time})
     connection.execute(update(blobs).where(blobs.c.digest == digest).values(touched=time))
-    insert_if_absent(connection, repository_blobs, {"repository": repository, "digest": digest})
+    if insert_if_absent(connection, repository_blobs, {"repository": repository, "digest": digest}):
+        check_quota(connection, repository)
 
 
 def sizes_of(
@@ -92,46 +93,9 @@ def mount_blob(connection: Connection, source: int, target: int, namespace: str,
     if size is None:
         return False
     lock_quota(connection, namespace)
-    check_quota(connection, namespace, digest, size)
+    check_room(connection, namespace, digest, size)
     add_blob(connection, target, digest, size)
     return True
-
-
-def check_quota(connection: Connection, namespace: str, digest: Digest | None, size: int) -> None:
-    """Raise QuotaExceeded where a namespace has no room for a blob of `size` bytes, and does not have it already."""
-    room = room_of(connection, namespace, digest)
-    if room is not None and size > room:
-        raise QuotaExceeded(
-            f"{namespace} has room for {max(0, room)} more bytes, not for {size}",
-            hint="ask an administrator of the registry for a larger quota",
-            room=max(0, room),
-        )
-
-
-def lock_quota(connection: Connection, namespace: str) -> None:
-    """Let one transaction at a time use up a namespace's quota, if it has one."""
-    where = (namespaces.c.name == namespace, namespaces.c.quota.is_not(None))
-    connection.execute(select(namespaces.c.name).where(*where).with_for_update())
-
-
-def room_of(connection: Connection, namespace: str, digest: Digest | None) -> int | None:
-    """How many bytes may be added to a namespace; None for any number, and for a blob that it has already."""
-    wanted = select(namespaces.c.quota).where(namespaces.c.name == namespace)
-    quota = connection.execute(wanted).scalar_one_or_none()
-    if quota is None or (digest is not None and _has(connection, namespace, digest)):
-        return None
-    return quota - used_bytes(connection, namespace)
-
-
-def used_bytes(connection: Connection, namespace: str) -> int:
-    """The bytes of all blobs of a namespace's repositories, each counted once."""
-    distinct = (
-        select(repository_blobs.c.digest)
-        .join(repositories, repositories.c.id == repository_blobs.c.repository)
-        .where(repositories.c.namespace == namespace)
-    )
-    total = select(func.coalesce(func.sum(blobs.c.size), 0)).where(blobs.c.digest.in_(distinct))
-    return int(connection.execute(total).scalar_one())
 
 
 def unlink_blob(connection: Connection, repository: int, digest: Digest) -> None:
@@ -139,13 +103,3 @@ def unlink_blob(connection: Connection, repository: int, digest: Digest) -> None
     where = (repository_blobs.c.repository == repository, repository_blobs.c.digest == digest)
     if connection.execute(delete(repository_blobs).where(*where)).rowcount == 0:
         raise NotFound(f"the repository has no blob {digest}")
-
-
-def _has(connection: Connection, namespace: str, digest: Digest) -> bool:
-    wanted = (
-        select(repository_blobs.c.digest)
-        .join(repositories, repositories.c.id == repository_blobs.c.repository)
-        .where(repositories.c.namespace == namespace, repository_blobs.c.digest == digest)
-        .limit(1)
-    )
-    return connection.execute(wanted).first() is not None

@@ -3,40 +3,147 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, Table, select
+from sqlalchemy import Connection, Select, Table, delete, exists, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from deltareg.errors import NotFound
+from deltareg.errors import Conflict, NotFound
 from deltareg.names import parse_reference
 from deltareg_registry.access.principal import Principal, Role
 from deltareg_registry.database import now
-from deltareg_registry.database.tables import members, namespaces, repositories
+from deltareg_registry.database.tables import (
+    manifests,
+    members,
+    namespaces,
+    removed,
+    repositories,
+    tags,
+    versions,
+)
 from deltareg_registry.records.audit import record
 
 __all__ = [
+    "Namespace",
+    "change_namespace",
+    "delete_namespace",
+    "find_namespace",
     "insert_all_if_absent",
     "insert_if_absent",
     "is_public",
+    "list_namespaces",
+    "lock_namespace",
+    "locked_repository",
     "make_namespace",
     "make_repository",
+    "namespace_named",
+    "readable",
     "repository_id",
 ]
 
 
-def make_namespace(connection: Connection, name: str, principal: Principal, *, public: bool) -> bool:
-    """Make a namespace, of which `principal` is an owner; False where it is there already. Raises BadName."""
+@dataclass(frozen=True)
+class Namespace:
+    """A namespace as the tables have it."""
+
+    name: str
+    public: bool
+    created: str
+    quota: int | None
+    policy: Mapping[str, Any]
+
+
+def make_namespace(
+    connection: Connection,
+    name: str,
+    principal: Principal,
+    *,
+    public: bool,
+    owner: str | None = None,
+    address: str | None = None,
+) -> bool:
+    """Make a namespace, owned by `owner` or else by `principal`; False where it is there already. Raises BadName."""
     parse_reference(f"{name}/x")
     made = insert_if_absent(connection, namespaces, {"name": name, "public": public, "created": now(), "policy": {}})
     if made:
-        if principal.user is not None:
-            insert_if_absent(
-                connection,
-                members,
-                {"namespace": name, "user": principal.user, "role": Role.OWNER.label, "since": now()},
-            )
-        record(connection, principal, "namespace.create", name, namespace=name)
+        user = owner or principal.user
+        if user is not None:
+            values = {"namespace": name, "user": user, "role": Role.OWNER.label, "since": now()}
+            insert_if_absent(connection, members, values)
+        record(connection, principal, "namespace.create", name, namespace=name, address=address)
     return made
+
+
+def list_namespaces(connection: Connection, principal: Principal, *, after: str, limit: int) -> list[Namespace]:
+    """The namespaces that somebody may read, by name, those that come behind `after`."""
+    wanted = _namespaces().where(namespaces.c.name > after, namespaces.c.name.in_(readable(principal)))
+    return [_namespace(row) for row in connection.execute(wanted.order_by(namespaces.c.name).limit(limit))]
+
+
+def readable(principal: Principal) -> Select[Any]:
+    """The names of the namespaces that somebody may read."""
+    names = select(namespaces.c.name)
+    if principal.admin and (principal.scopes is None or any(scope.namespace == "*" for scope in principal.scopes)):
+        return names
+    known = {scope.namespace for scope in principal.scopes or ()} if principal.admin else set(principal.roles)
+    named = sorted(name for name in known if principal.role_in(name, public=False) >= Role.READER)
+    return names.where(or_(namespaces.c.public, namespaces.c.name.in_(named)))
+
+
+def namespace_named(connection: Connection, name: str) -> Namespace:
+    """A namespace. Raises NotFound."""
+    found = find_namespace(connection, name)
+    if found is None:
+        raise NotFound(f"there is no namespace {name}", hint="deltareg-registry admin namespace list --data DIR")
+    return found
+
+
+def find_namespace(connection: Connection, name: str) -> Namespace | None:
+    """A namespace; None where there is none of that name."""
+    row = connection.execute(_namespaces().where(namespaces.c.name == name)).one_or_none()
+    return None if row is None else _namespace(row)
+
+
+def lock_namespace(connection: Connection, name: str) -> None:
+    """Let others that change what belongs to a namespace wait until this transaction ends. Raises NotFound."""
+    # In SQLite the transaction itself sees to that.
+    found = select(namespaces.c.name).where(namespaces.c.name == name).with_for_update()
+    if connection.execute(found).one_or_none() is None:
+        raise NotFound(f"there is no namespace {name}")
+
+
+def change_namespace(
+    connection: Connection,
+    principal: Principal,
+    name: str,
+    changes: Mapping[str, object],
+    *,
+    address: str | None = None,
+) -> Namespace:
+    """Change columns of a namespace: public, quota, policy. Raises NotFound."""
+    lock_namespace(connection, name)
+    if changes:
+        connection.execute(update(namespaces).where(namespaces.c.name == name).values(dict(changes)))
+        record(connection, principal, "namespace.change", name, namespace=name, address=address, detail=changes)
+    return namespace_named(connection, name)
+
+
+def delete_namespace(connection: Connection, principal: Principal, name: str, *, address: str | None = None) -> None:
+    """Remove a namespace that is empty, with its members and webhooks. Raises NotFound, Conflict."""
+    lock_namespace(connection, name)
+    inside = select(repositories.c.id).where(repositories.c.namespace == name)
+    tables = ((versions, "versions"), (manifests, "manifests"), (tags, "tags"), (removed, "removed versions"))
+    for table, what in tables:
+        if connection.execute(select(exists().where(table.c.repository.in_(inside)))).scalar_one():
+            raise Conflict(
+                f"{name} is not empty: it has {what}",
+                cause="a removed version's name is never free for other bytes" if table is removed else None,
+                hint="remove the versions first" if table is not removed else None,
+            )
+    connection.execute(delete(repositories).where(repositories.c.namespace == name))
+    connection.execute(delete(namespaces).where(namespaces.c.name == name))
+    record(connection, principal, "namespace.delete", name, namespace=name, address=address)
 
 
 def is_public(connection: Connection, namespace: str) -> bool | None:
@@ -49,6 +156,14 @@ def repository_id(connection: Connection, namespace: str, name: str) -> int:
     found = _find(connection, namespace, name)
     if found is None:
         raise NotFound(f"{namespace}/{name} is not in the registry", hint="deltareg search --remote URL")
+    return found
+
+
+def locked_repository(connection: Connection, namespace: str, name: str) -> int:
+    """The number of a repository, of which nobody else changes a name until the transaction ends. Raises NotFound."""
+    found = repository_id(connection, namespace, name)
+    # In SQLite the transaction itself sees to that.
+    connection.execute(select(repositories.c.id).where(repositories.c.id == found).with_for_update())
     return found
 
 
@@ -65,10 +180,9 @@ def make_repository(connection: Connection, namespace: str, name: str) -> int:
 def insert_if_absent(connection: Connection, table: Table, values: Mapping[str, object]) -> bool:
     """Put in a row unless one with its key is there, another process's just now too; whether it was put in."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    statement = dialect.insert(table).values(dict(values)).on_conflict_do_nothing()
-    # SQLAlchemy keeps the number of rows of an INSERT only where it is told to; SQLite's is there anyway.
-    done = connection.execute(statement, execution_options={"preserve_rowcount": True})
-    return done.rowcount > 0
+    adding = dialect.insert(table).values(dict(values)).on_conflict_do_nothing()
+    # Not by the count of rows: of an INSERT, psycopg does not always tell it.
+    return connection.execute(adding.returning(*table.primary_key.columns)).first() is not None
 
 
 def insert_all_if_absent(connection: Connection, table: Table, rows: Sequence[Mapping[str, object]]) -> None:
@@ -81,3 +195,11 @@ def insert_all_if_absent(connection: Connection, table: Table, rows: Sequence[Ma
 def _find(connection: Connection, namespace: str, name: str) -> int | None:
     where = (repositories.c.namespace == namespace, repositories.c.name == name)
     return connection.execute(select(repositories.c.id).where(*where)).scalar_one_or_none()
+
+
+def _namespaces() -> Select[*tuple[Any, ...]]:
+    return select(namespaces)
+
+
+def _namespace(row: Any) -> Namespace:
+    return Namespace(row.name, row.public, row.created, row.quota, row.policy)

@@ -28,9 +28,11 @@ from deltareg_registry.database.tables import versions
 from deltareg_registry.records.artifacts import parse_artifact
 from deltareg_registry.records.audit import record
 from deltareg_registry.records.blobs import sizes_of, touch
+from deltareg_registry.records.events import emit
 from deltareg_registry.records.manifests import keep_manifest
-from deltareg_registry.records.namespaces import make_repository
-from deltareg_registry.records.tags import check_free, lock_repository
+from deltareg_registry.records.namespaces import locked_repository, make_repository
+from deltareg_registry.records.searchable import make_searchable
+from deltareg_registry.records.tags import check_free
 from deltareg_registry.storage import Storage
 from deltareg_registry.storage.source import StorageSource
 
@@ -106,8 +108,8 @@ def _examined(storage: Storage, reference: Reference, manifest: Manifest) -> Del
 
 def _name(connection: Connection, principal: Principal, candidate: _Candidate, address: str | None) -> Published:
     reference, digest = candidate.reference, candidate.digest
-    repository = make_repository(connection, reference.namespace, reference.name)
-    lock_repository(connection, repository)
+    # One publisher of a repository at a time.
+    repository = locked_repository(connection, reference.namespace, reference.name)
     _check_blobs(connection, repository, reference, candidate.manifest.blobs, hold=True)
     check_free(connection, repository, reference, digest)
     same = (versions.c.repository == repository, versions.c.version == reference.version)
@@ -115,7 +117,9 @@ def _name(connection: Connection, principal: Principal, candidate: _Candidate, a
     if found is not None:
         return Published(digest, created=False)
     keep_manifest(connection, repository, parse_artifact(candidate.data, MANIFEST_TYPE))
-    connection.execute(insert(versions).values(_row(candidate, repository, principal)))
+    row = _row(candidate, repository, principal)
+    number: int = connection.execute(insert(versions).values(row).returning(versions.c.id)).scalar_one()
+    make_searchable(connection, number, row)
     record(
         connection,
         principal,
@@ -125,6 +129,7 @@ def _name(connection: Connection, principal: Principal, candidate: _Candidate, a
         address=address,
         detail={"digest": digest},
     )
+    emit(connection, reference.namespace, "version.publish", str(reference), {"digest": digest})
     return Published(digest, created=True)
 
 

@@ -27,7 +27,8 @@ from deltareg.errors import BadManifest, NotFound, OutputExists, UnsupportedForm
 from deltareg.manifest import Document
 from deltareg.progress import SILENT, Progress
 from deltareg_registry.database import Database, now
-from deltareg_registry.database.tables import blobs, metadata, namespaces, users
+from deltareg_registry.database.tables import blobs, metadata, namespaces, users, versions
+from deltareg_registry.records.searchable import make_searchable
 from deltareg_registry.storage import Storage, open_storage
 
 __all__ = ["CopyReport", "backup", "restore"]
@@ -38,8 +39,8 @@ _END = "end"
 _BATCH = 500
 _STEP = 8 << 20
 _THREADS = 4
-# What belongs to one server's work at the moment, and to no other.
-_TRANSIENT = {"uploads"}
+# What belongs to one server's work at the moment, and what search makes of the versions anew.
+_LEFT_OUT = {"uploads", "searchable", "terms"}
 
 
 class CopyReport(Document):
@@ -102,6 +103,8 @@ def restore(source: Path, database: Database, storage: Storage, *, progress: Pro
             count += 1
         if batch and current is not None:
             connection.execute(insert(current), batch)
+        for row in connection.execute(select(versions)).mappings().all():
+            make_searchable(connection, row["id"], {str(key): value for key, value in row.items()})
         if not database.is_sqlite:
             _count_on(connection)
     return CopyReport(rows=count, blobs=len(wanted), copied=copied, bytes=size)
@@ -110,10 +113,10 @@ def restore(source: Path, database: Database, storage: Storage, *, progress: Pro
 def _lines(database: Database, wanted: dict[Digest, int]) -> Iterator[bytes]:
     """The rows of every table, those first that others point to, from one state of the database."""
     count = 0
-    with database.snapshot() as connection:
+    with database.reading() as connection:
         yield json.dumps({"format": _FORMAT, "created": now()}).encode() + b"\n"
         for table in metadata.sorted_tables:
-            if table.name in _TRANSIENT:
+            if table.name in _LEFT_OUT:
                 continue
             rows = connection.execution_options(yield_per=_BATCH).execute(select(table))
             for row in rows.mappings():

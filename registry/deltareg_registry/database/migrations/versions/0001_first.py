@@ -5,6 +5,7 @@ from __future__ import annotations
 from alembic import op
 
 from deltareg_registry.database.tables import metadata
+from deltareg_registry.database.triggers import FULLTEXT, REVISIONS
 
 revision = "0001"
 down_revision = None
@@ -13,4 +14,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    metadata.create_all(op.get_bind())
+    connection = op.get_bind()
+    metadata.create_all(connection)
+    for statement in (*FULLTEXT[connection.dialect.name], *REVISIONS[connection.dialect.name]):
+        op.execute(statement)

@@ -1,0 +1,58 @@
+"""Options that several commands have, and how they open the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from deltareg_registry.database import Database
+
+__all__ = ["Data", "DatabaseUrl", "Json", "LogFormat", "Makers", "StorageUrl", "open_database"]
+
+
+class Makers(StrEnum):
+    """Who may make namespaces."""
+
+    everybody = "everybody"
+    admins = "admins"
+
+
+class LogFormat(StrEnum):
+    """How the log is written."""
+
+    text = "text"
+    json = "json"
+
+
+Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="Where the database and the blobs are kept.")]
+DatabaseUrl = Annotated[
+    str | None, typer.Option("--database", metavar="URL", help="postgresql://…; without it SQLite in DIR.")
+]
+StorageUrl = Annotated[
+    str | None, typer.Option("--storage", metavar="URL", help="s3://bucket/prefix; without it files in DIR.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@contextmanager
+def open_database(data: Path, url: str | None) -> Generator[Database]:
+    """The database of a registry that was made before, brought up to date. Raises DeltaregError, NotFound."""
+    from deltareg.errors import NotFound
+    from deltareg_registry.database import Database
+    from deltareg_registry.settings import ServerSettings
+
+    settings = ServerSettings(data=data.absolute(), database=url)
+    if url is None and not (settings.data / "registry.db").is_file():
+        raise NotFound(f"there is no registry in {data}", hint=f"deltareg-registry serve --data {data}")
+    database = Database(settings.database_url)
+    try:
+        database.upgrade()
+        yield database
+    finally:
+        database.close()

@@ -1,0 +1,144 @@
+"""`deltareg-registry admin`: what an operator does with the database itself, while the server runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from deltareg.errors import DeltaregError
+from deltareg_registry.cli.app import app
+from deltareg_registry.settings import ServerSettings
+from tests.servers.deltareg_server import ROOT, RunningServer, running_server
+
+
+class Operator:
+    """Somebody at the machine of a registry."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._where = ["--data", str(settings.data)]
+        if settings.database is not None:
+            self._where += ["--database", settings.database]
+
+    def run(self, *arguments: str) -> str:
+        """What a command prints. Raises DeltaregError."""
+        result: Result = CliRunner().invoke(app, ["admin", *arguments, *self._where], catch_exceptions=True)
+        if result.exception is not None:
+            raise result.exception
+        return result.stdout
+
+    def json(self, *arguments: str) -> Any:
+        """What a command prints for programs."""
+        return json.loads(self.run(*arguments, "--json"))
+
+    def fails(self, *arguments: str) -> DeltaregError:
+        """The error of a command that fails."""
+        with pytest.raises(DeltaregError) as caught:
+            self.run(*arguments)
+        return caught.value
+
+
+def test_an_operator_rules_a_registry_while_it_runs(any_settings: ServerSettings) -> None:
+    with running_server(any_settings.data, any_settings) as server:
+        operator = Operator(any_settings)
+        assert operator.json("user", "add", "rita")["admin"] is False
+        assert "rita" in operator.run("user", "list") and "owner" in operator.run("user", "list")
+        given = operator.json("token", "create", "rita", "--name", "laptop", "--days", "3")
+        operator.run("namespace", "create", "acme", "--owner", "owner")
+        assert operator.json("member", "set", "acme", "rita", "publisher")["role"] == "publisher"
+        assert operator.json("namespace", "quota", "acme", "2GiB")["quota"] == 2 << 30
+        with server.client(given["token"]) as client:
+            who = client.get("/api/v1/whoami").json()
+            assert who["namespaces"] == [{"namespace": "acme", "role": "publisher"}]
+            assert client.get("/api/v1/namespaces/acme").json()["quota"] == 2 << 30
+            operator.run("user", "disable", "rita")
+            assert client.get("/api/v1/whoami").status_code == 401
+            operator.run("user", "enable", "rita")
+            assert client.get("/api/v1/whoami").status_code == 200
+            assert "rita is no longer a member" in operator.run("member", "remove", "acme", "rita")
+            assert client.get("/api/v1/namespaces/acme").status_code == 404
+            assert operator.json("token", "revoke", given["id"])["revoked"] is not None
+            assert client.get("/api/v1/whoami").status_code == 401
+        (kept,) = operator.json("token", "list", "rita")["tokens"]
+        assert (kept["name"], "token" in kept) == ("laptop", False)
+        assert given["token"] not in operator.run("token", "list")
+        assert operator.json("namespace", "quota", "acme", "none")["quota"] is None
+        (row,) = operator.json("namespace", "list")["namespaces"]
+        assert (row["name"], row["used"], row["versions"]) == ("acme", 0, 0)
+        assert "acme" in operator.run("namespace", "list")
+        with server.client() as client:
+            told = client.get("/api/v1/audit").json()["records"]
+        assert {"user.create", "token.create", "token.revoke", "namespace.change", "member.remove", "user.change"} <= {
+            one["action"] for one in told if one["actor"] is None
+        }
+
+
+def test_a_token_is_limited_to_its_scopes(server: RunningServer) -> None:
+    operator = Operator(server.state.settings)
+    scopes = ["--scope", "acme:publish", "--scope", "*:read"]
+    given = operator.json("token", "create", "owner", *scopes, "--expires", "2100-01-01")
+    assert given["scopes"] == [
+        {"namespace": "acme", "action": "publish"},
+        {"namespace": "*", "action": "read"},
+    ]
+    assert given["expires"].startswith("2100-01-01T00:00:00")
+    assert "acme:publish *:read" in operator.run("token", "list", "owner")
+    with server.client(given["token"]) as client:
+        assert client.post("/api/v1/tokens", json={"name": "more"}).status_code == 403
+
+
+def test_mistakes_of_an_operator_are_told(server: RunningServer) -> None:
+    operator = Operator(server.state.settings)
+    operator.run("user", "add", "rita")
+    operator.run("namespace", "create", "acme", "--owner", "rita")
+    told = {
+        ("user", "add", "rita"): "there is a user rita already",
+        ("user", "add", "Rita"): "'Rita' cannot be the name of a user",
+        ("user", "disable", "owner"): "owner is the last administrator",
+        ("user", "disable", "nobody"): "there is no user nobody",
+        ("token", "create", "nobody"): "there is no user nobody",
+        ("token", "create", "rita", "--scope", "acme"): "'acme' is no scope",
+        ("token", "create", "rita", "--expires", "soon"): "'soon' is not a time",
+        ("token", "create", "rita", "--days", "0"): "0 days are not allowed",
+        ("token", "create", "rita", "--name", ""): "'' cannot be a token's name",
+        ("token", "list", "nobody"): "there is no user nobody",
+        ("token", "revoke", "0" * 16): f"there is no token {'0' * 16}",
+        ("namespace", "create", "acme", "--owner", "rita"): "there is a namespace acme already",
+        ("namespace", "create", "other", "--owner", "nobody"): "there is no user nobody",
+        ("namespace", "quota", "other", "1"): "there is no namespace other",
+        ("namespace", "quota", "acme", "much"): "'much' is no size",
+        ("member", "set", "acme", "rita", "king"): "'king' is no role",
+        ("member", "set", "acme", "rita", "reader"): "rita is the last owner of acme",
+        ("member", "remove", "acme", "rita"): "rita is the last owner of acme",
+    }
+    for arguments, message in told.items():
+        assert operator.fails(*arguments).message == message, arguments
+
+
+def test_errors_are_told_to_people_and_to_programs(tmp_path: Path) -> None:
+    done = command("admin", "user", "list", "--data", str(tmp_path), "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"]["code"] == "DR0002"
+    assert done.stderr.splitlines() == [
+        f"error[DR0002]: there is no registry in {tmp_path}",
+        f"hint: deltareg-registry serve --data {tmp_path}",
+    ]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_host_that_webhooks_may_reach_is_checked_when_the_server_starts(tmp_path: Path) -> None:
+    done = command("serve", "--data", str(tmp_path), "--webhook-host", "10.0.0.1/8")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "'10.0.0.1/8' is not a network" in done.stderr
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'registry'}", "NO_COLOR": "1"}
+    program = [sys.executable, "-c", "from deltareg_registry.cli import main; main()", *arguments]
+    return subprocess.run(program, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60)

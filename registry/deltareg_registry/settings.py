@@ -37,6 +37,8 @@ class ServerSettings:
     """The internal location at which nginx serves the blob files itself (X-Accel-Redirect)."""
     blob_limit: int = 1 << 40
     manifest_limit: int = 4 << 20
+    silence: float = 60.0
+    """How long an upload waits for the next bytes of a request: a connection may be dead without anybody knowing."""
     rate_limit: float | None = None
     """Requests per second that one address or token may make in the long run; None sets no limit."""
     document_limit: int = 64 << 20

@@ -43,7 +43,8 @@ class ServerSettings:
     """How long the body of a request to /api/v1 may take to arrive."""
     webhook_hosts: tuple[str, ...] = ()
     """Hosts and networks (`hooks.example.org`, `10.1.0.0/16`) that webhooks may reach although they are private."""
-    json_log: bool = False
+    gc_seconds: float | None = None
+    """How often what nothing names is removed, by one process of all; None leaves that to `deltareg-registry gc`."""
 
     @property
     def database_url(self) -> str:

@@ -7,13 +7,14 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
+from sqlalchemy.pool import QueuePool
 
 from deltareg.errors import Busy, DeltaregError, DiskFull, InvalidArgument, NotAllowed, RemoteUnavailable
 
@@ -21,6 +22,7 @@ __all__ = ["Database", "at", "now", "parse_time"]
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_SECONDS = 30
+_CONNECT_SECONDS = 10
 _POOL = 20
 _MIGRATION_LOCK = 7_265_201
 _ONE_STATE = "REPEATABLE READ"
@@ -85,6 +87,12 @@ class Database:
                 connection.execute(text("select pg_advisory_unlock(:key)"), {"key": _MIGRATION_LOCK})
                 connection.commit()
 
+    def connections(self) -> tuple[int, int]:
+        """How many connections are kept, and how many of them are in use."""
+        pool = cast(QueuePool, self.engine.pool)
+        used = pool.checkedout()
+        return used + pool.checkedin(), used
+
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()
@@ -117,7 +125,14 @@ def parse_time(text: str) -> str:
 def _engine(url: str, *, sqlite: bool) -> Engine:
     if not sqlite:
         # A connection that PostgreSQL closed meanwhile is noticed before it is used.
-        return create_engine(url, pool_pre_ping=True, pool_size=_POOL, max_overflow=_POOL, pool_timeout=_BUSY_SECONDS)
+        return create_engine(
+            url,
+            pool_pre_ping=True,
+            pool_size=_POOL,
+            max_overflow=_POOL,
+            pool_timeout=_BUSY_SECONDS,
+            connect_args={"connect_timeout": _CONNECT_SECONDS},
+        )
     engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS}, pool_size=_POOL, max_overflow=2 * _POOL)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)

@@ -15,6 +15,7 @@ from deltareg_registry.api import API_ROUTERS
 from deltareg_registry.database import Database
 from deltareg_registry.metrics import Metrics
 from deltareg_registry.observing import Observed
+from deltareg_registry.oci import OCI_ROUTERS
 from deltareg_registry.readiness import Readiness
 from deltareg_registry.settings import ServerSettings
 from deltareg_registry.state import State
@@ -24,7 +25,7 @@ from deltareg_registry.upkeep.health import health_router
 
 __all__ = ["create_app", "open_state", "routes_of"]
 
-ROUTERS: tuple[APIRouter, ...] = (health_router, *API_ROUTERS)
+ROUTERS: tuple[APIRouter, ...] = (health_router, *API_ROUTERS, *OCI_ROUTERS)
 
 
 def create_app(settings: ServerSettings, state: State | None = None) -> FastAPI:

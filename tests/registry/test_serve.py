@@ -212,7 +212,9 @@ def test_processes_that_start_at_once_make_one_registry(tmp_path: Path, cluster:
             finally:
                 for process in started:
                     process.terminate()
-            rest = "".join(process.communicate(timeout=20)[0] for process in started)
+            rest = "".join(process.stdout.read() for process in started if process.stdout is not None)
+            for process in started:
+                process.wait(20)
             assert rest.count("shown this once") == 1
 
 

@@ -68,7 +68,7 @@ def collect_if_due(state: State, seconds: float) -> None:
         fault = None
         try:
             report = collect(state.database, state.storage, state.settings.grace)
-            _log.info("collected", extra=report.model_dump())
+            _log.info("collected", extra=report.model_dump(by_alias=False))
         except DeltaregError as error:
             fault = error.message
             _log.warning("gc failed: %s", fault)

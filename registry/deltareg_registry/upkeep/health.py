@@ -33,7 +33,7 @@ async def alive() -> Health:
 
 
 @health_router.get("/readyz")
-def ready(request: Request) -> Health:
+def ready(request: Request, asking: Annotated[Principal, Depends(authorise)]) -> Health:
     """Whether database and storage answer; 503 and the reason where one does not."""
     state = state_of(request)
     with state.database.reading() as connection:

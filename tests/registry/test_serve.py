@@ -21,6 +21,7 @@ import pytest
 from deltareg_registry.app import open_state
 from deltareg_registry.settings import ServerSettings
 from deltareg_registry.upkeep.background import collect_if_due
+from tests.registry.oci.repository import Repository
 from tests.servers.deltareg_server import ROOT, ServerProcess, server_process
 from tests.servers.postgresql import PostgreSQL
 
@@ -155,6 +156,23 @@ def test_request_that_has_begun_is_answered_after_the_signal(tmp_path: Path) -> 
             assert server.process.poll() is None
             connection.sendall(b'"acme"}')
             assert connection.recv(4096).startswith(b"HTTP/1.1 201 ")
+        assert server.process.wait(10) == 0
+
+
+def test_download_that_has_begun_comes_whole_after_the_signal(tmp_path: Path) -> None:
+    data = os.urandom(1 << 20) * 48
+    with server_process(tmp_path, "--drain", "20") as server:
+        with httpx2.Client(base_url=server.url, headers={"Authorization": f"Bearer {server.token}"}) as client:
+            repository = Repository(client, "acme/search")
+            digest = repository.push(data)
+            with client.stream("GET", f"/v2/acme/search/blobs/{digest}") as answer:
+                pieces = answer.iter_bytes(1 << 20)
+                received = [next(pieces)]
+                server.process.send_signal(signal.SIGTERM)
+                wait_until_closed(server.url)
+                assert server.process.poll() is None, "the rest does not fit into the buffers between them"
+                received += pieces
+        assert b"".join(received) == data
         assert server.process.wait(10) == 0
 
 

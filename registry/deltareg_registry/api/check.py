@@ -26,15 +26,11 @@ from deltareg.names import Reference
 from deltareg.sketch import Samples, TensorSpec, read_samples
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.api.artifacts import open_delta
-from deltareg_registry.api.asking import PROBLEMS, Asking, problems
-from deltareg_registry.api.bodies import bounded
+from deltareg_registry.api.asking import PROBLEMS, Asking
 from deltareg_registry.records.searching import Search, search
 from deltareg_registry.state import State, state_of
 
-__all__ = ["CHECK_LIMIT", "CheckAnswer", "CheckRequest", "check_router"]
-
-CHECK_LIMIT = 48 << 20
-"""Bytes of a request: a tokenizer may have 20 MB, and so may the samples of a large model."""
+__all__ = ["CheckAnswer", "CheckRequest", "check_router"]
 
 _MOST_TENSORS = 500_000
 _MOST = 20
@@ -43,9 +39,7 @@ _PATIENCE = 20.0
 _CONFIG = "config.json"
 _TURN = threading.BoundedSemaphore(_AT_ONCE)
 
-check_router = APIRouter(
-    prefix="/api/v1/check", tags=["compatibility"], responses=PROBLEMS | problems(413), route_class=bounded(CHECK_LIMIT)
-)
+check_router = APIRouter(prefix="/api/v1/check", tags=["compatibility"], responses=PROBLEMS)
 
 
 class TargetTensor(Document):

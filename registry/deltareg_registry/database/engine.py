@@ -11,12 +11,21 @@ from typing import Any, cast
 
 from alembic import command
 from alembic.config import Config
+from alembic.util.exc import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
-from deltareg.errors import Busy, DeltaregError, DiskFull, InvalidArgument, NotAllowed, RemoteUnavailable
+from deltareg.errors import (
+    Busy,
+    DeltaregError,
+    DiskFull,
+    InvalidArgument,
+    NotAllowed,
+    RemoteUnavailable,
+    UnsupportedFormat,
+)
 
 __all__ = ["Database", "at", "now", "parse_time"]
 
@@ -70,7 +79,10 @@ class Database:
                 yield connection
 
     def upgrade(self) -> None:
-        """Bring the tables to the state that this program knows; several processes may try at once."""
+        """Bring the tables to the state that this program knows; several processes may try at once.
+
+        Raises UnsupportedFormat where a newer program has brought them further.
+        """
         with (
             _translated(self.label),
             self.engine.connect().execution_options(deltareg_writes=True) as connection,
@@ -81,11 +93,21 @@ class Database:
             config = Config()
             config.set_main_option("script_location", str(_MIGRATIONS))
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-            connection.commit()
-            if not self.is_sqlite:
-                connection.execute(text("select pg_advisory_unlock(:key)"), {"key": _MIGRATION_LOCK})
+            try:
+                command.upgrade(config, "head")
                 connection.commit()
+            except CommandError as error:
+                connection.rollback()
+                raise UnsupportedFormat(
+                    "the database is one of a newer deltareg-registry",
+                    cause=str(error),
+                    hint="install the version that brought it up to date, or a newer one",
+                ) from error
+            finally:
+                if not self.is_sqlite:
+                    connection.rollback()
+                    connection.execute(text("select pg_advisory_unlock(:key)"), {"key": _MIGRATION_LOCK})
+                    connection.commit()
 
     def connections(self) -> tuple[int, int]:
         """How many connections are kept, and how many of them are in use."""

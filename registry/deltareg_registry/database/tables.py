@@ -1,5 +1,7 @@
 """The tables: what the registry knows. Bytes of blobs lie in the storage, those of manifests here.
 
+A change here needs a migration, as `tests/registry/test_migrations.py` will say.
+
 Times are RFC 3339 texts in UTC with microseconds, so that they compare as they follow one another in every database.
 """
 

@@ -18,6 +18,9 @@ import typer
 import yaml
 
 from deltareg_registry.cli.app import app
+from deltareg_registry.database import Database
+from deltareg_registry.metrics import Metrics
+from deltareg_registry.records.upkeep import claim_run, end_run
 from tests.servers.deltareg_server import ROOT
 from tests.servers.process import find
 
@@ -150,3 +153,45 @@ def test_wheels_hold_all_that_a_server_needs(tmp_path: Path) -> None:
         [*program, "admin", "user", "list", "--json"], capture_output=True, env=environment, cwd=tmp_path, check=True
     )
     assert json.loads(told.stdout)["users"][0]["name"] == "owner"
+
+
+def test_commands_of_the_guide_are_those_of_the_program() -> None:
+    guide = (ROOT / "docs" / "operating.md").read_text()
+    commands = re.findall(r"^deltareg-registry (.*)$", guide, re.MULTILINE)
+    assert len(commands) > 10
+    for line in commands:
+        command: Any = typer.main.get_command(app)
+        rest = shlex.split(line)
+        while hasattr(command, "commands"):
+            name, *rest = rest
+            command = command.commands[name]
+        command.make_context(name, rest)
+
+
+def test_options_that_the_guide_names_exist() -> None:
+    guide = (ROOT / "docs" / "operating.md").read_text()
+    root: Any = typer.main.get_command(app)
+    commands, known = [root], set[str]()
+    while commands:
+        command = commands.pop()
+        commands += getattr(command, "commands", {}).values()
+        known |= {option for param in command.params for option in (*param.opts, *param.secondary_opts)}
+    named = {found for code in re.findall(r"`([^`\n]+)`", guide) for found in re.findall(r"--[a-z-]+", code)}
+    assert len(named) > 8 and named <= known
+
+
+def test_metrics_of_the_guide_are_those_that_are_told(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "operating.md").read_text()
+    named = set(re.findall(r"`((?:deltareg_registry|process)_[a-z_]+)", guide))
+    database = Database(f"sqlite:///{tmp_path / 'registry.db'}")
+    database.upgrade()
+    with database.writing() as connection:
+        claim_run(connection, "gc", 0)
+        end_run(connection, "gc")
+    metrics = Metrics(database)
+    metrics.count("/api/v1", "GET", 200, 0.1, 0, 0)
+    text = metrics.text().decode()
+    told = set(re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE))
+    database.close()
+    assert named <= told
+    assert {name for name in told if name.startswith("deltareg_registry") and not name.endswith("_created")} <= named

@@ -31,8 +31,6 @@ _MOST_BUCKETS = 100_000
 _FREE = ("/healthz", "/readyz", "/metrics")
 _DOCUMENTS = "/api/v1"
 _SLOWEST = 100_000.0  # bytes a second
-# A target may be described by its tokenizer and by samples of its weights; of large models either may have 20 MB.
-_LONGER = {"/api/v1/check": 48 << 20}
 
 
 def install(app: FastAPI, settings: ServerSettings) -> None:
@@ -122,7 +120,7 @@ class DocumentLimit:
         if scope["type"] != "http" or not scope["path"].startswith(_DOCUMENTS):
             await self._app(scope, receive, send)
             return
-        body = _Body(receive, max(self._size, _LONGER.get(scope["path"], 0)), self._seconds)
+        body = _Body(receive, self._size, self._seconds)
         started = False
 
         async def watched(message: Message) -> None:

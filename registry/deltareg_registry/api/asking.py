@@ -21,6 +21,7 @@ _MEANINGS = {
     403: "Whoever asks may not do that.",
     404: "It is not in the registry, or not for whoever asks.",
     409: "Somebody else was there before.",
+    413: "The body is too long.",
     422: "A document, a checkpoint or a blob is not what it has to be.",
     429: "Too many requests; Retry-After tells when to ask again.",
     500: "The server failed.",

@@ -26,7 +26,8 @@ from deltareg.names import Reference
 from deltareg.sketch import Samples, TensorSpec, read_samples
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.api.artifacts import open_delta
-from deltareg_registry.api.asking import PROBLEMS, Asking
+from deltareg_registry.api.asking import PROBLEMS, Asking, problems
+from deltareg_registry.api.bodies import bounded
 from deltareg_registry.records.searching import Search, search
 from deltareg_registry.state import State, state_of
 
@@ -39,7 +40,12 @@ _PATIENCE = 20.0
 _CONFIG = "config.json"
 _TURN = threading.BoundedSemaphore(_AT_ONCE)
 
-check_router = APIRouter(prefix="/api/v1/check", tags=["compatibility"], responses=PROBLEMS)
+CHECK_LIMIT = 48 << 20
+"""Bytes of a description: a tokenizer or samples of a large model may have 20 MB."""
+
+check_router = APIRouter(
+    prefix="/api/v1/check", tags=["compatibility"], responses=PROBLEMS | problems(413), route_class=bounded(CHECK_LIMIT)
+)
 
 
 class TargetTensor(Document):

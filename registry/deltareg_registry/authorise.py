@@ -50,8 +50,12 @@ async def authorise(request: Request) -> Principal:
     address = "" if request.client is None else request.client.host
     asked = _Asked(need, _namespace_of(request), _token_of(request), address)
     # In a thread: the database is not asked on the event loop.
-    principal = await run_sync(_judge, state, asked)
+    principal = await run_sync(principal_from, state.database, asked.token)
+    # Kept before it is judged: the log tells who was refused.
     request.state.principal = principal
+    if need is not Need.NOTHING:
+        principal = await run_sync(_judge, state, asked, principal)
+        request.state.principal = principal
     return principal
 
 
@@ -67,8 +71,7 @@ def principal_from(database: Database, token: str | None) -> Principal:
     return principal
 
 
-def _judge(state: State, asked: _Asked) -> Principal:
-    principal = principal_from(state.database, asked.token)
+def _judge(state: State, asked: _Asked, principal: Principal) -> Principal:
     need = asked.need
     if need is Need.NOTHING or (need is Need.METRICS and asked.address in _LOOPBACK):
         return principal

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, select
 
 from deltareg.errors import NotAllowed, NotFound, NotSignedIn
 from deltareg.names import parse_reference
-from deltareg_registry.access.policy import ROUTES, Need
+from deltareg_registry.access.policy import PAGES, ROUTES, Need
 from deltareg_registry.access.principal import ANONYMOUS, Principal, Role
 from deltareg_registry.access.tokens import note_use, principal_of
 from deltareg_registry.database import Database
@@ -39,6 +39,8 @@ class _Asked:
     namespace: str | None
     token: str | None
     address: str
+    cookie: bool = False
+    """Whether the token came in a cookie, which a browser sends long after the token has ended."""
 
 
 async def authorise(request: Request) -> Principal:
@@ -48,9 +50,14 @@ async def authorise(request: Request) -> Principal:
     """
     state = state_of(request)
     route = cast(APIRoute, request.scope["route"])
-    need = ROUTES[f"{'GET' if request.method == 'HEAD' else request.method} {route.path}"]
+    name = f"{'GET' if request.method == 'HEAD' else request.method} {route.path}"
     address = "" if request.client is None else request.client.host
-    asked = _Asked(need, _namespace_of(request), _token_of(request), address)
+    token, cookie = _token_of(request), False
+    if token is None and name in PAGES:
+        token = request.cookies.get(COOKIE)
+        cookie = token is not None
+    asked = _Asked(ROUTES[name], _namespace_of(request), token, address, cookie)
+    request.state.token = token
     # In a thread: the database is not asked on the event loop.
     principal = await run_sync(_judge, state, asked)
     request.state.principal = principal
@@ -70,7 +77,12 @@ def principal_from(database: Database, token: str | None) -> Principal:
 
 
 def _judge(state: State, asked: _Asked) -> Principal:
-    principal = principal_from(state.database, asked.token)
+    try:
+        principal = principal_from(state.database, asked.token)
+    except NotSignedIn:
+        if not asked.cookie:
+            raise
+        principal = ANONYMOUS
     need = asked.need
     if need is Need.NOTHING or (need is Need.METRICS and asked.address in _LOOPBACK):
         return principal

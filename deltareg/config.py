@@ -19,6 +19,7 @@ from deltareg.errors import BadConfig, BadName, InvalidArgument, translate_os_er
 from deltareg.names import LOCAL, parse_reference
 from deltareg.paths import expand_home
 from deltareg.recipe import RECIPE_NAME, RECIPE_TABLES, SETTINGS_KEYS
+from deltareg.remote.bandwidth import parse_rate
 from deltareg.signing import Policies, Policy, check_trusted
 from deltareg.signing.trust import is_identity
 from deltareg.spelling import did_you_mean, nearest
@@ -48,6 +49,7 @@ KEYS: Mapping[str, str] = MappingProxyType(
     {
         "home": "directory of the local registry; a relative path counts from the file's directory",
         "threads": "number of threads that a command may use; by default the number of processors",
+        "bandwidth": "bytes a second that all transfers together may take, such as `10MB/s`; by default no limit",
         "remote": "name of the default remote, which `push` and `pull` use without `--remote`",
         "remotes.NAME.url": "URL or path of the remote NAME; a relative path counts from the file's directory",
         "remotes.NAME.namespaces": "namespaces, or single names (acme/search), that recipes look up in NAME alone",
@@ -63,7 +65,10 @@ VARIABLES: Mapping[str, str] = MappingProxyType(
     {
         "DELTAREG_HOME": "directory of the local registry, as `home`",
         "DELTAREG_THREADS": "number of threads, as `threads`",
+        "DELTAREG_BANDWIDTH": "bytes a second for transfers, as `bandwidth`",
         "DELTAREG_REMOTE": "name, URL or path of the default remote, as `remote`",
+        "DELTAREG_TOKEN": "token for the deltareg server that `--remote` or `DELTAREG_REMOTE` names, or that is the "
+        "default remote in the user's own settings; it goes to no other",
         "DELTAREG_PASSWORD": "password of the private key that `deltareg sign` signs with",
         "DELTAREG_TRACEBACK": "`1` shows where in the program an unexpected error arose",
     }
@@ -93,6 +98,7 @@ class FileSettings:
     file: Path
     home: Path | None = None
     threads: int | None = None
+    bandwidth: int | None = None
     remote: str | None = None
     remotes: Mapping[str, Remote] = field(default_factory=dict[str, Remote])
     policies: Mapping[str, Policy] = field(default_factory=dict[str, Policy])
@@ -104,6 +110,8 @@ class Settings:
 
     home: Path | None = None
     threads: int | None = None
+    bandwidth: int | None = None
+    """Bytes a second."""
     default_remote: str | None = None
     """Name, URL or path."""
     remotes: Mapping[str, Remote] = field(default_factory=dict[str, Remote])
@@ -124,6 +132,14 @@ class Settings:
         if self.default_remote is not None and self.default_remote not in found:
             found[self.default_remote] = self.remote_url()
         return found
+
+    def own_default(self, file: Path) -> str | None:
+        """The default remote, if the settings at `file` alone say which it is and where."""
+        if self.default_remote is None or file not in self.files:
+            return None
+        if self.default_remote in self.remotes:
+            return self.default_remote if self.remotes[self.default_remote].file == file else None
+        return self.default_remote if read_settings(file).remote == self.default_remote else None
 
     def remote_url(self, name: str | None = None) -> str:
         """The URL of a remote by its name; a URL or a path is taken as it is; without `name` the default remote.
@@ -158,6 +174,7 @@ def load_settings(directory: Path, environment: Mapping[str, str]) -> Settings:
     return Settings(
         home=(directory / expand_home(home)) if home else _first(settings.home for settings in files),
         threads=_threads_of(environment) or _first(settings.threads for settings in files),
+        bandwidth=_bandwidth_of(environment) or _first(settings.bandwidth for settings in files),
         default_remote=environment.get("DELTAREG_REMOTE")
         or _first(settings.remote for settings in files)
         or (next(iter(remotes)) if len(remotes) == 1 else None),
@@ -202,6 +219,7 @@ def parse_settings(data: bytes, path: Path) -> FileSettings:
         file=path,
         home=reader.take("home", _path_from(path.parent)),
         threads=reader.take("threads", _thread_count),
+        bandwidth=reader.take("bandwidth", _rate),
         remote=reader.take("remote", _text),
         remotes=reader.remotes(),
         policies=reader.policies(),
@@ -369,6 +387,10 @@ def _thread_count(value: Any) -> int:
     return value
 
 
+def _rate(value: Any) -> int:
+    return parse_rate(str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value))
+
+
 def _path_from(directory: Path) -> Callable[[Any], Path]:
     return lambda value: directory / expand_home(_text(value))
 
@@ -396,6 +418,16 @@ def _threads_of(environment: Mapping[str, str]) -> int | None:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise BadConfig(f"DELTAREG_THREADS takes a number from 1 on, not {text!r}", hint="unset DELTAREG_THREADS")
     return int(text)
+
+
+def _bandwidth_of(environment: Mapping[str, str]) -> int | None:
+    text = environment.get("DELTAREG_BANDWIDTH")
+    if not text:
+        return None
+    try:
+        return parse_rate(text)
+    except InvalidArgument as error:
+        raise BadConfig(f"DELTAREG_BANDWIDTH: {error.message}", hint=error.hint) from error
 
 
 def _first(values: Iterable[Value | None]) -> Value | None:

@@ -63,7 +63,7 @@ RECIPE_NAME = "deltareg.toml"
 RECIPE_TABLES = ("build", "delta")
 """The tables of the file that are the recipe's."""
 
-SETTINGS_KEYS = ("home", "threads", "remote", "remotes", "policies")
+SETTINGS_KEYS = ("home", "threads", "bandwidth", "remote", "remotes", "policies")
 """Its other keys, which are settings: see `deltareg.config`."""
 
 _LIMIT = 1 << 20

@@ -6,7 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import zstandard
+from safetensors.numpy import save
 
 from deltareg.digest import Digest, sha256
 from deltareg.manifest import (
@@ -40,6 +42,7 @@ __all__ = [
     "descriptor",
     "flip",
     "noise",
+    "pack_of",
     "publish",
     "publish_unread",
     "with_config",
@@ -88,6 +91,11 @@ def add_delta(
         layers=[_put(store, inventory, INVENTORY_TYPE), *(_put(store, pack, PACK_TYPE) for pack in packs)],
     )
     return encode(manifest)
+
+
+def pack_of(data: bytes) -> bytes:
+    """A pack, which is a safetensors file, with one record whose bytes are `data`."""
+    return save({"layer.0.weight": np.frombuffer(data, np.uint8)})
 
 
 def publish(store: Store, name: str, packs: Sequence[bytes] = (b"a pack",)) -> Digest:

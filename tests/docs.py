@@ -35,6 +35,7 @@ from deltareg.merge import METHODS
 from deltareg.mergekit import MergekitReport
 from deltareg.mirroring import MirrorReport
 from deltareg.recipe import Build, Recipe, RecipeDelta
+from deltareg.remote.logins import Identity, LoginReport, LogoutReport
 from deltareg.signatures import SignatureReport, SignReport
 from deltareg.store import FsckReport, GcReport
 from deltareg.transfer import TransferReport
@@ -83,6 +84,9 @@ SCHEMAS: Mapping[str, type[BaseModel]] = {
     "inspect": InspectReport,
     "methods": reports.MethodList,
     "fingerprint": FingerprintReport,
+    "login": LoginReport,
+    "logout": LogoutReport,
+    "whoami": Identity,
     "remote-list": reports.RemoteList,
     "remote-change": reports.RemoteChange,
     "recipe-change": reports.RecipeChange,

@@ -24,6 +24,7 @@ from deltareg.cli.compare import compare
 from deltareg.cli.deprecations import deprecate, undeprecate
 from deltareg.cli.doctor import doctor
 from deltareg.cli.inspect import inspect
+from deltareg.cli.logins import login, logout, whoami
 from deltareg.cli.mergekit import import_mergekit
 from deltareg.cli.methods import methods
 from deltareg.cli.mirroring import mirror
@@ -103,6 +104,9 @@ app.command("pull")(pull)
 app.command("mirror")(mirror)
 app.command("export")(export_deltas)
 app.command("import")(import_deltas)
+app.command("login")(login)
+app.command("logout")(logout)
+app.command("whoami")(whoami)
 app.command("yank")(yank)
 app.command("unyank")(unyank)
 app.command("deprecate")(deprecate)

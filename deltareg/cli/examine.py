@@ -15,13 +15,14 @@ from deltareg import __version__
 from deltareg.catalog import CatalogRow, Registry
 from deltareg.catalog.mounts import network_type, type_of
 from deltareg.cli.reports import Check, DoctorReport
-from deltareg.cli.session import home_of
+from deltareg.cli.session import home_of, network
 from deltareg.cli.units import counted, size
 from deltareg.config import Settings, load_settings, unknown_variables
 from deltareg.digest import Digest
 from deltareg.errors import DeltaregError, NotFound, UnsupportedFormat
 from deltareg.paths import expand_home
-from deltareg.remote import open_remote
+from deltareg.remote import Network, open_remote
+from deltareg.remote.network import TOKEN_VARIABLE
 from deltareg.store import Entry
 
 __all__ = ["PACKAGES", "examine"]
@@ -211,15 +212,30 @@ def _is_newer(error: DeltaregError | None) -> bool:
 
 
 def _remotes(settings: Settings) -> Iterator[Check]:
+    reached = network(settings)
     for remote in settings.remotes.values():
-        yield _attempt(f"remote {remote.name}", lambda remote=remote: _remote(remote.name, remote.url))
+        yield _attempt(f"remote {remote.name}", lambda remote=remote: _remote(remote.name, remote.url, reached))
     default = settings.default_remote
     if default is not None and default not in settings.remotes:
-        yield _attempt("default remote", lambda: _remote("default", settings.remote_url()))
+        yield _attempt("default remote", lambda: _remote("default", settings.remote_url(), reached))
+    if reached.token is not None:
+        yield _token(reached)
 
 
-def _remote(name: str, url: str) -> Check:
-    capabilities = open_remote(url).capabilities()
+def _token(network: Network) -> Check:
+    """Whom the token of the environment is for: whoever wonders why it is not taken reads it here."""
+    if network.token_for:
+        return _ok(TOKEN_VARIABLE, f"goes to {', '.join(sorted(network.token_for))}, and nowhere else")
+    return Check(
+        name=TOKEN_VARIABLE,
+        status="warning",
+        detail="goes nowhere by default: no server is named by DELTAREG_REMOTE or by your own settings",
+        hint="name the server with --remote or DELTAREG_REMOTE",
+    )
+
+
+def _remote(name: str, url: str, network: Network) -> Check:
+    capabilities = open_remote(url, network).capabilities()
     if not capabilities.writable:
         detail = f"{url} answers; you may pull from it, not push to it"
         return Check(name=f"remote {name}", status="warning", detail=detail)

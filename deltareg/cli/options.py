@@ -13,6 +13,7 @@ __all__ = [
     "DryRun",
     "Json",
     "Licence",
+    "LimitRate",
     "On",
     "OnRemote",
     "Out",
@@ -127,6 +128,15 @@ Conflicts = Annotated[
         metavar="NAME [RANGE]",
         help="A delta that must not be applied with this one: 'acme/other', 'acme/other >=2, <3'. May be given several "
         "times.",
+    ),
+]
+LimitRate = Annotated[
+    str | None,
+    typer.Option(
+        "--limit-rate",
+        metavar="RATE",
+        help="Bytes a second that all transfers together may take: 10MB/s, 500KB/s. By default as the settings say.",
+        show_default=False,
     ),
 ]
 OnRemote = Annotated[

@@ -26,7 +26,7 @@ def remotes(context: typer.Context) -> None:
 def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What to call the remote.")],
     url: Annotated[
-        str, typer.Argument(metavar="URL", help="Its URL (file:///…, hf://owner) or path.", callback=check_text)
+        str, typer.Argument(metavar="URL", help="Its URL (https://…, oci://…, s3://…) or path.", callback=check_text)
     ],
     default: Annotated[bool, typer.Option("--default", help="Make it the default remote.")] = False,
     namespaces: Annotated[
@@ -47,11 +47,12 @@ def add(
 
     \b
       deltareg remote add team /mnt/share/deltas --default
-      deltareg remote add acme /mnt/acme --namespace acme
+      deltareg remote add acme https://deltas.acme.org --namespace acme
+      deltareg remote add mirror s3://acme-deltas/mirror
       deltareg remote add hub hf://acme
     """
     from deltareg.cli.output import hint, warn
-    from deltareg.cli.session import working_directory
+    from deltareg.cli.session import current_settings, network, working_directory
     from deltareg.cli.settings_file import add_remote
     from deltareg.config import project_file, user_file
     from deltareg.errors import DeltaregError
@@ -59,7 +60,8 @@ def add(
 
     file = project_file(working_directory()) or user_file()
     location = absolute_url(url)
-    remote = open_remote(location)
+    # What is typed here is meant: the token of the environment may go there.
+    remote = open_remote(location, network(current_settings(), location))
     add_remote(file, name, location, namespaces=namespaces or [], default=default, dry_run=dry_run)
     _print_change("added", name, location, file, default=default, dry_run=dry_run, json=json)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deltareg.catalog.search import Query, SearchReport
-from deltareg.cli.session import open_registry, remote_cache
+from deltareg.cli.session import network, open_registry, remote_cache
 from deltareg.config import Settings
 from deltareg.errors import InvalidArgument, NotFound
 from deltareg.remote import open_remote
@@ -26,7 +26,9 @@ def search_in(settings: Settings, query: Query, remotes: Sequence[str], *, every
     else:
         urls = {name: settings.remote_url(name) for name in remotes}
     if urls:
-        opened = {name: open_remote(url) for name, url in urls.items()}
+        # The token of the environment is for one server: of several that are named, none is meant more than another.
+        reached = network(settings, remotes[0] if len(remotes) == 1 else None)
+        opened = {name: open_remote(url, reached) for name, url in urls.items()}
         return search_remotes(opened, query, remote_cache(settings))
     try:
         registry = open_registry(settings)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltareg.catalog import Registry, default_home
-from deltareg.config import Settings, load_settings
-from deltareg.errors import NotFound, translate_os_errors
-from deltareg.remote import Remote, open_remote
+from deltareg.config import Settings, load_settings, user_file
+from deltareg.errors import InvalidArgument, NotFound, translate_os_errors
+from deltareg.remote import Bandwidth, Network, Remote, open_remote, parse_rate
 
 if TYPE_CHECKING:
     from deltareg.resolve import Sources
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "current_settings",
     "home_of",
+    "network",
     "open_registry",
     "reach",
     "remote_cache",
@@ -76,9 +77,32 @@ def remote_cache(settings: Settings) -> Path | None:
     return home / "remotes" if os.path.exists(home / "registry") else None
 
 
-def reach(settings: Settings, remote: str | None) -> Remote:
-    """The remote of that name, URL or path; without any the default one. Raises InvalidArgument, UsageError."""
-    return open_remote(settings.remote_url(remote))
+def reach(settings: Settings, remote: str | None, *, limit: str | None = None) -> Remote:
+    """The remote of that name, URL or path; without any the default one. Raises InvalidArgument, UsageError.
+
+    `limit` is the rate that goes before the settings' one.
+    """
+    return open_remote(settings.remote_url(remote), network(settings, remote, limit=limit))
+
+
+def network(settings: Settings, remote: str | None = None, *, limit: str | None = None) -> Network:
+    """How the network is used, where `remote` is what the user has named on the command line.
+
+    The token of the environment is for the remote that the user means: one that is named there or by DELTAREG_REMOTE,
+    or the default one of the user's own settings. One that the settings of a project choose, which may have come with a
+    clone, does not get it. Raises BadConfig, InvalidArgument.
+    """
+    rate = settings.bandwidth if limit is None else parse_rate(limit)
+    meant = remote or os.environ.get("DELTAREG_REMOTE") or settings.own_default(user_file())
+    try:
+        urls = [] if meant is None else [settings.remote_url(meant)]
+    except InvalidArgument:
+        urls = []  # told where that remote is reached
+    if any(
+        "://" in url and not url.startswith("file:") for url in [*urls, *(one.url for one in settings.remotes.values())]
+    ):
+        _silence_retries()
+    return Network.of(os.environ, urls, bandwidth=Bandwidth(rate))
 
 
 def sources(settings: Settings, registry: Registry, *, offline: bool = False, keeps: bool = True) -> Sources:
@@ -93,4 +117,12 @@ def sources(settings: Settings, registry: Registry, *, offline: bool = False, ke
         default=settings.default_remote,
         offline=offline,
         keeps=keeps,
+        network=network(settings),
     )
+
+
+def _silence_retries() -> None:
+    """Where structlog is installed, each retry would be told on stdout, among what `--json` prints."""
+    import stamina.instrumentation
+
+    stamina.instrumentation.set_on_retry_hooks(())

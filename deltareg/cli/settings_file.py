@@ -20,13 +20,17 @@ FIRST_REMOTE = "origin"
 """What `deltareg init --remote` calls the remote."""
 
 _TEMPLATE = """\
-# Settings of deltareg for this project. Variables win over them: DELTAREG_HOME, DELTAREG_THREADS, DELTAREG_REMOTE.
+# Settings of deltareg for this project. Variables win over them: DELTAREG_HOME, DELTAREG_THREADS,
+# DELTAREG_BANDWIDTH, DELTAREG_REMOTE.
 
 # The directory of the local registry; by default the platform's data directory.
 # home = "registry"
 
 # The number of threads; by default the number of processors.
 # threads = 4
+
+# What transfers over a network may take, in bytes a second; by default no limit.
+# bandwidth = "10MB/s"
 
 # The remote that push and pull use without --remote, and the remotes by name.
 # remote = "team"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deltareg.cli.options import DryRun, Json, ReferenceArgument, RemoteOption, Threads
+from deltareg.cli.options import DryRun, Json, LimitRate, ReferenceArgument, RemoteOption, Threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +23,7 @@ def push(
     reference: ReferenceArgument,
     remote: RemoteOption = None,
     threads: Threads = None,
+    limit_rate: LimitRate = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -40,7 +41,7 @@ def push(
     from deltareg.transfer import push
 
     settings = current_settings()
-    goal = reach(settings, remote)
+    goal = reach(settings, remote, limit=limit_rate)
     registry = open_registry(settings)
     with watched() as progress:
         report = push(
@@ -59,6 +60,7 @@ def pull(
     reference: ReferenceArgument,
     remote: RemoteOption = None,
     threads: Threads = None,
+    limit_rate: LimitRate = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -75,7 +77,7 @@ def pull(
     from deltareg.transfer import pull
 
     settings = current_settings()
-    source = reach(settings, remote)
+    source = reach(settings, remote, limit=limit_rate)
     with writable_registry(settings, dry_run=dry_run) as registry, watched() as progress:
         report = pull(
             registry,

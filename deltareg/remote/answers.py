@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -15,7 +16,9 @@ from deltareg.errors import (
     DiskFull,
     NotAllowed,
     NotFound,
+    NotSignedIn,
     RemoteUnavailable,
+    TooManyRequests,
     all_errors,
 )
 from deltareg.names import as_reason
@@ -54,7 +57,7 @@ def error_of(answer: Answer, *, login: str) -> DeltaregError:
     cause = f"{status}: {told}" if told else status
     if answer.status == 401:
         hint = f"deltareg login {login}"
-        return NotAllowed(f"{login} does not know you: it takes a login for {place}", cause=cause, hint=hint)
+        return NotSignedIn(f"{login} wants to know who asks for {place}", cause=cause, hint=hint)
     if answer.status in (403, 407):
         hint = f"ask the owner for the right, or log in as somebody else: deltareg login {login}"
         return NotAllowed(f"{login} does not let you at {place}", cause=cause, hint=hint)
@@ -62,6 +65,10 @@ def error_of(answer: Answer, *, login: str) -> DeltaregError:
         return NotFound(f"{place} is not there", cause=cause, hint="check the name and the URL of the remote")
     if answer.status == 507:
         return DiskFull(f"{login} has no room left", cause=cause, hint="ask its owner for room, then run this again")
+    if answer.status == 429:
+        wait = seconds_to_wait(answer.headers, time.time())
+        asks = "" if wait is None else f"; it asks to wait {wait:.0f} s"
+        return TooManyRequests(f"{login} was asked too often{asks}", cause=cause, hint="run this again later")
     if answer.status >= 500 or answer.status in PASSING:
         hint = "run this again later: what was sent is kept"
         return RemoteUnavailable(f"{login} failed at {place}: {status}", cause=cause, hint=hint)

@@ -23,7 +23,7 @@ from deltareg.manifest import Document, parse
 from deltareg.remote.network import TOKEN_VARIABLE, Address, Network, is_loopback
 from deltareg.store import FileLock
 
-__all__ = ["Credentials", "Secret", "check_plain", "key_of", "server_token"]
+__all__ = ["Credentials", "Secret", "check_plain", "key_of", "server_secret"]
 
 _SERVICE = "deltareg"
 _LIMIT = 1 << 20
@@ -74,6 +74,7 @@ class Credentials:
 
     def keep(self, key: str, secret: Secret) -> str:
         """Keep a secret in place of an older one; return where. Raises NotAllowed, DiskFull."""
+        self._read()  # refused before anything is changed
         ring = _keyring()
         in_ring = ring is not None and _stored(ring, key, secret.password)
         kept = _Kept(username=secret.username, secret=None if in_ring else secret.password)
@@ -127,16 +128,15 @@ def key_of(address: Address) -> str:
     return f"{address.scheme}://{address.host}"
 
 
-def server_token(address: Address, network: Network, kept: Credentials) -> str | None:
-    """The token for a deltareg server: that of the environment, where it is meant for it, else what login kept.
+def server_secret(address: Address, network: Network, kept: Credentials) -> Secret | None:
+    """The secret for a server on the web: the token of the environment, where it is meant for it, else what login kept.
 
     Raises NotAllowed.
     """
     if network.token is not None and address.origin in network.token_for:
         check_plain(address, TOKEN_VARIABLE)
-        return network.token
-    found = kept.find(key_of(address))
-    return None if found is None else found.password
+        return Secret(network.token)
+    return kept.find(key_of(address))
 
 
 def check_plain(address: Address, what: str) -> None:

@@ -33,6 +33,7 @@ _PAGE = 1000
 _PAGES = 1000
 _LIST_LIMIT = 32 << 20
 _MANY = 1_000_000
+_MANY_REFERRERS = 4000
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -191,6 +192,8 @@ class OciClient:
         for answer in self._pages(path, scope, accept=(404, 405, 501)):
             if answer.status >= 300:
                 break
+            if found is not None and len(found) > _MANY_REFERRERS:
+                break  # whoever may write there could fill the memory of all who read
             found = [*(found or []), *parse(_Referrers, answer.body, what=shown(answer.url)).manifests]
         if found is None:
             found = self._tagged_referrers(repository, digest)

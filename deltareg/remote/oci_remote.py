@@ -168,6 +168,7 @@ class OciRemote:
                 size=named.size,
                 created=(named.document.annotations or {}).get(CREATED, ""),
                 yanked=said.get((one, f"_yanked.{tag}")),
+                deprecated=said.get((one, f"_deprecated.{tag}")),
             )
             for (one, tag), named in zip(names, found, strict=True)
             if named is not None and named.is_delta

@@ -35,25 +35,34 @@ _PUBLISHING = ("publisher", "owner")
 Answered = TypeVar("Answered", bound=Document)
 
 
-class _Entry(Document):
+class _Named(Document):
     """One name, as the server tells of it."""
 
     reference: str
     digest: str
-    size: int = Field(ge=0)
     created: str = ""
     yanked: str | None = None
     deprecated: str | None = None
 
-    def entry(self) -> RemoteEntry:
+    def entry(self, size: int) -> RemoteEntry:
         return RemoteEntry(
             reference=parse_reference(self.reference),
             digest=parse_digest(self.digest),
-            size=self.size,
+            size=size,
             created=self.created,
             yanked=self.yanked,
             deprecated=self.deprecated,
         )
+
+
+class _Entry(_Named):
+    size: int = Field(ge=0)
+
+
+class _Line(_Named):
+    """A line of the index, whose `size` would be that of the whole artifact."""
+
+    manifest_size: int = Field(ge=0)
 
 
 class _Entries(Document):
@@ -154,11 +163,12 @@ class ServerRemote:
         if repository is None:
             answer = self._ask("GET", "api/v1/index.ndjson", limit=_INDEX_LIMIT)
             lines = answer.body.splitlines()
-            return sorted(parse(_Entry, line, what=shown(answer.url)).entry() for line in lines if line)
+            found = (parse(_Line, line, what=shown(answer.url)) for line in lines if line)
+            return sorted(line.entry(line.manifest_size) for line in found)
         answer = self._ask("GET", _delta(repository), accept=(404,), limit=_LIST_LIMIT)
         if answer.status == 404:
             return []
-        return sorted(entry.entry() for entry in _parsed(_Entries, answer).entries)
+        return sorted(entry.entry(entry.size) for entry in _parsed(_Entries, answer).entries)
 
     def search(self, query: Query) -> SearchReport:
         """The published versions that `query` asks for, best fit first, then newest first."""

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.parse import quote, urljoin
+from urllib.parse import quote, urljoin, urlsplit
 
 from deltareg.digest import Digest
 from deltareg.errors import DeltaregError, RemoteUnavailable, translate_os_errors
@@ -19,6 +19,7 @@ from deltareg.progress import Progress
 from deltareg.remote.answers import PASSING, Answer
 from deltareg.remote.bodies import FilePart
 from deltareg.remote.http import HttpClient
+from deltareg.remote.network import origin_of
 from deltareg.store.files import open_locked
 from deltareg.store.writer import BLOCK, mismatch
 
@@ -52,6 +53,7 @@ class UploadMemory:
             self._drop_stale()
             place = self._directory / name
             handle, path = open_locked(lambda: place, otherwise=lambda: self._directory / f"{uuid.uuid4()}.tmp")
+            os.fchmod(handle, 0o600)  # locations may be as good as a password
         except OSError:
             # No place to remember anything: uploads work all the same.
             yield _Note(-1, None)
@@ -80,8 +82,9 @@ class _Note:
         self._path = path
         self.location = ""
         if handle >= 0:
-            with suppress(OSError, ValueError):
-                self.location = str(json.loads(os.pread(handle, 65536, 0))["location"])
+            with suppress(OSError, ValueError, TypeError, KeyError):
+                location = json.loads(os.pread(handle, 65536, 0))["location"]
+                self.location = location if _is_usable(location) else ""
 
     def remember(self, location: str) -> None:
         """Keep where to go on; an empty location to forget it."""
@@ -114,7 +117,7 @@ class Target:
         """Where an upload goes on, after an answer. Raises RemoteUnavailable."""
         given = answer.headers.get("location", "")
         found = urljoin(answer.url, given) if given else before
-        if not found.startswith(("http://", "https://")):
+        if not _is_usable(found):
             raise RemoteUnavailable(f"{self.http.login} does not say where to send a blob", cause="no location")
         return found
 
@@ -280,9 +283,10 @@ class Uploader:
     def _finish(self) -> None:
         if not self._location:
             return
-        status = self._target.finish(self._location, self._blob.digest, accept=tuple(_LOST))
+        # 422: the registry has other bytes than were read here just now, of an earlier try.
+        status = self._target.finish(self._location, self._blob.digest, accept=(*_LOST, 422))
         # Lost may also mean that an earlier try, whose answer was cut off, has ended it.
-        if status in _LOST and self._target.size(self._blob.digest) != self._blob.size:
+        if status >= 300 and self._target.size(self._blob.digest) != self._blob.size:
             raise _Lost
 
     def _check_source(self) -> None:
@@ -328,6 +332,15 @@ def default_memory() -> UploadMemory:
     import platformdirs
 
     return UploadMemory(platformdirs.user_state_path("deltareg") / "uploads")
+
+
+def _is_usable(location: str) -> bool:
+    """Whether an upload can go on there: at a URL of HTTP, without a password that would be sent along."""
+    try:
+        origin_of(location)
+        return urlsplit(location).username is None
+    except (ValueError, AttributeError):
+        return False
 
 
 def _end_of(answer: Answer) -> int | None:

@@ -13,7 +13,7 @@ from deltareg.digest import Digest, parse_digest
 from deltareg.errors import DigestMismatch, InvalidArgument, NotFound
 from deltareg.manifest import Conflict, Descriptor, Exactness, Requirement
 from deltareg.names import LOCAL, Reference, parse_reference
-from deltareg.remote import Remote, RemoteReferrers, open_remote, read_blob, read_manifest
+from deltareg.remote import Network, Remote, RemoteReferrers, open_remote, read_blob, read_manifest
 from deltareg.signing import ReferrerSource, StoreReferrers
 from deltareg.spelling import did_you_mean
 from deltareg.store import Entry, Store, channels_by_digest
@@ -203,6 +203,7 @@ class Sources:
     default: str | None = None
     offline: bool = False
     keeps: bool = True
+    network: Network = field(default_factory=Network)
     _opened: dict[str, Source] = field(default_factory=dict[str, Source], init=False, repr=False)
 
     def remote_of(self, repository: str, wanted: str | None = None) -> str:
@@ -250,7 +251,7 @@ class Sources:
                 if "/" in name
                 else f"deltareg remote add {name} URL",
             )
-        return open_remote(self.urls[name])
+        return open_remote(self.urls[name], self.network)
 
 
 def _named_source(registry: Registry, name: str) -> RegistrySource:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from deltareg.store.blobs import Blobs
 from deltareg.store.changes import channel_moved, version_exists
 from deltareg.store.collect import GcReport
-from deltareg.store.index import Entry, Signature, channels_by_digest, latest_tag, version_among
+from deltareg.store.index import (
+    Entry,
+    Signature,
+    Snapshot,
+    channels_by_digest,
+    latest_tag,
+    parse_index,
+    version_among,
+)
 from deltareg.store.inspect import Fault, FsckReport
 from deltareg.store.lock import FileLock
 from deltareg.store.referrers import REFERRER_LIMIT, REFERRERS_LIMIT, parse_referrer
@@ -26,11 +34,13 @@ __all__ = [
     "FsckReport",
     "GcReport",
     "Signature",
+    "Snapshot",
     "Store",
     "channel_moved",
     "channels_by_digest",
     "is_vacant",
     "latest_tag",
+    "parse_index",
     "parse_manifest",
     "parse_referrer",
     "version_among",

@@ -13,6 +13,7 @@ from deltareg_registry import __version__, limits, problems
 from deltareg_registry.access.policy import check_complete
 from deltareg_registry.api import API_ROUTERS
 from deltareg_registry.database import Database
+from deltareg_registry.oci import OCI_ROUTERS
 from deltareg_registry.pages import PAGE_ROUTERS, error_page
 from deltareg_registry.settings import ServerSettings
 from deltareg_registry.state import State
@@ -22,7 +23,7 @@ from deltareg_registry.upkeep.health import health_router
 
 __all__ = ["create_app", "open_state", "routes_of"]
 
-ROUTERS: tuple[APIRouter, ...] = (health_router, *API_ROUTERS, *PAGE_ROUTERS)
+ROUTERS: tuple[APIRouter, ...] = (health_router, *API_ROUTERS, *OCI_ROUTERS, *PAGE_ROUTERS)
 
 
 def create_app(settings: ServerSettings, state: State | None = None) -> FastAPI:

@@ -10,7 +10,6 @@ from typing import cast
 from anyio.to_thread import run_sync
 from fastapi import Request
 from fastapi.routing import APIRoute
-from sqlalchemy import Connection, select
 
 from deltareg.errors import NotAllowed, NotFound, NotSignedIn
 from deltareg.names import parse_reference
@@ -18,8 +17,7 @@ from deltareg_registry.access.policy import PAGES, ROUTES, Need
 from deltareg_registry.access.principal import ANONYMOUS, Principal, Role
 from deltareg_registry.access.tokens import note_use, principal_of
 from deltareg_registry.database import Database
-from deltareg_registry.database.tables import namespaces
-from deltareg_registry.records.namespaces import make_namespace
+from deltareg_registry.records.namespaces import is_public, make_namespace
 from deltareg_registry.state import State, state_of
 
 __all__ = ["COOKIE", "authorise", "may_make", "principal_from"]
@@ -94,7 +92,7 @@ def _judge(state: State, asked: _Asked) -> Principal:
         return principal
     namespace = cast(str, asked.namespace)
     with state.database.reading() as connection:
-        public = _public(connection, namespace)
+        public = is_public(connection, namespace)
     if public is None and need is Need.PUBLISH and may_make(state, principal, namespace):
         with state.database.writing() as connection:
             make_namespace(
@@ -135,11 +133,6 @@ def _signed_in(principal: Principal) -> Principal:
     return principal
 
 
-def _public(connection: Connection, namespace: str) -> bool | None:
-    """Whether everybody may read a namespace; None where it does not exist."""
-    return connection.execute(select(namespaces.c.public).where(namespaces.c.name == namespace)).scalar_one_or_none()
-
-
 def _namespace_of(request: Request) -> str | None:
     namespace = request.path_params.get("namespace")
     if namespace is not None:
@@ -154,7 +147,8 @@ def _token_of(request: Request) -> str | None:
     if scheme.lower() == "basic":
         # Programs of the OCI world know user and password: the password is the token, whoever the user is said to be.
         try:
-            return base64.b64decode(value, validate=True).decode().partition(":")[2]
+            # Some of them sign in with empty texts where they were given none: that is nobody.
+            return base64.b64decode(value, validate=True).decode().partition(":")[2] or None
         except (binascii.Error, UnicodeDecodeError) as error:
             raise NotSignedIn("the Authorization header is not understood", cause=str(error)) from error
     if scheme:

@@ -40,9 +40,10 @@ from deltareg.errors import (
 )
 from deltareg.manifest import Document
 
-__all__ = ["PROBLEM", "OciError", "Problem", "answer", "install", "problem_of", "status_of"]
+__all__ = ["CHALLENGE", "PROBLEM", "OciError", "Problem", "answer", "install", "problem_of", "status_of"]
 
 PROBLEM = "application/problem+json"
+CHALLENGE = 'Basic realm="deltareg"'
 
 _STATUSES: tuple[tuple[type[DeltaregError], int], ...] = (
     (NotSignedIn, 401),
@@ -73,6 +74,7 @@ _OCI_CODES = {
     403: "DENIED",
     404: "NAME_UNKNOWN",
     405: "UNSUPPORTED",
+    409: "DENIED",
     416: "BLOB_UPLOAD_INVALID",
     422: "MANIFEST_INVALID",
     429: "TOOMANYREQUESTS",
@@ -98,10 +100,11 @@ class Problem(Document):
 
 
 class OciError(DeltaregError):
-    """An error that the OCI distribution specification has a code of its own for."""
+    """An error that the OCI distribution specification has a code of its own for; `told` is what deltareg calls it."""
 
-    def __init__(self, oci_code: str, status: int, message: str, **more: Any) -> None:
-        super().__init__(message, **more)
+    def __init__(self, oci_code: str, status: int, told: DeltaregError | str, *, hint: str | None = None) -> None:
+        self.told = told if isinstance(told, DeltaregError) else DeltaregError(told, hint=hint)
+        super().__init__(self.told.message, cause=self.told.cause, hint=self.told.hint, **self.told.data)
         self.oci_code = oci_code
         self.status = status
 
@@ -115,15 +118,16 @@ def status_of(error: DeltaregError) -> int:
 
 def problem_of(error: DeltaregError, path: str | None = None) -> Problem:
     """An error as a document."""
+    kind = error.told if isinstance(error, OciError) else error
     told = error.as_dict()
-    title = " ".join((type(error).__doc__ or "").split("\n\n")[0].split())
+    title = " ".join((type(kind).__doc__ or "").split("\n\n")[0].split())
     return Problem(
-        type=f"urn:deltareg:error:{error.code}",
+        type=f"urn:deltareg:error:{kind.code}",
         title=title,
         status=status_of(error),
         detail=error.message,
         instance=path,
-        code=error.code,
+        code=kind.code,
         cause=error.cause,
         hint=error.hint,
         data=told["data"],  # type: ignore[arg-type]
@@ -143,7 +147,7 @@ def answer(request: Request, error: DeltaregError) -> Response:
     problem = problem_of(error, request.url.path)
     headers: dict[str, str] = {}
     if problem.status == HTTPStatus.UNAUTHORIZED:
-        headers["WWW-Authenticate"] = 'Basic realm="deltareg"'
+        headers["WWW-Authenticate"] = CHALLENGE
     wait = error.data.get("retry_after")
     if isinstance(wait, (int, float)):
         headers["Retry-After"] = str(max(1, round(wait)))

@@ -25,7 +25,7 @@ from deltareg.names import parse_reference
 from deltareg.progress import Progress
 from deltareg.remote import PROTOCOL_VERSION, Remote, is_removing
 from deltareg.store import Store
-from tests.deltas import SCAN, add_delta, add_referrer, descriptor, flip, noise
+from tests.deltas import SCAN, add_delta, add_referrer, descriptor, flip, noise, pack_of
 
 __all__ = ["REPOSITORY", "Counted", "Interrupted", "RemoteContract"]
 
@@ -215,7 +215,7 @@ class RemoteContract:
 
     def test_versions_are_not_replaced_on_request_either(self, remote: Remote, local: Store) -> None:
         digest, _ = publish(remote, local, "acme/search:1.0.0")
-        other = add_delta(local, [b"other"])
+        other = add_delta(local, [pack_of(b"other")])
         for blob in parse(Manifest, other, what="test").blobs:
             send(remote, local, blob)
         with pytest.raises(NotAllowed):
@@ -237,14 +237,14 @@ class RemoteContract:
         assert results == [remote.resolve(parse_reference("acme/search:1.0.0"))]
 
     def test_manifest_whose_blobs_are_missing_is_not_named(self, remote: Remote, local: Store) -> None:
-        manifest = add_delta(local, [b"never sent"])
+        manifest = add_delta(local, [pack_of(b"never sent")])
         publish(remote, local, "acme/other:1.0.0")
         with pytest.raises(NotFound):
             remote.put_manifest(parse_reference("acme/search:1.0.0"), manifest)
         assert remote.list("acme/search") == []
 
     def test_manifest_that_breaks_a_rule_is_not_named(self, remote: Remote, local: Store) -> None:
-        manifest = add_delta(local)
+        manifest = add_delta(local, [pack_of(b"a pack")])
         for blob in parse(Manifest, manifest, what="test").blobs:
             send(remote, local, blob)
         good = parse(Manifest, manifest, what="test")
@@ -568,7 +568,7 @@ def received(remote: Remote, blob: Descriptor, offset: int = 0) -> bytes:
 
 def publish(remote: Remote, local: Store, name: str, packs: list[bytes] | None = None) -> tuple[Digest, bytes]:
     """Send an artifact and name it; return its digest and manifest."""
-    manifest = add_delta(local, packs or [b"a pack"])
+    manifest = add_delta(local, [pack_of(pack) for pack in packs or [b"a pack"]])
     for blob in parse(Manifest, manifest, what="test").blobs:
         send(remote, local, blob, repository=parse_reference(name).repository)
     local.put(manifest)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from safetensors.numpy import save
 
 from deltareg import Registry
 from deltareg.digest import Digest, sha256
@@ -17,6 +16,7 @@ from deltareg_registry.records.blobs import add_blob
 from deltareg_registry.records.namespaces import make_namespace, make_repository
 from deltareg_registry.records.publishing import publish
 from deltareg_registry.state import State
+from tests import deltas
 from tests.deltas import add_delta
 
 __all__ = ["OWNER", "pack_of", "publish_delta", "put_blobs", "put_delta", "with_sketches"]
@@ -26,7 +26,7 @@ OWNER = Principal("owner", admin=True, token="test")
 
 def pack_of(text: str) -> bytes:
     """A pack with one record, whose bytes are `text`."""
-    return save({"layer.0.weight": np.frombuffer(text.encode(), np.uint8)})
+    return deltas.pack_of(text.encode())
 
 
 def put_blobs(state: State, name: str, local: Store, manifest: bytes) -> None:

@@ -156,9 +156,10 @@ def test_a_namespace_holds_no_more_than_its_quota(any_state: State) -> None:
         add_blob(connection, first, digest_of("a"), 60)
         add_blob(connection, second, digest_of("a"), 60)  # the same bytes count once
         assert used_bytes(connection, "acme") == 60
-        check_room(connection, "acme", 40)
+        check_room(connection, "acme", digest_of("b"), 40)
+        check_room(connection, "acme", digest_of("a"), 60)
         with pytest.raises(QuotaExceeded):
-            check_room(connection, "acme", 41)
+            check_room(connection, "acme", None, 41)
     over = pytest.raises(QuotaExceeded, match="may hold 100 bytes; these would make 101")
     with over as caught, any_state.database.writing() as connection:
         add_blob(connection, second, digest_of("b"), 41)

@@ -104,6 +104,27 @@ ROUTES: Mapping[str, Need] = MappingProxyType(
         "DELETE /api/v1/deltas/{namespace}/{name}/versions/{version}/deprecation": Need.CHANGE,
         "PUT /api/v1/deltas/{namespace}/{name}/channels/{channel}": Need.CHANGE,
         "DELETE /api/v1/deltas/{namespace}/{name}/channels/{channel}": Need.CHANGE,
+        "GET /v2/": Need.NOTHING,
+        "GET /v2/{namespace}/{name}/blobs/{digest}": Need.READ,
+        "DELETE /v2/{namespace}/{name}/blobs/{digest}": Need.OWN,
+        "POST /v2/{namespace}/{name}/blobs/uploads": Need.PUBLISH,
+        "POST /v2/{namespace}/{name}/blobs/uploads/": Need.PUBLISH,
+        "GET /v2/{namespace}/{name}/blobs/uploads/{identity}": Need.PUBLISH,
+        "PATCH /v2/{namespace}/{name}/blobs/uploads/{identity}": Need.PUBLISH,
+        "PUT /v2/{namespace}/{name}/blobs/uploads/{identity}": Need.PUBLISH,
+        "DELETE /v2/{namespace}/{name}/blobs/uploads/{identity}": Need.PUBLISH,
+        "GET /v2/{namespace}/{name}/manifests/{reference}": Need.READ,
+        "PUT /v2/{namespace}/{name}/manifests/{reference}": Need.PUBLISH,
+        "DELETE /v2/{namespace}/{name}/manifests/{reference}": Need.OWN,
+        "GET /v2/{namespace}/{name}/tags/list": Need.READ,
+        # The specification forbids 404 here: who may not read is shown nothing.
+        "GET /v2/{namespace}/{name}/referrers/{digest}": Need.NOTHING,
+        "GET /v2/_catalog": Need.NOTHING,
+        "GET /v2/{rest:path}": Need.NOTHING,
+        "POST /v2/{rest:path}": Need.NOTHING,
+        "PUT /v2/{rest:path}": Need.NOTHING,
+        "PATCH /v2/{rest:path}": Need.NOTHING,
+        "DELETE /v2/{rest:path}": Need.NOTHING,
     }
 )
 """The need of each route, as METHOD and path template."""

@@ -20,6 +20,14 @@ def serve(
     url: Annotated[
         str | None, typer.Option("--url", help="The URL that clients use, where a proxy stands in front.")
     ] = None,
+    redirect: Annotated[
+        bool,
+        typer.Option("--redirect/--no-redirect", help="Let an object store send the blobs itself, by signed URLs."),
+    ] = True,
+    accel: Annotated[
+        str | None,
+        typer.Option("--accel", metavar="PATH", help="The internal location at which nginx serves DIR/storage."),
+    ] = None,
     public: Annotated[bool, typer.Option("--public", help="New namespaces may be read without a token.")] = False,
     namespace_makers: Annotated[
         Makers, typer.Option("--namespace-makers", help="Who may make namespaces: whoever has a token, or admins.")
@@ -56,6 +64,8 @@ def serve(
         database=database,
         storage=storage,
         url=url,
+        redirect=redirect,
+        accel=accel,
         public=public,
         namespace_makers=namespace_makers.value,
         rate_limit=rate_limit,

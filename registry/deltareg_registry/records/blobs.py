@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, delete, select, update
 
 from deltareg.digest import Digest
+from deltareg.errors import NotFound
 from deltareg_registry.database import now
 from deltareg_registry.database.tables import blobs, repository_blobs
 from deltareg_registry.records.namespaces import insert_if_absent
-from deltareg_registry.records.quotas import check_quota
+from deltareg_registry.records.quotas import check_quota, check_room, lock_quota
 
-__all__ = ["add_blob", "sizes_of", "touch"]
+__all__ = [
+    "add_blob",
+    "blob_of",
+    "keep_a_while",
+    "mount_blob",
+    "sizes_of",
+    "touch",
+    "unlink_blob",
+]
 
 # Databases take only so many parameters in one statement.
 _BATCH = 500
@@ -54,3 +63,43 @@ def touch(connection: Connection, digests: Iterable[Digest]) -> None:
     time = now()
     for start in range(0, len(wanted), _BATCH):
         connection.execute(update(blobs).where(blobs.c.digest.in_(wanted[start : start + _BATCH])).values(touched=time))
+
+
+def blob_of(connection: Connection, repository: int, digest: Digest) -> tuple[int, str]:
+    """The size of a blob of a repository, and when it was touched. Raises NotFound."""
+    row = connection.execute(
+        select(blobs.c.size, blobs.c.touched)
+        .join(repository_blobs, repository_blobs.c.digest == blobs.c.digest)
+        .where(repository_blobs.c.repository == repository, blobs.c.digest == digest)
+    ).one_or_none()
+    if row is None:
+        raise NotFound(f"the repository has no blob {digest}", hint="push it, or check the digest")
+    return row.size, row.touched
+
+
+def keep_a_while(connection: Connection, digest: Digest) -> None:
+    """Keep the collector from a blob that is about to be used: it looks at the time again before it removes one."""
+    connection.execute(update(blobs).where(blobs.c.digest == digest).values(touched=now()))
+
+
+def mount_blob(connection: Connection, source: int, target: int, namespace: str, digest: Digest) -> bool:
+    """Let a repository of a namespace have a blob of another one; False where that one lacks it.
+
+    Raises QuotaExceeded.
+    """
+    # The row is locked before it is read: a collector that removes it ends first.
+    keep_a_while(connection, digest)
+    size = sizes_of(connection, source, [digest]).get(digest)
+    if size is None:
+        return False
+    lock_quota(connection, namespace)
+    check_room(connection, namespace, digest, size)
+    add_blob(connection, target, digest, size)
+    return True
+
+
+def unlink_blob(connection: Connection, repository: int, digest: Digest) -> None:
+    """Take a blob away from a repository. Raises NotFound."""
+    where = (repository_blobs.c.repository == repository, repository_blobs.c.digest == digest)
+    if connection.execute(delete(repository_blobs).where(*where)).rowcount == 0:
+        raise NotFound(f"the repository has no blob {digest}")

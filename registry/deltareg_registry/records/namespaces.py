@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,9 @@ __all__ = [
     "change_namespace",
     "delete_namespace",
     "find_namespace",
+    "insert_all_if_absent",
     "insert_if_absent",
+    "is_public",
     "list_namespaces",
     "lock_namespace",
     "locked_repository",
@@ -144,6 +146,11 @@ def delete_namespace(connection: Connection, principal: Principal, name: str, *,
     record(connection, principal, "namespace.delete", name, namespace=name, address=address)
 
 
+def is_public(connection: Connection, namespace: str) -> bool | None:
+    """Whether everybody may read a namespace; None where it does not exist."""
+    return connection.execute(select(namespaces.c.public).where(namespaces.c.name == namespace)).scalar_one_or_none()
+
+
 def repository_id(connection: Connection, namespace: str, name: str) -> int:
     """The number of a repository. Raises NotFound."""
     found = _find(connection, namespace, name)
@@ -176,6 +183,13 @@ def insert_if_absent(connection: Connection, table: Table, values: Mapping[str, 
     adding = dialect.insert(table).values(dict(values)).on_conflict_do_nothing()
     # Not by the count of rows: of an INSERT, psycopg does not always tell it.
     return connection.execute(adding.returning(*table.primary_key.columns)).first() is not None
+
+
+def insert_all_if_absent(connection: Connection, table: Table, rows: Sequence[Mapping[str, object]]) -> None:
+    """Put in those rows whose keys are not there."""
+    if rows:
+        dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+        connection.execute(dialect.insert(table).on_conflict_do_nothing(), [dict(row) for row in rows])
 
 
 def _find(connection: Connection, namespace: str, name: str) -> int | None:

@@ -10,17 +10,29 @@ from sqlalchemy import Connection, insert, select
 from deltareg.checkpoint import read_header
 from deltareg.digest import Digest, parse_digest, sha256
 from deltareg.errors import BadManifest, BadName, DigestMismatch, NotFound
-from deltareg.manifest import CONFIG_TYPE, INVENTORY_TYPE, PACK_TYPE, DeltaConfig, Descriptor, Manifest, parse
+from deltareg.manifest import (
+    CONFIG_TYPE,
+    INVENTORY_TYPE,
+    MANIFEST_TYPE,
+    PACK_TYPE,
+    DeltaConfig,
+    Descriptor,
+    Manifest,
+    parse,
+)
 from deltareg.names import Reference, is_licence
-from deltareg.store import parse_manifest, version_exists
+from deltareg.store import parse_manifest
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.database import Database, now
-from deltareg_registry.database.tables import manifest_blobs, manifests, removed, versions
+from deltareg_registry.database.tables import versions
+from deltareg_registry.records.artifacts import parse_artifact
 from deltareg_registry.records.audit import record
 from deltareg_registry.records.blobs import sizes_of, touch
 from deltareg_registry.records.events import emit
-from deltareg_registry.records.namespaces import insert_if_absent, locked_repository, make_repository
+from deltareg_registry.records.manifests import keep_manifest
+from deltareg_registry.records.namespaces import locked_repository, make_repository
 from deltareg_registry.records.searchable import make_searchable
+from deltareg_registry.records.tags import check_free
 from deltareg_registry.storage import Storage
 from deltareg_registry.storage.source import StorageSource
 
@@ -99,17 +111,12 @@ def _name(connection: Connection, principal: Principal, candidate: _Candidate, a
     # One publisher of a repository at a time.
     repository = locked_repository(connection, reference.namespace, reference.name)
     _check_blobs(connection, repository, reference, candidate.manifest.blobs, hold=True)
+    check_free(connection, repository, reference, digest)
     same = (versions.c.repository == repository, versions.c.version == reference.version)
     found = connection.execute(select(versions.c.digest).where(*same)).scalar_one_or_none()
-    if found is not None and found != digest:
-        raise version_exists(reference, Digest(found), "")
-    gone = (removed.c.repository == repository, removed.c.version == reference.version)
-    before = connection.execute(select(removed.c.digest).where(*gone)).scalar_one_or_none()
-    if before is not None and before != digest:
-        raise version_exists(reference, Digest(before), " and was removed")
     if found is not None:
         return Published(digest, created=False)
-    _keep_manifest(connection, repository, candidate)
+    keep_manifest(connection, repository, parse_artifact(candidate.data, MANIFEST_TYPE))
     row = _row(candidate, repository, principal)
     number: int = connection.execute(insert(versions).values(row).returning(versions.c.id)).scalar_one()
     make_searchable(connection, number, row)
@@ -124,30 +131,6 @@ def _name(connection: Connection, principal: Principal, candidate: _Candidate, a
     )
     emit(connection, reference.namespace, "version.publish", str(reference), {"digest": digest})
     return Published(digest, created=True)
-
-
-def _keep_manifest(connection: Connection, repository: int, candidate: _Candidate) -> None:
-    time = now()
-    manifest = candidate.manifest
-    insert_if_absent(
-        connection,
-        manifests,
-        {
-            "repository": repository,
-            "digest": candidate.digest,
-            "media_type": manifest.media_type,
-            "artifact_type": manifest.artifact_type,
-            "size": len(candidate.data),
-            "subject": None,
-            "annotations": manifest.annotations or {},
-            "content": candidate.data,
-            "created": time,
-            "touched": time,
-        },
-    )
-    for blob in manifest.blobs:
-        values: dict[str, object] = {"repository": repository, "manifest": candidate.digest, "digest": blob.digest}
-        insert_if_absent(connection, manifest_blobs, values)
 
 
 def _row(candidate: _Candidate, repository: int, principal: Principal) -> dict[str, object]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, func, select
 
+from deltareg.digest import Digest
 from deltareg.errors import QuotaExceeded
 from deltareg_registry.database.tables import blobs, namespaces, repositories, repository_blobs
 
-__all__ = ["check_quota", "check_room", "used_bytes"]
+__all__ = ["check_quota", "check_room", "lock_quota", "room_of", "used_bytes"]
 
 
 def used_bytes(connection: Connection, namespace: str) -> int:
@@ -21,11 +22,30 @@ def used_bytes(connection: Connection, namespace: str) -> int:
     return int(connection.execute(total).scalar_one())
 
 
-def check_room(connection: Connection, namespace: str, size: int) -> None:
-    """Raise QuotaExceeded where `size` bytes more would be too many; asked before they are sent."""
-    quota = connection.execute(select(namespaces.c.quota).where(namespaces.c.name == namespace)).scalar_one_or_none()
-    if quota is not None:
-        _check(namespace, used_bytes(connection, namespace) + size, quota)
+def check_room(connection: Connection, namespace: str, digest: Digest | None, size: int) -> None:
+    """Raise QuotaExceeded where a namespace has no room for a blob of `size` bytes, and does not have it already."""
+    room = room_of(connection, namespace, digest)
+    if room is not None and size > room:
+        raise QuotaExceeded(
+            f"{namespace} has room for {max(0, room)} more bytes, not for {size}",
+            hint="ask an administrator of the registry for a larger quota",
+            room=max(0, room),
+        )
+
+
+def lock_quota(connection: Connection, namespace: str) -> None:
+    """Let one transaction at a time use up a namespace's quota, if it has one."""
+    where = (namespaces.c.name == namespace, namespaces.c.quota.is_not(None))
+    connection.execute(select(namespaces.c.name).where(*where).with_for_update())
+
+
+def room_of(connection: Connection, namespace: str, digest: Digest | None) -> int | None:
+    """How many bytes may be added to a namespace; None for any number, and for a blob that it has already."""
+    wanted = select(namespaces.c.quota).where(namespaces.c.name == namespace)
+    quota = connection.execute(wanted).scalar_one_or_none()
+    if quota is None or (digest is not None and _has(connection, namespace, digest)):
+        return None
+    return quota - used_bytes(connection, namespace)
 
 
 def check_quota(connection: Connection, repository: int) -> None:
@@ -49,3 +69,13 @@ def _check(namespace: str, total: int, quota: int) -> None:
             quota=quota,
             needed=total,
         )
+
+
+def _has(connection: Connection, namespace: str, digest: Digest) -> bool:
+    wanted = (
+        select(repository_blobs.c.digest)
+        .join(repositories, repositories.c.id == repository_blobs.c.repository)
+        .where(repositories.c.namespace == namespace, repository_blobs.c.digest == digest)
+        .limit(1)
+    )
+    return connection.execute(wanted).first() is not None

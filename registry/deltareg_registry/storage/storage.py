@@ -8,20 +8,25 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import obstore
+import obstore.exceptions
 from obstore.store import LocalStore
 
 from deltareg.checkpoint.bucket import BucketName, open_store, parse_bucket_name
 from deltareg.digest import Digest, parse_digest, sha256
 from deltareg.errors import BadManifest, DigestMismatch, NotFound, translate_os_errors
 from deltareg_registry.storage.errors import translated
+from deltareg_registry.storage.file_uploads import FileUploads
+from deltareg_registry.storage.object_uploads import ObjectUploads
+from deltareg_registry.storage.uploads import Uploads
 
 __all__ = ["Storage", "open_storage"]
 
+_SIGNED = timedelta(minutes=15)
 _LIST_BATCH = 500
 _HEX = re.compile("[0-9a-f]{64}")
 
@@ -34,11 +39,16 @@ class Storage:
         self.bucket = bucket
         self.root = root
         self.label = str(root) if bucket is None else bucket.text
+        self.uploads = self._uploads()
 
     def key(self, digest: Digest) -> str:
         """Where a blob lies: 256 folders, so that none of them grows too long."""
         name = parse_digest(digest).removeprefix("sha256:")
         return self.placed(f"blobs/sha256/{name[:2]}/{name}")
+
+    def path(self, digest: Digest) -> Path | None:
+        """The file of a blob; None where blobs are no files."""
+        return None if self.root is None else self.root / self.key(digest)
 
     def placed(self, path: str) -> str:
         """The key of a path below the storage's place."""
@@ -71,6 +81,15 @@ class Storage:
         with translated(self.bucket, str(digest)):
             obstore.put(self.store, self.key(digest), data)
         return digest
+
+    def signed(self, digest: Digest) -> str | None:
+        """A URL at which everybody can fetch a blob for a while; None where the store cannot sign one."""
+        if self.bucket is None:
+            return None
+        try:
+            return obstore.sign(self.store, "GET", self.key(digest), _SIGNED)
+        except (obstore.exceptions.BaseError, ValueError, TypeError):
+            return None
 
     def put_stream(self, digest: Digest, size: int, pieces: Iterable[bytes]) -> None:
         """Store a blob from its bytes, piece by piece; it is visible once they were verified.
@@ -131,6 +150,13 @@ class Storage:
         for batch in listing(self.store, self.placed("blobs/sha256/"), chunk_size=_LIST_BATCH):
             for meta in batch:
                 yield meta["path"].rpartition("/")[2], meta["last_modified"]
+
+    def _uploads(self) -> Uploads:
+        if self.bucket is not None:
+            return ObjectUploads(self.store, self.bucket, self.key)
+        assert self.root is not None
+        root = self.root
+        return FileUploads(root, lambda digest: root / self.key(digest))
 
 
 def open_storage(location: str | None, data: Path) -> Storage:

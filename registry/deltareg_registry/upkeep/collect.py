@@ -26,6 +26,7 @@ from deltareg_registry.database.tables import (
     versions,
 )
 from deltareg_registry.storage import Storage
+from deltareg_registry.upkeep.uploads import remove_expired_uploads
 
 __all__ = ["CollectReport", "collect"]
 
@@ -42,6 +43,7 @@ class CollectReport(Document):
     links: int = Field(description="rights of a repository to a blob that none of its manifests names")
     manifests: int = Field(description="manifests without a name, where they were to be removed too")
     orphans: int = Field(description="files of the storage that no blob is known by")
+    uploads: int = Field(description="uploads that nobody continued")
     dry_run: bool
 
 
@@ -68,7 +70,10 @@ def collect(
         count += len(removed)
         size += sum(removed.values())
     orphans = _orphans(database, storage, grace * _ORPHAN_FACTOR, dry_run=dry_run)
-    return CollectReport(blobs=count, bytes=size, links=links, manifests=gone, orphans=orphans, dry_run=dry_run)
+    uploads = remove_expired_uploads(database, storage, grace, dry_run=dry_run)
+    return CollectReport(
+        blobs=count, bytes=size, links=links, manifests=gone, orphans=orphans, uploads=uploads, dry_run=dry_run
+    )
 
 
 def _unnamed(cutoff: str) -> ColumnElement[bool]:

@@ -57,7 +57,10 @@ async def authorise(request: Request) -> Principal:
     asked = _Asked(ROUTES[name], _namespace_of(request), token, address, cookie)
     request.state.token = token
     # In a thread: the database is not asked on the event loop.
-    principal = await run_sync(_judge, state, asked)
+    principal = await run_sync(_known, state, asked)
+    # For the page of an error: who is refused is known all the same.
+    request.state.visitor = principal
+    principal = await run_sync(_judge, state, asked, principal)
     request.state.principal = principal
     return principal
 
@@ -74,13 +77,16 @@ def principal_from(database: Database, token: str | None) -> Principal:
     return principal
 
 
-def _judge(state: State, asked: _Asked) -> Principal:
+def _known(state: State, asked: _Asked) -> Principal:
     try:
-        principal = principal_from(state.database, asked.token)
+        return principal_from(state.database, asked.token)
     except NotSignedIn:
         if not asked.cookie:
             raise
-        principal = ANONYMOUS
+        return ANONYMOUS
+
+
+def _judge(state: State, asked: _Asked, principal: Principal) -> Principal:
     need = asked.need
     if need is Need.NOTHING or (need is Need.METRICS and asked.address in _LOOPBACK):
         return principal

@@ -182,8 +182,8 @@ def _ticks(places: Sequence[tuple[float, str]]) -> list[Tick]:
 
 def _marks(highest: float) -> list[float]:
     """Round numbers from 0 to a bit above `highest`."""
-    if highest <= 0:
-        return [0.0, 1.0]
+    if not 1e-300 < highest < 1e300:  # beyond, the steps would be 0 or infinite
+        return [0.0, max(1.0, highest)]
     step = 10.0 ** math.floor(math.log10(highest / 4))
     step *= next(factor for factor in (1, 2, 2.5, 5, 10) if factor * step * 4 >= highest * (1 - 1e-9))
     return [number * step for number in range(5)]

@@ -16,7 +16,7 @@ __all__ = ["error_page"]
 _ADVICE = {
     401: "Sign in with a token to go on.",
     403: "Ask an owner of the namespace, or an administrator of the registry.",
-    404: "It may be private: if somebody gave you this address, sign in first, or ask them to add you.",
+    404: "It may be private: if somebody gave you this address, ask them to add you.",
     429: "Wait a little, and try again.",
 }
 

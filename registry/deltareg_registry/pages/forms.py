@@ -29,6 +29,8 @@ Asking = Annotated[Principal, Depends(authorise)]
 _FORM_LIMIT = 256 << 10
 _MOST_FIELDS = 200
 _SLOWEST = 100_000.0  # bytes a second
+# The rest of the form is still on its way: the connection cannot be used again.
+_CLOSE = {"Connection": "close"}
 _MOST_FILES = 4
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -82,14 +84,14 @@ async def read_form(request: Request, limit: int) -> Values:
             message = await request.receive()
         taken += len(message.get("body", b""))
         if taken > limit:
-            raise HTTPException(413, f"the form has more than {limit} bytes")
+            raise HTTPException(413, f"the form has more than {limit} bytes", _CLOSE)
         return message
 
     bounded = Request(request.scope, receive)
     try:
         data = await bounded.form(max_files=_MOST_FILES, max_fields=_MOST_FIELDS, max_part_size=_FORM_LIMIT)
     except TimeoutError as error:
-        raise HTTPException(408, f"the form did not arrive in {seconds:g} s") from error
+        raise HTTPException(408, f"the form did not arrive in {seconds:g} s", _CLOSE) from error
     except ClientDisconnect as error:
         raise HTTPException(400, "the form ended early") from error
     _check_csrf(request, data.get("csrf"))

@@ -68,6 +68,7 @@ def lineage_of(state: State, principal: Principal, this: Reference, digest: str,
     with state.database.reading() as connection:
         asked = Search(space=config.fingerprint.space, order="newest", limit=MOST)
         found = search(connection, principal, asked)
+    required = {one.reference for one in config.requires}
     parents: dict[str, Relative] = {}
     children: dict[str, Relative] = {}
     dependants: dict[str, Relative] = {}
@@ -85,7 +86,7 @@ def lineage_of(state: State, principal: Principal, this: Reference, digest: str,
         needed = None if described is None else _needs(described.requires, this, digest)
         if needed is not None:
             dependants.setdefault(name, Relative(one.namespace, one.name, one.version, needed))
-        if row["base_digest"] == config.base.digest and needed is None:
+        if row["base_digest"] == config.base.digest and needed is None and name not in required:
             siblings.setdefault(name, one)
     kinds = (parents, children, dependants, siblings)
     return Lineage(*(list(kind.values())[:_SHOWN] for kind in kinds), complete=found.next_cursor is None)

@@ -40,7 +40,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 def render(request: Request, template: str, *, status: int = 200, **content: object) -> HTMLResponse:
     """A page made of `template`, which knows who asks."""
-    principal: Principal | None = getattr(request.state, "principal", None)
+    principal: Principal | None = getattr(request.state, "visitor", None)
     token: str | None = getattr(request.state, "token", None)
     found = _ENVIRONMENT.get_template(template)
     signed_in = principal is not None and principal.signed_in

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from html.parser import HTMLParser
@@ -176,7 +177,8 @@ def test_anybody_sees_what_is_public_and_nothing_else(shown: RunningServer) -> N
         assert "secret/<wbr>plan" in client.get("/").text
         page = client.get("/n/secret").text
         assert 'id="members"' in page and 'id="webhooks"' not in page
-        assert client.get("/audit").status_code == 403
+        refused = client.get("/audit")
+        assert refused.status_code == 403 and "Signed in as <strong>rolf</strong>" in refused.text
 
 
 def test_errors_are_pages_for_browsers_and_problems_for_programs(shown: RunningServer) -> None:
@@ -294,6 +296,17 @@ def test_forms_have_an_end(shown: RunningServer) -> None:
         assert answer.status_code == 400 and "not a whole number" in answer.text
 
 
+def test_forms_that_come_too_slowly_are_not_waited_for(tmp_path: Path) -> None:
+    with running_server(tmp_path, ServerSettings(data=tmp_path, body_seconds=0.5)) as server:
+        parts = urlsplit(server.url)
+        head = ["POST /sign-in HTTP/1.1", f"Host: {parts.netloc}", "Accept: text/html", "Content-Length: 50"]
+        head.append("Content-Type: application/x-www-form-urlencoded")
+        with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=20) as connection:
+            connection.sendall("\r\n".join([*head, "", "token=drt"]).encode())
+            received = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert received.startswith(b"HTTP/1.1 408 ") and b"<h1>Request Timeout</h1>" in received
+
+
 def test_search_is_narrowed_down_and_paged(shown: RunningServer) -> None:
     with visiting(shown) as client:
         everything = client.get("/").text
@@ -345,10 +358,12 @@ def test_page_of_a_delta_tells_what_there_is(shown: RunningServer) -> None:
 def test_lineage_tells_what_is_stacked_on_a_delta_and_what_lies_beside_it(shown: RunningServer) -> None:
     with visiting(shown) as client:
         page = client.get("/d/acme/shark?version=1.0.0").text
+        stacked = client.get("/d/acme/reef").text.partition('id="lineage"')[2]
     lineage = page[page.index('id="lineage"') : page.index('id="versions"')]
     assert 'stacked on it: <a href="/d/acme/reef?version=0.1.0">' in lineage
     assert 'of the same base: <a href="/d/acme/tiger?version=1.0.0">' in lineage
     assert "secret" not in lineage
+    assert "of the same base" not in stacked or "acme/shark:" not in stacked, "what it is stacked on is above it"
     assert "/compare?first=acme%2Fshark%3A1.0.0&amp;second=acme%2Ftiger%3A1.0.0" in lineage
 
 

@@ -22,8 +22,9 @@ from deltareg_registry.authorise import COOKIE
 from deltareg_registry.pages.forms import local_path
 from deltareg_registry.settings import ServerSettings
 from tests.registry.deltas import put_delta
-from tests.registry.pages.world import FIRST, PRIVATE, SECOND, with_config
+from tests.registry.pages.world import FIRST, PRIVATE, SECOND, fill, with_config
 from tests.servers.deltareg_server import RunningServer, running_server
+from tests.servers.postgresql import PostgreSQL
 from tests.weights import Pair
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
@@ -375,6 +376,26 @@ def test_damaged_inventory_does_not_hide_the_rest_of_a_delta(tmp_path: Path, reg
         with visiting(server, server.token) as client:
             page = client.get("/d/acme/hurt").text
     assert "Norms by layer cannot be told:" in page and "deltareg pull acme/hurt:1.0.0" in page
+
+
+def test_pages_say_the_same_over_postgresql(
+    tmp_path: Path, cluster: PostgreSQL, registry: Registry, shown: RunningServer
+) -> None:
+    paths = [path for path in READ if not path.startswith(("/n", "/tokens", "/audit"))]
+    odd = ["/?text=%00&base=%00", "/?licence=%F0%9F%90%9F", "/audit?actor=%00", "/d/acme/shark?version=%00", "/n/%00"]
+    with cluster.database() as url, running_server(tmp_path, ServerSettings(tmp_path, database=url)) as server:
+        fill(server.state, registry)
+        with visiting(server, server.token) as here, visiting(shown, shown.token) as there:
+            for path in paths:
+                told, expected = without_times(here.get(path).text), without_times(there.get(path).text)
+                assert told.replace(server.url, shown.url) == expected, path
+            for path in odd:
+                assert here.get(path).status_code == there.get(path).status_code < 500, path
+
+
+def without_times(page: str) -> str:
+    """A page without what differs from server to server."""
+    return re.sub(r'<time.*?</time>|name="csrf" value="[0-9a-f]+"', "", page)
 
 
 def test_comparison_shows_cosines_by_layer(shown: RunningServer) -> None:

@@ -39,6 +39,8 @@ from deltareg.remote.logins import Identity, LoginReport, LogoutReport
 from deltareg.signatures import SignatureReport, SignReport
 from deltareg.store import FsckReport, GcReport
 from deltareg.transfer import TransferReport
+from deltareg_registry.api import API_ROUTERS
+from deltareg_registry.api.description import describe
 
 __all__ = ["ROOT", "SCHEMAS", "commands", "generated", "main"]
 
@@ -173,6 +175,8 @@ each code stands what a finding reads like: the delta, or its base, comes first,
 
 _KEYS_BEGIN = "<!-- The keys are made from the program by `make docs`. -->\n"
 _KEYS_END = "<!-- End of the keys. -->\n"
+_ROUTES_BEGIN = "<!-- The routes are made from the program by `make docs`. -->\n"
+_ROUTES_END = "<!-- End of the routes. -->\n"
 
 
 def generated() -> dict[Path, str]:
@@ -182,6 +186,8 @@ def generated() -> dict[Path, str]:
         Path("docs/errors.md"): _errors_page(),
         Path("docs/methods.md"): _methods_page(),
         Path("docs/recipes.md"): _recipes_page(),
+        Path("docs/registry-api.md"): _registry_page(),
+        Path("schemas/registry-openapi.json"): json.dumps(_openapi(), indent=2, ensure_ascii=False) + "\n",
     }
     for name, model in SCHEMAS.items():
         found[Path(f"schemas/{name}.schema.json")] = _schema(name, model)
@@ -246,11 +252,29 @@ def _methods_page() -> str:
 
 def _recipes_page() -> str:
     """The page as people wrote it, its tables of keys made anew."""
-    before, begin, rest = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8").partition(_KEYS_BEGIN)
-    _, end, after = rest.partition(_KEYS_END)
-    assert begin and end, "docs/recipes.md has lost the marks of its tables"
     tables = [f"### {title}\n\n{_keys(model)}" for title, model in (("`[build]`", Build), ("`[[delta]]`", RecipeDelta))]
-    return "".join([before, begin, "\n", "\n".join(tables), "\n", end, after])
+    return _filled("recipes.md", _KEYS_BEGIN, _KEYS_END, "\n".join(tables))
+
+
+def _registry_page() -> str:
+    """The page as people wrote it, its table of routes made anew."""
+    rows = {
+        f"`{method.upper()} {path}`": f"{operation['x-need']} | {operation['description'].splitlines()[0]}"
+        for path, operations in _openapi()["paths"].items()
+        for method, operation in operations.items()
+    }
+    return _filled("registry-api.md", _ROUTES_BEGIN, _ROUTES_END, _table(["route", "needs", "what it does"], rows))
+
+
+def _openapi() -> dict[str, Any]:
+    return describe([route for router in API_ROUTERS for route in router.routes])
+
+
+def _filled(page: str, begin: str, end: str, made: str) -> str:
+    before, opened, rest = (ROOT / "docs" / page).read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    assert opened and closed, f"docs/{page} has lost the marks of its tables"
+    return "".join([before, opened, "\n", made, "\n", closed, after])
 
 
 def _keys(model: type[BaseModel]) -> str:

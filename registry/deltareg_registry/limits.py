@@ -5,18 +5,21 @@ Pure ASGI: what is streamed passes through as it comes.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 
 import anyio
 from fastapi import FastAPI, Request
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deltareg.errors import BadManifest, DeltaregError, TooManyRequests
+from deltareg.errors import DeltaregError, TooManyRequests
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.problems import OciError, answer
 from deltareg_registry.settings import ServerSettings
@@ -27,11 +30,12 @@ _BURST_SECONDS = 10.0
 _MOST_BUCKETS = 100_000
 _FREE = ("/healthz", "/readyz", "/metrics")
 _DOCUMENTS = "/api/v1"
+_SLOWEST = 100_000.0  # bytes a second
 
 
 def install(app: FastAPI, settings: ServerSettings) -> None:
     """Let the settings' limits hold for every route of `app`."""
-    app.add_middleware(DocumentLimit, size=settings.manifest_limit, seconds=settings.body_seconds)
+    app.add_middleware(DocumentLimit, size=settings.document_limit, seconds=settings.body_seconds)
     if settings.rate_limit is not None:
         app.add_middleware(RateLimit, rate=settings.rate_limit)
 
@@ -156,24 +160,31 @@ class _Body:
             # What comes now is no body: the client may wait for its answer as long as it likes.
             return await self._receive() if self.fault is None else {"type": "http.disconnect"}
         try:
-            with anyio.fail_after(max(0.0, self._end - anyio.current_time())):
+            # What comes at a fair speed may take longer.
+            more = (self._size - self._left) / _SLOWEST
+            with anyio.fail_after(max(0.0, self._end + more - anyio.current_time())):
                 message = await self._receive()
         except TimeoutError:
             self.fault = OciError("UNKNOWN", 408, f"the document did not arrive in {self._seconds:g} s")
             return {"type": "http.disconnect"}
         self._left -= len(message.get("body", b""))
         if self._left < 0:
-            self.fault = BadManifest(f"the document has more than {self._size} bytes")
+            self.fault = OciError("SIZE_INVALID", 413, f"the body has more than {self._size} bytes")
             return {"type": "http.disconnect"}
         self._complete = not message.get("more_body", False)
         return message
 
 
 def _token_key(scope: Scope) -> str | None:
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            return "token:" + hashlib.sha256(value).hexdigest()
-    return None
+    header = next((value for name, value in scope["headers"] if name == b"authorization"), None)
+    if header is None:
+        return None
+    scheme, _, token = header.partition(b" ")
+    if scheme.lower() == b"basic":
+        # Any user name goes with a token: it is not to be counted anew with each.
+        with suppress(binascii.Error):
+            token = base64.b64decode(token, validate=True).partition(b":")[2]
+    return "token:" + hashlib.sha256(token.strip()).hexdigest()
 
 
 def _address_key(scope: Scope) -> str:

@@ -40,7 +40,17 @@ from deltareg.errors import (
 )
 from deltareg.manifest import Document
 
-__all__ = ["CHALLENGE", "PROBLEM", "OciError", "Problem", "answer", "install", "problem_of", "status_of"]
+__all__ = [
+    "CHALLENGE",
+    "PROBLEM",
+    "OciError",
+    "Problem",
+    "answer",
+    "codes_of",
+    "install",
+    "problem_of",
+    "status_of",
+]
 
 PROBLEM = "application/problem+json"
 CHALLENGE = 'Basic realm="deltareg"'
@@ -114,6 +124,11 @@ def status_of(error: DeltaregError) -> int:
     if isinstance(error, OciError):
         return error.status
     return next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
+
+
+def codes_of(status: int) -> list[str]:
+    """The codes of the errors that are answered with an HTTP status."""
+    return sorted({kind.code for kind, answered in _STATUSES if answered == status}) or [DeltaregError.code]
 
 
 def problem_of(error: DeltaregError, path: str | None = None) -> Problem:

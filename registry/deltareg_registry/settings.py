@@ -37,10 +37,14 @@ class ServerSettings:
     """The internal location at which nginx serves the blob files itself (X-Accel-Redirect)."""
     blob_limit: int = 1 << 40
     manifest_limit: int = 4 << 20
+    silence: float = 60.0
+    """How long an upload waits for the next bytes of a request: a connection may be dead without anybody knowing."""
     rate_limit: float | None = None
     """Requests per second that one address or token may make in the long run; None sets no limit."""
+    document_limit: int = 64 << 20
+    """Bytes of the longest body that /api/v1 takes; most of its routes take less."""
     body_seconds: float = 60.0
-    """How long the body of a request to /api/v1 may take to arrive."""
+    """How long such a body may take to arrive, and a second more for each 100 kB of it."""
     webhook_hosts: tuple[str, ...] = ()
     """Hosts and networks (`hooks.example.org`, `10.1.0.0/16`) that webhooks may reach although they are private."""
     json_log: bool = False

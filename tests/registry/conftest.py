@@ -13,16 +13,8 @@ from deltareg_registry.first import first_token
 from deltareg_registry.settings import ServerSettings
 from deltareg_registry.state import State
 from tests.servers.deltareg_server import server
-from tests.servers.postgresql import PostgreSQL, serve_postgresql
 
 __all__ = ["server"]
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[PostgreSQL]:
-    """A real PostgreSQL on loopback."""
-    with serve_postgresql() as running:
-        yield running
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -31,7 +23,7 @@ def any_settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ser
     with ExitStack() as stack:
         url = None
         if request.param == "postgresql":
-            url = stack.enter_context(request.getfixturevalue("cluster").database())
+            url = stack.enter_context(request.getfixturevalue("postgresql").database())
         yield ServerSettings(data=tmp_path / "server", database=url)
 
 

@@ -32,6 +32,9 @@ _BATCH = 5_000
 _LICENCES = ("apache-2.0", "mit", "llama3.1", "cc-by-4.0", "other")
 _TYPES = ("llama", "mistral", "qwen2", "bert", "gemma2")
 _WORDS = ("instruct", "chat", "search", "code", "medical", "legal", "french", "math", "vision", "summary")
+_VOCABULARY = (*_WORDS, *(f"subject{number}" for number in range(190)))
+# Words are about as frequent as in language: the n-th of them 1/n times, the very first left out.
+_FREQUENCIES = tuple(1 / (number + 20) for number in range(len(_VOCABULARY)))
 
 
 def rows(count: int) -> Iterator[dict[str, Any]]:
@@ -39,7 +42,7 @@ def rows(count: int) -> Iterator[dict[str, Any]]:
     draw = random.Random(7)
     for number in range(count):
         base = min(int(draw.expovariate(1 / 60)), BASES - 1)
-        words = " ".join(draw.choices(_WORDS, k=8))
+        words = " ".join(draw.choices(_VOCABULARY, _FREQUENCIES, k=8))
         yield {
             "namespace": f"team-{number // 10 % NAMESPACES:03}",
             "name": f"{draw.choice(_WORDS)}-{number // 10}",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from deltareg.errors import DeltaregError
 from deltareg_registry.cli.app import app
@@ -28,7 +28,7 @@ class Operator:
 
     def run(self, *arguments: str) -> str:
         """What a command prints. Raises DeltaregError."""
-        result: Result = CliRunner().invoke(app, ["admin", *arguments, *self._where], catch_exceptions=True)
+        result = CliRunner().invoke(app, ["admin", *arguments, *self._where], catch_exceptions=True)
         if result.exception is not None:
             raise result.exception
         return result.stdout

@@ -9,17 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import anyio
+import httpx2
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
-from deltareg_registry.limits import Buckets
+from deltareg_registry.limits import Buckets, DocumentLimit, RateLimit
 from deltareg_registry.settings import ServerSettings
-from tests.servers.deltareg_server import RunningServer, running_server
+from tests.servers.deltareg_server import RunningServer, running_server, server_process
 
 
 @pytest.fixture
 def slow_server(tmp_path: Path) -> Iterator[RunningServer]:
     """A server that answers one request a second in the long run, ten at once, and waits a second for a document."""
-    settings = ServerSettings(data=tmp_path, rate_limit=1.0, body_seconds=1.0, manifest_limit=10_000)
+    settings = ServerSettings(data=tmp_path, rate_limit=1.0, body_seconds=1.0, document_limit=10_000)
     with running_server(tmp_path / "server", settings) as running:
         yield running
 
@@ -69,11 +72,17 @@ def test_a_good_token_has_a_limit_of_its_own_and_made_up_ones_share_their_addres
         assert client.get("/api/v1/whoami").status_code == 200, "the administrator is not kept out by that"
 
 
+def test_a_token_has_one_limit_whatever_user_name_comes_with_it(slow_server: RunningServer) -> None:
+    with slow_server.client(anonymous=True) as client:
+        answers = [client.get("/v2/", auth=(f"user{number}", slow_server.token)).status_code for number in range(14)]
+    assert answers[0] == 200 and answers[-1] == 429
+
+
 def test_a_document_that_is_too_long_is_not_read(slow_server: RunningServer) -> None:
     with slow_server.client() as client:
         for content in (b'{"name": "' + b"x" * 20_000 + b'"}', iter([b"x" * 6000] * 3)):
             answer = client.post("/api/v1/namespaces", content=content, headers={"Content-Type": "application/json"})
-            assert (answer.status_code, answer.json()["code"]) == (422, "DR0403")
+            assert (answer.status_code, answer.json()["code"]) == (413, "DR0001")
             assert "more than 10000 bytes" in answer.json()["detail"]
         assert client.post("/api/v1/namespaces", json={"name": "acme"}).status_code == 201
 
@@ -98,3 +107,36 @@ def test_a_document_that_comes_too_slowly_is_not_waited_for(slow_server: Running
     assert top.startswith(b"HTTP/1.1 408 ")
     assert b"connection: close" in top.lower()
     assert json.loads(body)["detail"] == "the document did not arrive in 1 s"
+
+
+def test_what_is_streamed_passes_piece_by_piece() -> None:
+    pieces: list[bytes] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for number in range(3):
+            assert len(pieces) == number, "the piece before has arrived when the next is made"
+            await send({"type": "http.response.body", "body": b"%d" % number, "more_body": number < 2})
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            pieces.append(message["body"])
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    limited = RateLimit(DocumentLimit(app, size=10, seconds=1.0), rate=1.0)
+    scope = {"type": "http", "path": "/api/v1", "headers": [], "client": ("10.0.0.1", 1)}
+    anyio.run(limited, scope, receive, send)
+    assert pieces == [b"0", b"1", b"2"]
+
+
+def test_the_options_of_the_command_reach_the_server(tmp_path: Path) -> None:
+    options = ("--rate-limit", "0.5", "--namespace-makers", "admins", "--log-format", "json")
+    with server_process(tmp_path / "server", *options) as running:
+        with httpx2.Client(base_url=running.url, headers={"Authorization": f"Bearer {running.token}"}) as admin:
+            assert admin.post("/api/v1/users", json={"name": "rita"}).status_code == 201
+            token = admin.post("/api/v1/users/rita/tokens", json={"name": "laptop"}).json()["token"]
+        with httpx2.Client(base_url=running.url, headers={"Authorization": f"Bearer {token}"}) as client:
+            answers = [client.post("/api/v1/namespaces", json={"name": "acme"}).status_code for _ in range(9)]
+    assert answers[0] == 403 and answers[-1] == 429

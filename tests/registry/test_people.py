@@ -173,22 +173,25 @@ def test_a_namespace_holds_no_more_than_its_quota(any_state: State) -> None:
         assert namespace_named(connection, "acme").quota is None
 
 
-def test_uploads_at_once_share_a_quota(any_state: State) -> None:
+def test_an_upload_waits_for_another_one_that_shares_its_quota(any_state: State) -> None:
     with any_state.database.writing() as connection:
         make_namespace(connection, "acme", OWNER, public=False)
-        change_namespace(connection, OWNER, "acme", {"quota": 50})
+        change_namespace(connection, OWNER, "acme", {"quota": 15})
         repository = make_repository(connection, "acme", "search")
 
-    def upload(number: int) -> bool:
-        try:
-            with any_state.database.writing() as connection:
-                add_blob(connection, repository, digest_of(str(number)), 10)
-        except QuotaExceeded:
-            return False
-        return True
+    def upload(text: str) -> None:
+        with any_state.database.writing() as connection:
+            add_blob(connection, repository, digest_of(text), 10)
 
-    with ThreadPoolExecutor(12) as pool:
-        assert sum(pool.map(upload, range(12))) == 5
+    with ThreadPoolExecutor(1) as pool:
+        with any_state.database.writing() as connection:
+            add_blob(connection, repository, digest_of("first"), 10)
+            second = pool.submit(upload, "second")
+            # Without waiting it would count before the first is committed, and both would be too much.
+            with pytest.raises(TimeoutError):
+                second.result(0.5)
+        with pytest.raises(QuotaExceeded):
+            second.result(30)
 
 
 def test_the_audit_log_is_found_by_what_is_known_of_a_change(any_state: State) -> None:

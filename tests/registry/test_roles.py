@@ -13,15 +13,15 @@ from typing import Any
 
 import httpx2
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import insert, select, update
 
 from deltareg.digest import sha256
 from deltareg.store import Store
 from deltareg_registry.access.principal import Scope
 from deltareg_registry.app import ROUTERS, routes_of
 from deltareg_registry.database import now
-from deltareg_registry.database.tables import members, namespaces, tokens, webhooks
-from deltareg_registry.records.namespaces import insert_if_absent
+from deltareg_registry.database.tables import members, namespaces, tags, tokens, versions, webhooks
+from deltareg_registry.records.namespaces import insert_if_absent, repository_id
 from tests.registry.deltas import publish_delta
 from tests.servers.deltareg_server import RunningServer, running_server
 
@@ -54,6 +54,16 @@ ADMIN = Row(*["401 403 403 403 yes 403 403 401 401"] * 2)
 AUDIT = Row(*["401 403 403 yes yes 403 403 401 401"] * 2)
 
 
+READABLE = "404 yes yes yes yes yes 404 401 401"
+"""Where what is asked for is named outside the path, who may not read it is told that it is not there."""
+SIGN_IN = Row("401 yes yes yes yes yes yes 401 401", NOTHING.public)
+"""Programs of the OCI world sign in only where they are asked to: who is unknown is, unless something is public."""
+UPLOAD = Row("401 403 404 404 404 403 404 401 401", "401 403 404 404 404 403 403 401 401")
+"""Whoever may continue an upload is told that this one is not there."""
+NOWHERE = Row(*["404 404 404 404 404 404 404 401 401"] * 2)
+BOTH = {"first": "acme/search:1.0.0", "second": "acme/search:1.0.0"}
+
+
 @dataclass(frozen=True)
 class Line:
     """How a route is asked, and what it answers. What its path names has to be there: see PLACES and `prepare`."""
@@ -70,6 +80,9 @@ PLACES: Mapping[str, str] = MappingProxyType(
         "namespace": "acme",
         "name": "search",
         "version": "1.0.0",
+        "channel": "prod",
+        "reference": "1.0.0",
+        "identity": "00",
         "user": "mia",
         "token": "00000000000000aa",
         "webhook": "00000000000000bb",
@@ -135,7 +148,44 @@ TABLE: Mapping[str, Line] = MappingProxyType(
         "DELETE /api/v1/tokens/{token}": Line(Row(*["401 404 404 404 yes 404 404 401 401"] * 2)),
         "GET /api/v1/audit": Line(AUDIT, query={"namespace": "acme"}),
         "GET /api/v1/statistics": Line(TOKEN),
+        "GET /api/v1/search": Line(NOTHING),
+        "GET /api/v1/index.ndjson": Line(NOTHING),
+        "POST /api/v1/check": Line(NOTHING, json={}),
+        "GET /api/v1/compare": Line(Row(READABLE, NOTHING.public), query=BOTH),
+        "GET /api/v1/deltas": Line(NOTHING),
+        "GET /api/v1/deltas/{namespace}/{name}": Line(READ),
+        "GET /api/v1/deltas/{namespace}/{name}/resolve": Line(READ),
+        "GET /api/v1/deltas/{namespace}/{name}/versions/{version}": Line(READ),
+        "GET /api/v1/deltas/{namespace}/{name}/versions/{version}/signatures": Line(READ),
+        "POST /api/v1/deltas/{namespace}/{name}/missing": Line(PUBLISH, json={"digests": []}),
         "PUT /api/v1/deltas/{namespace}/{name}/versions/{version}": Line(PUBLISH, content=b"{}"),
+        "PUT /api/v1/deltas/{namespace}/{name}/versions/{version}/yank": Line(PUBLISH, json={"reason": "worse"}),
+        "DELETE /api/v1/deltas/{namespace}/{name}/versions/{version}/yank": Line(PUBLISH),
+        "PUT /api/v1/deltas/{namespace}/{name}/versions/{version}/deprecation": Line(PUBLISH, json={"reason": "old"}),
+        "DELETE /api/v1/deltas/{namespace}/{name}/versions/{version}/deprecation": Line(PUBLISH),
+        # A digest that no version has would be answered by 404; one that is none tells whoever may ask from others.
+        "PUT /api/v1/deltas/{namespace}/{name}/channels/{channel}": Line(PUBLISH, json={"digest": "x"}),
+        "DELETE /api/v1/deltas/{namespace}/{name}/channels/{channel}": Line(PUBLISH),
+        "GET /v2/": Line(SIGN_IN),
+        "GET /v2/{namespace}/{name}/blobs/{digest}": Line(READ),
+        "DELETE /v2/{namespace}/{name}/blobs/{digest}": Line(OWN),
+        "POST /v2/{namespace}/{name}/blobs/uploads": Line(PUBLISH),
+        "POST /v2/{namespace}/{name}/blobs/uploads/": Line(PUBLISH),
+        "GET /v2/{namespace}/{name}/blobs/uploads/{identity}": Line(UPLOAD),
+        "PATCH /v2/{namespace}/{name}/blobs/uploads/{identity}": Line(UPLOAD),
+        "PUT /v2/{namespace}/{name}/blobs/uploads/{identity}": Line(UPLOAD, query={"digest": "sha256:" + "0" * 64}),
+        "DELETE /v2/{namespace}/{name}/blobs/uploads/{identity}": Line(UPLOAD),
+        "GET /v2/{namespace}/{name}/manifests/{reference}": Line(READ),
+        "PUT /v2/{namespace}/{name}/manifests/{reference}": Line(PUBLISH, content=b"{}"),
+        "DELETE /v2/{namespace}/{name}/manifests/{reference}": Line(OWN),
+        "GET /v2/{namespace}/{name}/tags/list": Line(READ),
+        "GET /v2/{namespace}/{name}/referrers/{digest}": Line(SIGN_IN),
+        "GET /v2/_catalog": Line(NOTHING),
+        "GET /v2/{rest:path}": Line(NOWHERE),
+        "POST /v2/{rest:path}": Line(NOWHERE),
+        "PUT /v2/{rest:path}": Line(NOWHERE),
+        "PATCH /v2/{rest:path}": Line(NOWHERE),
+        "DELETE /v2/{rest:path}": Line(NOWHERE),
     }
 )
 """Each route of the server."""
@@ -147,6 +197,8 @@ class World:
 
     server: RunningServer
     clients: Mapping[str, httpx2.Client]
+    blob: str
+    """The digest of one that is there."""
 
     def prepare(self, *, public: bool) -> None:
         """Put back what a request before has taken away."""
@@ -157,6 +209,9 @@ class World:
             connection.execute(update(tokens).where(tokens.c.id == PLACES["token"]).values(revoked=None))
             insert_if_absent(connection, webhooks, {**hook, "events": ["version.publish"], "created": now()})
             insert_if_absent(connection, members, member)
+            channel = {"repository": repository_id(connection, "acme", "search"), "tag": PLACES["channel"]}
+            digest = connection.execute(select(versions.c.digest).where(versions.c.namespace == "acme")).scalar_one()
+            insert_if_absent(connection, tags, {**channel, "digest": digest, "updated": now()})
 
 
 @pytest.fixture(scope="module")
@@ -184,12 +239,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         with server.state.database.writing() as connection:
             values = {"id": PLACES["token"], "user": "mia", "name": "mia's", "hash": "", "created": now()}
             connection.execute(insert(tokens).values({**values, "scopes": None}))
+        with server.state.database.reading() as connection:
+            config = connection.execute(select(versions.c.config).where(versions.c.namespace == "acme")).scalar_one()
         with ExitStack() as stack:
             clients = {
                 asker: stack.enter_context(server.client(token, anonymous=token is None))
                 for asker, token in asking.items()
             }
-            yield World(server, clients)
+            yield World(server, clients, config)
 
 
 def test_every_route_has_its_line() -> None:
@@ -208,7 +265,7 @@ def test_each_asker_is_answered_as_the_table_says(world: World, route: str, publ
 def outcome(world: World, route: str, line: Line, asker: str, *, public: bool) -> str:
     method, _, template = route.partition(" ")
     json = None if line.json is None else dict(line.json)
-    path = template.format(**PLACES)
+    path = template.replace("{rest:path}", "nowhere").format(**PLACES, digest=world.blob)
     form = None if line.form is None else dict(line.form)
     client = world.clients[asker]
     answer = client.request(method, path, json=json, content=line.content, data=form, params=dict(line.query))

@@ -25,12 +25,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from sqlalchemy import func, select, update
 
 from deltareg.errors import Conflict, InvalidArgument, NotAllowed, NotFound
+from deltareg.names import parse_reference
 from deltareg.store import Store
 from deltareg_registry.app import open_state
 from deltareg_registry.database import at, now
 from deltareg_registry.database.tables import deliveries
 from deltareg_registry.first import first_token
-from deltareg_registry.records.events import emit
+from deltareg_registry.records.channels import remove_channel, set_channel
+from deltareg_registry.records.events import EVENTS, emit
+from deltareg_registry.records.marks import set_mark
 from deltareg_registry.records.namespaces import make_namespace
 from deltareg_registry.records.webhooks import (
     MOST_FAILURES,
@@ -126,6 +129,31 @@ def test_publishing_is_told_by_a_running_server_and_proved_by_a_signature(tmp_pa
     key = base64.b64decode(made["secret"].removeprefix("whsec_"))
     proof = hmac.digest(key, f"{message.headers['webhook-id']}.{stamp}.".encode() + message.body, hashlib.sha256)
     assert message.headers["webhook-signature"] == "v1," + base64.b64encode(proof).decode()
+
+
+def test_every_change_of_a_name_is_told_with_what_it_changed(state: State, receiver: Receiver, tmp_path: Path) -> None:
+    digest = publish_delta(state, "acme/search:1.0.0", Store(tmp_path / "local"))
+    version, channel = parse_reference("acme/search:1.0.0"), parse_reference("acme/search:prod")
+    with state.database.writing() as connection:
+        add_webhook(connection, OWNER, "acme", receiver.url, EVENTS)
+        for mark in ("yanked", "deprecated"):
+            set_mark(connection, OWNER, version, mark, "worse than before")
+            set_mark(connection, OWNER, version, mark, None)
+        set_channel(connection, OWNER, channel, digest, None)
+        set_channel(connection, OWNER, channel, digest, digest)  # it leads there already
+        remove_channel(connection, OWNER, channel)
+    send(state)
+    told = sorted((json.loads(message.body) for message in receiver.received), key=lambda each: each["type"])
+    assert [(each["type"], each["data"]["subject"]) for each in told] == [
+        ("channel.remove", "acme/search:prod"),
+        ("channel.set", "acme/search:prod"),
+        ("version.deprecate", "acme/search:1.0.0"),
+        ("version.undeprecate", "acme/search:1.0.0"),
+        ("version.unyank", "acme/search:1.0.0"),
+        ("version.yank", "acme/search:1.0.0"),
+    ]
+    assert told[1]["data"]["detail"] == {"from": None, "to": digest}
+    assert told[5]["data"]["detail"] == {"digest": digest, "reason": "worse than before"}
 
 
 def test_what_was_undone_is_not_told(state: State, receiver: Receiver) -> None:

@@ -8,7 +8,7 @@ from fastapi import Depends
 
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.authorise import authorise
-from deltareg_registry.problems import Problem
+from deltareg_registry.problems import Problem, codes_of
 
 __all__ = ["PROBLEMS", "Asking", "problems"]
 
@@ -16,18 +16,17 @@ Asking = Annotated[Principal, Depends(authorise)]
 """Who asks, once it is sure that they may."""
 
 _MEANINGS = {
-    400: "The request is not understood: DR0101, DR0102.",
-    401: "It needs a token, or the token is not good: DR0303.",
-    403: "Whoever asks may not do that: DR0300, DR0304.",
-    404: "It is not in the registry, or not for whoever asks: DR0002.",
-    405: "The path has no such method.",
-    409: "Somebody else was there before: DR0301, DR0007.",
+    400: "The request is not understood.",
+    401: "It needs a token, or the token is not good.",
+    403: "Whoever asks may not do that.",
+    404: "It is not in the registry, or not for whoever asks.",
+    409: "Somebody else was there before.",
     413: "The body is too long.",
-    422: "A document or a blob is not what it has to be: DR0201, DR0400 and others.",
-    429: "Too many requests; Retry-After tells when to ask again: DR0306.",
-    500: "The server failed: DR0001.",
-    503: "The database or the storage does not answer: DR0005, DR0301.",
-    507: "The disk is full: DR0004.",
+    422: "A document, a checkpoint or a blob is not what it has to be.",
+    429: "Too many requests; Retry-After tells when to ask again.",
+    500: "The server failed.",
+    503: "The database or the storage does not answer, or too much is asked at once.",
+    507: "The disk is full.",
 }
 
 Responses = dict[int | str, dict[str, Any]]
@@ -35,7 +34,10 @@ Responses = dict[int | str, dict[str, Any]]
 
 def problems(*statuses: int) -> Responses:
     """The declaration of answers that are problems, for a route."""
-    return {status: {"model": Problem, "description": _MEANINGS[status]} for status in statuses}
+    return {
+        status: {"model": Problem, "description": f"{_MEANINGS[status]} Codes: {', '.join(codes_of(status))}."}
+        for status in statuses
+    }
 
 
 PROBLEMS: Responses = problems(400, 401, 403, 404, 422, 429, 500, 503)

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
 from deltareg.errors import NotAllowed
 from deltareg.manifest import Document
 from deltareg_registry.access.principal import Principal, Role
-from deltareg_registry.api.documents import Limit, NamespaceQuery, Shown, TimeQuery, WordQuery
-from deltareg_registry.authorise import authorise
+from deltareg_registry.api.asking import PROBLEMS, Asking, problems
+from deltareg_registry.api.bodies import bounded
+from deltareg_registry.api.documents import DOCUMENT_LIMIT, Limit, NamespaceQuery, Shown, TimeQuery, WordQuery
 from deltareg_registry.database import parse_time
 from deltareg_registry.records.audit import AuditQuery, Recorded, find_records
 from deltareg_registry.state import state_of
 
 __all__ = ["audit_router"]
 
-audit_router = APIRouter(prefix="/api/v1/audit", tags=["audit"])
-
-_Asking = Annotated[Principal, Depends(authorise)]
+audit_router = APIRouter(
+    prefix="/api/v1/audit",
+    tags=["audit"],
+    responses=PROBLEMS | problems(413),
+    route_class=bounded(DOCUMENT_LIMIT),
+)
 
 
 class AuditRecord(Document):
@@ -46,7 +50,7 @@ class AuditPage(Shown):
 @audit_router.get("")
 def audit_log(
     request: Request,
-    asking: _Asking,
+    asking: Asking,
     namespace: NamespaceQuery = None,
     actor: WordQuery = None,
     action: WordQuery = None,

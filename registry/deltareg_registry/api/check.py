@@ -31,10 +31,7 @@ from deltareg_registry.api.bodies import bounded
 from deltareg_registry.records.searching import Search, search
 from deltareg_registry.state import State, state_of
 
-__all__ = ["CHECK_LIMIT", "CheckAnswer", "CheckRequest", "check_router"]
-
-CHECK_LIMIT = 48 << 20
-"""Bytes of a request: a tokenizer may have 20 MB, and so may the samples of a large model."""
+__all__ = ["CheckAnswer", "CheckRequest", "check_router"]
 
 _MOST_TENSORS = 500_000
 _MOST = 20
@@ -42,6 +39,9 @@ _AT_ONCE = 2
 _PATIENCE = 20.0
 _CONFIG = "config.json"
 _TURN = threading.BoundedSemaphore(_AT_ONCE)
+
+CHECK_LIMIT = 48 << 20
+"""Bytes of a description: a tokenizer or samples of a large model may have 20 MB."""
 
 check_router = APIRouter(
     prefix="/api/v1/check", tags=["compatibility"], responses=PROBLEMS | problems(413), route_class=bounded(CHECK_LIMIT)

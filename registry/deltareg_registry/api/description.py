@@ -28,7 +28,9 @@ def describe(routes: Sequence[BaseRoute]) -> dict[str, Any]:
     schemas["Problem"] = problem
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
-    components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    components["securitySchemes"] = {
+        "token": {"type": "http", "scheme": "bearer", "description": "a token of the registry: drt_…"}
+    }
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             need = ROUTES[f"{method.upper()} {path}"]
@@ -49,7 +51,7 @@ def _complete(operation: dict[str, Any], need: Need, method: str, path: str) -> 
     if "{" in path:
         statuses.add(404)
     if "requestBody" in operation:
-        statuses |= {408, 422}
+        statuses |= {408, 413, 422}
     if method != "get":
         statuses |= {409, 507}
     for status in sorted(statuses | {int(status) for status in declared if status.isdigit() and int(status) >= 400}):

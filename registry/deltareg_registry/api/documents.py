@@ -10,6 +10,7 @@ from pydantic import ConfigDict
 from deltareg.manifest import Document
 
 __all__ = [
+    "DOCUMENT_LIMIT",
     "NAME",
     "PRINTED",
     "After",
@@ -25,6 +26,9 @@ __all__ = [
     "UserQuery",
     "WordQuery",
 ]
+
+DOCUMENT_LIMIT = 1 << 20
+"""Bytes of a document that says what is to change."""
 
 NAME = r"^[a-z0-9]+([._-][a-z0-9]+)*$"
 PRINTED = r"^[^\x00-\x1f\x7f]+$"

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from pydantic import Field
 
 from deltareg.errors import Conflict, NotAllowed
 from deltareg.manifest import Document
 from deltareg_registry.access.principal import Principal, Role
-from deltareg_registry.api.documents import NAME, After, Change, Limit, NamespacePath, Shown
-from deltareg_registry.authorise import authorise, may_make
+from deltareg_registry.api.asking import PROBLEMS, Asking, problems
+from deltareg_registry.api.bodies import bounded
+from deltareg_registry.api.documents import DOCUMENT_LIMIT, NAME, After, Change, Limit, NamespacePath, Shown
+from deltareg_registry.authorise import may_make
 from deltareg_registry.records.namespaces import (
     Namespace,
     change_namespace,
@@ -29,9 +31,13 @@ from deltareg_registry.state import address_of, state_of
 
 __all__ = ["namespaces_router"]
 
-namespaces_router = APIRouter(prefix="/api/v1/namespaces", tags=["namespaces"])
+namespaces_router = APIRouter(
+    prefix="/api/v1/namespaces",
+    tags=["namespaces"],
+    responses=PROBLEMS | problems(413),
+    route_class=bounded(DOCUMENT_LIMIT),
+)
 
-_Asking = Annotated[Principal, Depends(authorise)]
 _LARGEST = 2**53 - 1
 
 
@@ -83,7 +89,7 @@ class Quota(Change):
 
 
 @namespaces_router.get("")
-def namespaces(request: Request, asking: _Asking, cursor: After = None, limit: Limit = 100) -> NamespaceList:
+def namespaces(request: Request, asking: Asking, cursor: After = None, limit: Limit = 100) -> NamespaceList:
     """The namespaces that you may read, by name."""
     with state_of(request).database.reading() as connection:
         found = list_namespaces(connection, asking, after=cursor or "", limit=limit + 1)
@@ -94,7 +100,7 @@ def namespaces(request: Request, asking: _Asking, cursor: After = None, limit: L
 
 
 @namespaces_router.post("", status_code=201)
-def create_namespace(request: Request, asking: _Asking, wanted: NewNamespace) -> NamespaceDetails:
+def create_namespace(request: Request, asking: Asking, wanted: NewNamespace) -> NamespaceDetails:
     """Make a namespace, which you own."""
     state = state_of(request)
     if not may_make(state, asking, wanted.name):
@@ -109,7 +115,7 @@ def create_namespace(request: Request, asking: _Asking, wanted: NewNamespace) ->
 
 
 @namespaces_router.get("/{namespace}")
-def namespace_details(request: Request, asking: _Asking, namespace: NamespacePath) -> NamespaceDetails:
+def namespace_details(request: Request, asking: Asking, namespace: NamespacePath) -> NamespaceDetails:
     """A namespace, and how much it holds."""
     with state_of(request).database.reading() as connection:
         found = namespace_named(connection, namespace)
@@ -117,7 +123,7 @@ def namespace_details(request: Request, asking: _Asking, namespace: NamespacePat
 
 
 @namespaces_router.patch("/{namespace}")
-def change(request: Request, asking: _Asking, namespace: NamespacePath, wanted: NamespaceChange) -> NamespaceDetails:
+def change(request: Request, asking: Asking, namespace: NamespacePath, wanted: NamespaceChange) -> NamespaceDetails:
     """Change who may read a namespace, and its rules."""
     with state_of(request).database.writing() as connection:
         lock_namespace(connection, namespace)
@@ -132,14 +138,14 @@ def change(request: Request, asking: _Asking, namespace: NamespacePath, wanted: 
 
 
 @namespaces_router.delete("/{namespace}", status_code=204)
-def remove(request: Request, asking: _Asking, namespace: NamespacePath) -> None:
+def remove(request: Request, asking: Asking, namespace: NamespacePath) -> None:
     """Remove a namespace that is empty, with its members and webhooks."""
     with state_of(request).database.writing() as connection:
         delete_namespace(connection, asking, namespace, address=address_of(request))
 
 
 @namespaces_router.put("/{namespace}/quota")
-def set_quota(request: Request, asking: _Asking, namespace: NamespacePath, wanted: Quota) -> NamespaceDetails:
+def set_quota(request: Request, asking: Asking, namespace: NamespacePath, wanted: Quota) -> NamespaceDetails:
     """Set how much a namespace may hold. What it holds already stays, even where that is more."""
     with state_of(request).database.writing() as connection:
         changes = {"quota": wanted.bytes}

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from pydantic import Field
 
 from deltareg.manifest import Document
-from deltareg_registry.access.principal import Principal
-from deltareg_registry.api.documents import After, Limit, NamespacePath, Shown
-from deltareg_registry.authorise import authorise
-from deltareg_registry.records.namespaces import list_namespaces, readable
+from deltareg_registry.api.asking import PROBLEMS, Asking, problems
+from deltareg_registry.api.bodies import bounded
+from deltareg_registry.api.documents import DOCUMENT_LIMIT, After, Limit, NamespacePath, Shown
+from deltareg_registry.records.namespaces import list_namespaces, readable_names
 from deltareg_registry.records.statistics import NamespaceCount, count_all, count_namespaces, version_pulls
 from deltareg_registry.state import state_of
 
 __all__ = ["statistics_router"]
 
-statistics_router = APIRouter(prefix="/api/v1", tags=["statistics"])
-
-_Asking = Annotated[Principal, Depends(authorise)]
+statistics_router = APIRouter(
+    prefix="/api/v1",
+    tags=["statistics"],
+    responses=PROBLEMS | problems(413),
+    route_class=bounded(DOCUMENT_LIMIT),
+)
 
 
 class Counts(Document):
@@ -59,19 +60,19 @@ class PullList(Document):
 
 
 @statistics_router.get("/statistics")
-def statistics(request: Request, asking: _Asking, cursor: After = None, limit: Limit = 100) -> Statistics:
+def statistics(request: Request, asking: Asking, cursor: After = None, limit: Limit = 100) -> Statistics:
     """How much there is of what you may read, by namespace and in all."""
     with state_of(request).database.reading() as connection:
         found = [each.name for each in list_namespaces(connection, asking, after=cursor or "", limit=limit + 1)]
         page = found[:limit]
         counted = count_namespaces(connection, page)
-        total = count_all(connection, readable(asking))
+        total = count_all(connection, readable_names(asking))
     rows = [NamespaceCounts(namespace=each.namespace, **_counts(each).model_dump()) for each in counted]
     return Statistics(total=_counts(total), namespaces=rows, cursor=page[-1] if len(found) > limit else None)
 
 
 @statistics_router.get("/namespaces/{namespace}/pulls")
-def pulls(request: Request, asking: _Asking, namespace: NamespacePath, limit: Limit = 100) -> PullList:
+def pulls(request: Request, asking: Asking, namespace: NamespacePath, limit: Limit = 100) -> PullList:
     """How often the versions of a namespace were fetched."""
     with state_of(request).database.reading() as connection:
         found = version_pulls(connection, namespace, limit=limit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from pydantic import Field
 from sqlalchemy import Connection
 
@@ -12,8 +12,10 @@ from deltareg.errors import NotAllowed, NotFound
 from deltareg.manifest import Document
 from deltareg_registry.access.principal import Action, Principal, Scope, role_for
 from deltareg_registry.access.tokens import KeptToken, expiry, list_tokens
-from deltareg_registry.api.documents import NAME, PRINTED, Change, IdPath, UserQuery
-from deltareg_registry.authorise import authorise, may_make
+from deltareg_registry.api.asking import PROBLEMS, Asking, problems
+from deltareg_registry.api.bodies import bounded
+from deltareg_registry.api.documents import DOCUMENT_LIMIT, NAME, PRINTED, Change, IdPath, UserQuery
+from deltareg_registry.authorise import may_make
 from deltareg_registry.records.namespaces import find_namespace
 from deltareg_registry.records.tokens import issue_token, withdraw_token
 from deltareg_registry.state import State, address_of, state_of
@@ -29,9 +31,12 @@ __all__ = [
     "tokens_router",
 ]
 
-tokens_router = APIRouter(prefix="/api/v1/tokens", tags=["tokens"])
-
-_Asking = Annotated[Principal, Depends(authorise)]
+tokens_router = APIRouter(
+    prefix="/api/v1/tokens",
+    tags=["tokens"],
+    responses=PROBLEMS | problems(413),
+    route_class=bounded(DOCUMENT_LIMIT),
+)
 
 
 class TokenRecord(Document):
@@ -78,7 +83,7 @@ class NewToken(Change):
 
 
 @tokens_router.get("")
-def tokens(request: Request, asking: _Asking, user: UserQuery = None) -> TokenList:
+def tokens(request: Request, asking: Asking, user: UserQuery = None) -> TokenList:
     """Your tokens, or as an administrator those of a user."""
     if user is not None and user != asking.user and not (asking.admin and asking.unlimited):
         raise NotAllowed("only an administrator of the registry sees the tokens of others")
@@ -87,7 +92,7 @@ def tokens(request: Request, asking: _Asking, user: UserQuery = None) -> TokenLi
 
 
 @tokens_router.post("", status_code=201)
-def create_token(request: Request, asking: _Asking, wanted: NewToken) -> GivenToken:
+def create_token(request: Request, asking: Asking, wanted: NewToken) -> GivenToken:
     """Make a token for yourself that may do at most what you may. It is shown this once."""
     state = state_of(request)
     if not asking.unlimited:
@@ -100,7 +105,7 @@ def create_token(request: Request, asking: _Asking, wanted: NewToken) -> GivenTo
 
 
 @tokens_router.delete("/{token}", status_code=204)
-def revoke(request: Request, asking: _Asking, token: IdPath) -> None:
+def revoke(request: Request, asking: Asking, token: IdPath) -> None:
     """Revoke a token: one of your own, or as an administrator any. A limited token can revoke only itself."""
     with state_of(request).database.writing() as connection:
         found = list_tokens(connection, identity=token)

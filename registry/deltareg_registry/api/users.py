@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from pydantic import Field
 
 from deltareg.manifest import Document
-from deltareg_registry.access.principal import Principal
-from deltareg_registry.api.documents import NAME, After, Change, Limit, Shown, UserPath
+from deltareg_registry.api.asking import PROBLEMS, Asking, problems
+from deltareg_registry.api.bodies import bounded
+from deltareg_registry.api.documents import DOCUMENT_LIMIT, NAME, After, Change, Limit, Shown, UserPath
 from deltareg_registry.api.tokens import GivenToken, NewToken, give_token
-from deltareg_registry.authorise import authorise
 from deltareg_registry.records.users import User, add_user, change_user, list_users
 from deltareg_registry.state import address_of, state_of
 
 __all__ = ["UserDetails", "UserList", "user_details", "users_router"]
 
-users_router = APIRouter(prefix="/api/v1/users", tags=["users"])
-
-_Asking = Annotated[Principal, Depends(authorise)]
+users_router = APIRouter(
+    prefix="/api/v1/users",
+    tags=["users"],
+    responses=PROBLEMS | problems(413),
+    route_class=bounded(DOCUMENT_LIMIT),
+)
 
 
 class UserDetails(Document):
@@ -52,7 +53,7 @@ class UserChange(Change):
 
 
 @users_router.get("")
-def users(request: Request, asking: _Asking, cursor: After = None, limit: Limit = 100) -> UserList:
+def users(request: Request, asking: Asking, cursor: After = None, limit: Limit = 100) -> UserList:
     """The users by name."""
     with state_of(request).database.reading() as connection:
         found = list_users(connection, after=cursor or "", limit=limit + 1)
@@ -61,7 +62,7 @@ def users(request: Request, asking: _Asking, cursor: After = None, limit: Limit 
 
 
 @users_router.post("", status_code=201)
-def create_user(request: Request, asking: _Asking, wanted: NewUser) -> UserDetails:
+def create_user(request: Request, asking: Asking, wanted: NewUser) -> UserDetails:
     """Make a user. They need a token before they can do anything."""
     with state_of(request).database.writing() as connection:
         made = add_user(connection, asking, wanted.name, admin=wanted.admin, address=address_of(request))
@@ -69,7 +70,7 @@ def create_user(request: Request, asking: _Asking, wanted: NewUser) -> UserDetai
 
 
 @users_router.patch("/{user}")
-def patch_user(request: Request, asking: _Asking, user: UserPath, wanted: UserChange) -> UserDetails:
+def patch_user(request: Request, asking: Asking, user: UserPath, wanted: UserChange) -> UserDetails:
     """Make a user an administrator or none; shut them out, with all their tokens, or let them in again."""
     with state_of(request).database.writing() as connection:
         address = address_of(request)
@@ -78,7 +79,7 @@ def patch_user(request: Request, asking: _Asking, user: UserPath, wanted: UserCh
 
 
 @users_router.post("/{user}/tokens", status_code=201)
-def create_user_token(request: Request, asking: _Asking, user: UserPath, wanted: NewToken) -> GivenToken:
+def create_user_token(request: Request, asking: Asking, user: UserPath, wanted: NewToken) -> GivenToken:
     """Make a token for a user, who is worth with it what the user may do. It is shown this once."""
     with state_of(request).database.writing() as connection:
         return give_token(connection, asking, user, wanted, address_of(request))

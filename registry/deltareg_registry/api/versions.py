@@ -28,8 +28,13 @@ class PublishReport(Document):
 @versions_router.put(
     "/{namespace}/{name}/versions/{version}",
     status_code=201,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {MANIFEST_TYPE: {"schema": {"$ref": "#/components/schemas/Manifest"}}},
+        }
+    },
     responses={200: {"model": PublishReport, "description": "The version had these bytes."}, **problems(409, 507)},
-    openapi_extra={"requestBody": {"required": True, "content": {MANIFEST_TYPE: {"schema": {"type": "object"}}}}},
 )
 async def publish_version(
     namespace: str, name: str, version: str, request: Request, response: Response, asking: Asking

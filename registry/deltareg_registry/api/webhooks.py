@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from pydantic import Field
 
 from deltareg.errors import Conflict
 from deltareg.manifest import Document
-from deltareg_registry.access.principal import Principal
-from deltareg_registry.api.documents import Change, IdPath, Limit, NamespacePath
-from deltareg_registry.authorise import authorise
+from deltareg_registry.api.asking import PROBLEMS, Asking, problems
+from deltareg_registry.api.bodies import bounded
+from deltareg_registry.api.documents import DOCUMENT_LIMIT, Change, IdPath, Limit, NamespacePath
 from deltareg_registry.records.events import PING, Event, emit_to
 from deltareg_registry.records.webhooks import (
     Delivery,
@@ -28,9 +26,12 @@ from deltareg_registry.upkeep.addresses import check_url
 
 __all__ = ["webhooks_router"]
 
-webhooks_router = APIRouter(prefix="/api/v1/namespaces/{namespace}/webhooks", tags=["webhooks"])
-
-_Asking = Annotated[Principal, Depends(authorise)]
+webhooks_router = APIRouter(
+    prefix="/api/v1/namespaces/{namespace}/webhooks",
+    tags=["webhooks"],
+    responses=PROBLEMS | problems(413),
+    route_class=bounded(DOCUMENT_LIMIT),
+)
 
 
 class WebhookDetails(Document):
@@ -94,14 +95,14 @@ class Queued(Document):
 
 
 @webhooks_router.get("")
-def webhooks(request: Request, asking: _Asking, namespace: NamespacePath) -> WebhookList:
+def webhooks(request: Request, asking: Asking, namespace: NamespacePath) -> WebhookList:
     """The webhooks of a namespace."""
     with state_of(request).database.reading() as connection:
         return WebhookList(webhooks=[_details(webhook) for webhook in list_webhooks(connection, namespace)])
 
 
 @webhooks_router.post("", status_code=201)
-def create_webhook(request: Request, asking: _Asking, namespace: NamespacePath, wanted: NewWebhook) -> GivenWebhook:
+def create_webhook(request: Request, asking: Asking, namespace: NamespacePath, wanted: NewWebhook) -> GivenWebhook:
     """Let a URL be told of events, by messages as https://www.standardwebhooks.com describes them."""
     state = state_of(request)
     check_url(wanted.url, state.settings.webhook_hosts)
@@ -113,7 +114,7 @@ def create_webhook(request: Request, asking: _Asking, namespace: NamespacePath, 
 
 @webhooks_router.patch("/{webhook}")
 def change_webhook(
-    request: Request, asking: _Asking, namespace: NamespacePath, webhook: IdPath, wanted: WebhookChange
+    request: Request, asking: Asking, namespace: NamespacePath, webhook: IdPath, wanted: WebhookChange
 ) -> WebhookDetails:
     """Let a webhook be told again, or no longer."""
     with state_of(request).database.writing() as connection:
@@ -123,14 +124,14 @@ def change_webhook(
 
 
 @webhooks_router.delete("/{webhook}", status_code=204)
-def remove_webhook(request: Request, asking: _Asking, namespace: NamespacePath, webhook: IdPath) -> None:
+def remove_webhook(request: Request, asking: Asking, namespace: NamespacePath, webhook: IdPath) -> None:
     """Remove a webhook with all that waits for it."""
     with state_of(request).database.writing() as connection:
         delete_webhook(connection, asking, namespace, webhook, address=address_of(request))
 
 
 @webhooks_router.post("/{webhook}/test", status_code=202)
-def test_webhook(request: Request, asking: _Asking, namespace: NamespacePath, webhook: IdPath) -> Queued:
+def test_webhook(request: Request, asking: Asking, namespace: NamespacePath, webhook: IdPath) -> Queued:
     """Send a webhook a message of the type `ping`; its deliveries tell what came of it."""
     with state_of(request).database.writing() as connection:
         if webhook_of(connection, namespace, webhook).disabled is not None:
@@ -140,7 +141,7 @@ def test_webhook(request: Request, asking: _Asking, namespace: NamespacePath, we
 
 @webhooks_router.get("/{webhook}/deliveries")
 def deliveries(
-    request: Request, asking: _Asking, namespace: NamespacePath, webhook: IdPath, limit: Limit = 100
+    request: Request, asking: Asking, namespace: NamespacePath, webhook: IdPath, limit: Limit = 100
 ) -> DeliveryList:
     """What was sent to a webhook in the last 30 days, or waits for it."""
     with state_of(request).database.reading() as connection:

@@ -9,20 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deltareg_registry.cli.options import Data, DatabaseUrl, Json, StorageUrl
+
 if TYPE_CHECKING:
     from deltareg.manifest import Document
     from deltareg_registry.state import State
 
 __all__ = ["backup", "fsck", "gc", "restore"]
-
-Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="The data directory of the server.")]
-DatabaseUrl = Annotated[
-    str | None, typer.Option("--database", metavar="URL", help="The database, where it is not in DIR.")
-]
-StorageUrl = Annotated[
-    str | None, typer.Option("--storage", metavar="URL", help="The storage, where it is not in DIR.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
 
 def gc(

@@ -34,6 +34,7 @@ from deltareg_registry.oci.names import (
 from deltareg_registry.problems import OciError
 from deltareg_registry.records.artifacts import Artifact, parse_artifact
 from deltareg_registry.records.audit import record
+from deltareg_registry.records.events import emit
 from deltareg_registry.records.manifests import (
     Kept,
     check_parts,
@@ -66,13 +67,15 @@ _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}", re.ASCII)
 async def get_manifest(reference: str, request: Request, asking: Asking) -> Response:
     """A manifest, by its digest or a tag."""
     asked = asked_of(request)
-    kept = await run_sync(_kept, asked, reference)
+    repository, kept = await run_sync(_kept, asked, reference)
     etag = f'"{kept.digest}"'
     headers = {"Docker-Content-Digest": kept.digest, "ETag": etag, "Vary": "Accept"}
     if not _accepted(request.headers.getlist("accept"), kept.media_type):
         raise OciError("MANIFEST_UNKNOWN", 404, f"{reference} is {kept.media_type}, which the Accept header leaves out")
     if matches(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
+    if request.method == "GET":
+        asked.state.pulls.count(repository, kept.digest)
     # Not as media_type: starlette would add a charset to some.
     headers |= {"Content-Type": kept.media_type, "Content-Length": str(len(kept.content))}
     return Response(b"" if request.method == "HEAD" else kept.content, headers=headers)
@@ -113,11 +116,11 @@ async def _body(request: Request, limit: int) -> bytes:
     return bytes(data)
 
 
-def _kept(asked: Asked, text: str) -> Kept:
+def _kept(asked: Asked, text: str) -> tuple[int, Kept]:
     with asked.state.database.reading() as connection:
         repository = repository_of(connection, asked)
         with said_as("MANIFEST_UNKNOWN", 404, NotFound):
-            return find_manifest(connection, repository, _resolved(connection, asked, repository, text))
+            return repository, find_manifest(connection, repository, _resolved(connection, asked, repository, text))
 
 
 def _resolved(connection: Connection, asked: Asked, repository: int, text: str) -> Digest:
@@ -171,7 +174,11 @@ def _keep(asked: Asked, tag: Reference | None, artifact: Artifact) -> None:
         _check(connection, repository, artifact)
         if tag is not None and artifact.is_delta:
             _check_channel(connection, repository, tag, artifact)
-        keep_manifest(connection, repository, artifact)
+        added = keep_manifest(connection, repository, artifact)
+        if added and artifact.subject is not None:
+            subject = f"{asked.repository}@{artifact.subject}"
+            detail = {"digest": artifact.digest, "artifactType": artifact.artifact_type}
+            emit(connection, asked.namespace, "referrer.add", subject, detail)
         if tag is not None:
             move_tag(connection, asked.principal, tag, repository, artifact.digest, asked.address)
 

@@ -33,7 +33,7 @@ async def exclusive(state: State, identity: str) -> AsyncGenerator[None]:
 async def receive(request: Request, upload: Upload, limit: int) -> Upload:
     """Append the body of a request to an upload. What arrived stays, also where the client goes away in the middle.
 
-    Raises OciError above `limit` bytes, ClientDisconnect, DiskFull, BucketUnavailable, Busy.
+    Raises OciError above `limit` bytes and after a long silence, ClientDisconnect, DiskFull, BucketUnavailable, Busy.
     """
     with ExitStack() as stack:
         state = state_of(request)
@@ -60,7 +60,7 @@ class _Receiver:
     async def take(self, request: Request, limit: int) -> None:
         """Write the whole body."""
         received = 0
-        async for data in request.stream():
+        async for data in _heard(request, self._state.settings.silence):
             received += len(data)
             if received > limit:
                 self._failed = True
@@ -107,3 +107,20 @@ class _Receiver:
         if self._writer.progress.size != self.upload.progress.size:
             with self._state.database.writing() as connection:
                 self.upload = advance(connection, self.upload, self._writer.progress)
+
+
+async def _heard(request: Request, silence: float) -> AsyncGenerator[bytes]:
+    """The body, piece by piece. Raises OciError where nothing comes for `silence` seconds.
+
+    Whoever lost the connection could not go on while the server still waits at the other end of it.
+    """
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(silence):
+                data = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise OciError("BLOB_UPLOAD_INVALID", 408, f"nothing was sent for {silence:g} seconds") from error
+        yield data

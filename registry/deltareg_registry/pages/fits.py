@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 
 from deltareg.errors import DeltaregError, InvalidArgument
-from deltareg_registry.api.check import CheckAnswer, CheckRequest, check
+from deltareg_registry.api.check import CHECK_LIMIT, CheckAnswer, CheckRequest, check
 from deltareg_registry.pages.forms import Asking, Values, model_of, read_form, uploaded_text
 from deltareg_registry.pages.rendering import render
 from deltareg_registry.problems import status_of
@@ -16,12 +16,11 @@ __all__ = ["fits_pages"]
 
 fits_pages = APIRouter(include_in_schema=False)
 
-_LIMIT = 48 << 20  # a tokenizer may have 20 MB, and its config as many added tokens
 _FILES = {"config": "config.json", "tokenizer": "tokenizer.json", "tokenizer_config": "tokenizer_config.json"}
 
 
 async def _uploaded(request: Request, _: Asking) -> Values:
-    return await read_form(request, _LIMIT)
+    return await read_form(request, CHECK_LIMIT)
 
 
 _Uploaded = Annotated[Values, Depends(_uploaded)]
@@ -56,4 +55,4 @@ def _page(
     fault: str | None = None,
     status: int = 200,
 ) -> Response:
-    return render(request, "fits.html", status=status, deltas=deltas, found=found, fault=fault, limit=_LIMIT)
+    return render(request, "fits.html", status=status, deltas=deltas, found=found, fault=fault, limit=CHECK_LIMIT)

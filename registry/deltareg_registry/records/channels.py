@@ -12,6 +12,7 @@ from deltareg_registry.access.principal import Principal
 from deltareg_registry.database import now
 from deltareg_registry.database.tables import tags, versions
 from deltareg_registry.records.audit import record
+from deltareg_registry.records.events import emit
 from deltareg_registry.records.names import entries_of, entry_of
 from deltareg_registry.records.namespaces import insert_if_absent, locked_repository
 
@@ -57,6 +58,7 @@ def set_channel(
         address=address,
         detail={"from": found, "to": digest},
     )
+    emit(connection, channel.namespace, "channel.set", str(channel), {"from": found, "to": digest})
     return True
 
 
@@ -77,6 +79,7 @@ def remove_channel(
         address=address,
         detail={"from": found.digest},
     )
+    emit(connection, channel.namespace, "channel.remove", str(channel), {"from": found.digest})
 
 
 def _name(channel: Reference) -> str:

@@ -51,8 +51,8 @@ def find_manifest(connection: Connection, repository: int, digest: Digest) -> Ke
     return Kept(digest, row.media_type, bytes(row.content))
 
 
-def keep_manifest(connection: Connection, repository: int, artifact: Artifact) -> None:
-    """Put a manifest into a repository, which has all that it needs."""
+def keep_manifest(connection: Connection, repository: int, artifact: Artifact) -> bool:
+    """Put a manifest into a repository, which has all that it needs; False where it was there before."""
     time = now()
     row: dict[str, object] = {
         "repository": repository,
@@ -66,7 +66,7 @@ def keep_manifest(connection: Connection, repository: int, artifact: Artifact) -
         "created": time,
         "touched": time,
     }
-    insert_if_absent(connection, manifests, row)
+    added = insert_if_absent(connection, manifests, row)
     where = (manifests.c.repository == repository, manifests.c.digest == artifact.digest)
     connection.execute(manifests.update().where(*where).values(touched=time))
     parts = [*artifact.blobs, *artifact.manifests]
@@ -74,6 +74,7 @@ def keep_manifest(connection: Connection, repository: int, artifact: Artifact) -
         {"repository": repository, "manifest": artifact.digest, "digest": part.digest} for part in parts
     ]
     insert_all_if_absent(connection, manifest_blobs, rows)
+    return added
 
 
 def missing_parts(connection: Connection, repository: int, artifact: Artifact) -> list[str]:

@@ -11,6 +11,7 @@ from deltareg.names import Reference, parse_reason
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.database.tables import versions
 from deltareg_registry.records.audit import record
+from deltareg_registry.records.events import Event, emit
 from deltareg_registry.records.names import version_row
 from deltareg_registry.records.namespaces import locked_repository
 from deltareg_registry.records.searchable import note_yank
@@ -19,7 +20,7 @@ __all__ = ["Mark", "set_mark"]
 
 Mark = Literal["yanked", "deprecated"]
 
-_ACTIONS: dict[tuple[Mark, bool], str] = {
+_ACTIONS: dict[tuple[Mark, bool], Event] = {
     ("yanked", True): "version.yank",
     ("yanked", False): "version.unyank",
     ("deprecated", True): "version.deprecate",
@@ -51,13 +52,16 @@ def set_mark(
     connection.execute(update(versions).where(versions.c.id == row["id"]).values({mark: told}))
     if mark == "yanked":
         note_yank(connection, row["id"], yanked=told is not None)
+    action = _ACTIONS[mark, told is not None]
+    detail = {} if told is None else {"reason": told}
     record(
         connection,
         principal,
-        _ACTIONS[mark, told is not None],
+        action,
         str(reference),
         namespace=reference.namespace,
         address=address,
-        detail={} if told is None else {"reason": told},
+        detail=detail,
     )
+    emit(connection, reference.namespace, action, str(reference), {"digest": row["digest"], **detail})
     return version_row(connection, repository, reference)

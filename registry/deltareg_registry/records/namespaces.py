@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, Table, delete, exists, or_, select, update
+from sqlalchemy import Connection, Select, Table, delete, exists, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from deltareg.errors import Conflict, NotFound
@@ -23,6 +23,7 @@ from deltareg_registry.database.tables import (
     versions,
 )
 from deltareg_registry.records.audit import record
+from deltareg_registry.records.readable import readable
 
 __all__ = [
     "Namespace",
@@ -38,7 +39,7 @@ __all__ = [
     "make_namespace",
     "make_repository",
     "namespace_named",
-    "readable",
+    "readable_names",
     "repository_id",
 ]
 
@@ -77,18 +78,13 @@ def make_namespace(
 
 def list_namespaces(connection: Connection, principal: Principal, *, after: str, limit: int) -> list[Namespace]:
     """The namespaces that somebody may read, by name, those that come behind `after`."""
-    wanted = _namespaces().where(namespaces.c.name > after, namespaces.c.name.in_(readable(principal)))
+    wanted = _namespaces().where(namespaces.c.name > after, readable(principal, namespaces.c.name))
     return [_namespace(row) for row in connection.execute(wanted.order_by(namespaces.c.name).limit(limit))]
 
 
-def readable(principal: Principal) -> Select[Any]:
+def readable_names(principal: Principal) -> Select[Any]:
     """The names of the namespaces that somebody may read."""
-    names = select(namespaces.c.name)
-    if principal.admin and (principal.scopes is None or any(scope.namespace == "*" for scope in principal.scopes)):
-        return names
-    known = {scope.namespace for scope in principal.scopes or ()} if principal.admin else set(principal.roles)
-    named = sorted(name for name in known if principal.role_in(name, public=False) >= Role.READER)
-    return names.where(or_(namespaces.c.public, namespaces.c.name.in_(named)))
+    return select(namespaces.c.name).where(readable(principal, namespaces.c.name))
 
 
 def namespace_named(connection: Connection, name: str) -> Namespace:

@@ -15,6 +15,7 @@ from deltareg_registry.access.principal import Principal
 from deltareg_registry.database import now
 from deltareg_registry.database.tables import namespaces, removed, repositories, tags, versions
 from deltareg_registry.records.audit import record
+from deltareg_registry.records.events import emit
 from deltareg_registry.records.namespaces import insert_if_absent
 
 __all__ = [
@@ -135,6 +136,8 @@ def move_tag(
         address=address,
         detail=detail,
     )
+    if reference.version is None:
+        emit(connection, reference.namespace, "channel.set", str(reference), detail)
 
 
 def delete_tag(
@@ -164,6 +167,7 @@ def delete_tag(
         address=address,
         detail={"from": digest},
     )
+    emit(connection, reference.namespace, "channel.remove", str(reference), {"from": digest})
 
 
 def remove_version(
@@ -192,6 +196,7 @@ def remove_version(
         address=address,
         detail={"digest": digest},
     )
+    emit(connection, reference.namespace, "version.remove", str(reference), {"digest": digest})
 
 
 def check_policy(connection: Connection, reference: Reference) -> None:

@@ -36,3 +36,10 @@ def repository(server: RunningServer) -> Iterator[Repository]:
     """A repository of a new server, as its administrator sees it."""
     with server.client() as client:
         yield Repository(client, "acme/search")
+
+
+@pytest.fixture
+def shared(database: str, tmp_path: Path) -> Iterator[RunningServer]:
+    """A server whose database is PostgreSQL."""
+    with running_server(tmp_path / "server", ServerSettings(data=tmp_path / "server", database=database)) as running:
+        yield running

@@ -38,22 +38,20 @@ def test_answer_names_digest_and_etag(repository: Repository) -> None:
     assert repository.blob(digest, {"If-None-Match": '"other"'}).status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("header", "start", "end"),
-    [
+def test_range_is_answered_by_206(either_repository: Repository) -> None:
+    digest = either_repository.push(LARGE)
+    for header, start, end in (
         ("bytes=0-0", 0, 1),
         ("bytes=5-", 5, None),
         ("bytes=-7", -7, None),
         ("bytes=1048570-1048590", 1048570, 1048591),
         ("bytes=9000000-99999999", 9000000, None),
-    ],
-)
-def test_range_is_answered_by_206(either_repository: Repository, header: str, start: int, end: int | None) -> None:
-    digest = either_repository.push(LARGE)
-    answer = either_repository.blob(digest, {"Range": header})
-    assert (answer.status_code, answer.content) == (206, LARGE[start:end])
-    first = start % len(LARGE)
-    assert answer.headers["content-range"] == f"bytes {first}-{first + len(answer.content) - 1}/{len(LARGE)}"
+    ):
+        answer = either_repository.blob(digest, {"Range": header})
+        assert (answer.status_code, answer.content) == (206, LARGE[start:end]), header
+        first = start % len(LARGE)
+        expected = f"bytes {first}-{first + len(answer.content) - 1}/{len(LARGE)}"
+        assert answer.headers["content-range"] == expected
 
 
 def test_range_beyond_the_end_is_answered_by_416(repository: Repository) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 
 import httpx2
-import pytest
 
 from deltareg.digest import sha256
 from deltareg.manifest import INDEX_TYPE, MANIFEST_TYPE
@@ -179,18 +178,16 @@ def test_base_tells_who_may_use_the_registry(server: RunningServer) -> None:
         assert answer.headers["www-authenticate"] == 'Basic realm="deltareg"'
 
 
-@pytest.mark.parametrize(
-    "name", ["one", "a/b/c", "Acme/search", "acme/Search", "acme/_x", "acme/x--y", "a" * 70 + "/x"]
-)
-def test_names_that_no_repository_has_here_are_invalid(server: RunningServer, name: str) -> None:
+def test_names_that_no_repository_has_here_are_invalid(server: RunningServer) -> None:
     digest = sha256(b"x")
     with server.client() as client:
-        for rest in (f"blobs/{digest}", "manifests/latest", "tags/list", f"referrers/{digest}"):
-            assert code_of(client.get(f"/v2/{name}/{rest}")) == (404, "NAME_INVALID"), rest
-        assert code_of(client.post(f"/v2/{name}/blobs/uploads/")) == (400, "NAME_INVALID")
-        assert code_of(client.put(f"/v2/{name}/manifests/latest", content=b"{}")) == (400, "NAME_INVALID")
-        with server.state.database.reading() as connection:
-            assert connection.execute(repositories.select()).all() == []
+        for name in ("one", "a/b/c", "Acme/search", "acme/Search", "acme/_x", "acme/x--y", "a" * 70 + "/x"):
+            for rest in (f"blobs/{digest}", "manifests/latest", "tags/list", f"referrers/{digest}"):
+                assert code_of(client.get(f"/v2/{name}/{rest}")) == (404, "NAME_INVALID"), f"{name} {rest}"
+            assert code_of(client.post(f"/v2/{name}/blobs/uploads/")) == (400, "NAME_INVALID")
+            assert code_of(client.put(f"/v2/{name}/manifests/latest", content=b"{}")) == (400, "NAME_INVALID")
+    with server.state.database.reading() as connection:
+        assert connection.execute(repositories.select()).all() == []
 
 
 def test_paths_that_are_none_are_told_so(repository: Repository) -> None:

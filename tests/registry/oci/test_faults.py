@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from pathlib import Path
 
@@ -99,3 +100,20 @@ def test_blob_whose_bytes_are_others_leaves_nothing_in_the_object_store(bucket: 
         assert code_of(answer) == (400, "DIGEST_INVALID")
     assert bucket.files("registry") == {}
     assert bucket.uploads() == []
+
+
+def test_connection_that_fell_silent_does_not_keep_an_upload(tmp_path: Path) -> None:
+    data = tmp_path / "server"
+    with running_server(data, ServerSettings(data=data, silence=0.5)) as running, running.client() as client:
+        repository = Repository(client, "acme/search")
+        place = repository.begin()
+        host, port = running.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            head = f"PATCH {place} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {running.token}\r\n"
+            connection.sendall(f"{head}Content-Length: {len(DATA)}\r\n\r\n".encode() + DATA[: 1 << 20])
+            answer = connection.recv(1000)
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            # The connection is still open.
+            assert client.get(place).headers["range"] == f"0-{(1 << 20) - 1}"
+            last = client.put(place, params={"digest": sha256(DATA)}, content=DATA[1 << 20 :])
+            assert last.status_code == 201

@@ -379,11 +379,11 @@ def test_damaged_inventory_does_not_hide_the_rest_of_a_delta(tmp_path: Path, reg
 
 
 def test_pages_say_the_same_over_postgresql(
-    tmp_path: Path, cluster: PostgreSQL, registry: Registry, shown: RunningServer
+    tmp_path: Path, postgresql: PostgreSQL, registry: Registry, shown: RunningServer
 ) -> None:
     paths = [path for path in READ if not path.startswith(("/n", "/tokens", "/audit"))]
     odd = ["/?text=%00&base=%00", "/?licence=%F0%9F%90%9F", "/audit?actor=%00", "/d/acme/shark?version=%00", "/n/%00"]
-    with cluster.database() as url, running_server(tmp_path, ServerSettings(tmp_path, database=url)) as server:
+    with postgresql.database() as url, running_server(tmp_path, ServerSettings(tmp_path, database=url)) as server:
         fill(server.state, registry)
         with visiting(server, server.token) as here, visiting(shown, shown.token) as there:
             for path in paths:

@@ -16,6 +16,7 @@ from deltareg_registry.database import Database
 from deltareg_registry.metrics import Metrics
 from deltareg_registry.observing import Observed
 from deltareg_registry.oci import OCI_ROUTERS
+from deltareg_registry.pages import PAGE_ROUTERS, error_page
 from deltareg_registry.readiness import Readiness
 from deltareg_registry.settings import ServerSettings
 from deltareg_registry.state import State
@@ -25,7 +26,7 @@ from deltareg_registry.upkeep.health import health_router
 
 __all__ = ["create_app", "open_state", "routes_of"]
 
-ROUTERS: tuple[APIRouter, ...] = (health_router, *API_ROUTERS, *OCI_ROUTERS)
+ROUTERS: tuple[APIRouter, ...] = (health_router, *API_ROUTERS, *OCI_ROUTERS, *PAGE_ROUTERS)
 
 
 def create_app(settings: ServerSettings, state: State | None = None) -> FastAPI:
@@ -48,7 +49,7 @@ def create_app(settings: ServerSettings, state: State | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.registry = opened
-    problems.install(app)
+    problems.install(app, error_page)
     limits.install(app, settings)
     # Added last, it stands outermost: what the limits refuse is seen too.
     app.add_middleware(Observed, metrics=opened.metrics)

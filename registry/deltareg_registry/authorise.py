@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 
 from deltareg.errors import NotAllowed, NotFound, NotSignedIn
 from deltareg.names import parse_reference
-from deltareg_registry.access.policy import ROUTES, Need
+from deltareg_registry.access.policy import PAGES, ROUTES, Need
 from deltareg_registry.access.principal import ANONYMOUS, Principal, Role
 from deltareg_registry.access.tokens import note_use, principal_of
 from deltareg_registry.database import Database
@@ -37,6 +37,8 @@ class _Asked:
     namespace: str | None
     token: str | None
     address: str
+    cookie: bool = False
+    """Whether the token came in a cookie, which a browser sends long after the token has ended."""
 
 
 async def authorise(request: Request) -> Principal:
@@ -46,14 +48,19 @@ async def authorise(request: Request) -> Principal:
     """
     state = state_of(request)
     route = cast(APIRoute, request.scope["route"])
-    need = ROUTES[f"{'GET' if request.method == 'HEAD' else request.method} {route.path}"]
+    name = f"{'GET' if request.method == 'HEAD' else request.method} {route.path}"
     address = "" if request.client is None else request.client.host
-    asked = _Asked(need, _namespace_of(request), _token_of(request), address)
+    token, cookie = _token_of(request), False
+    if token is None and name in PAGES:
+        token = request.cookies.get(COOKIE)
+        cookie = token is not None
+    asked = _Asked(ROUTES[name], _namespace_of(request), token, address, cookie)
+    request.state.token = token
     # In a thread: the database is not asked on the event loop.
-    principal = await run_sync(principal_from, state.database, asked.token)
-    # Kept before it is judged: the log tells who was refused.
-    request.state.principal = principal
-    if need is not Need.NOTHING:
+    principal = await run_sync(_known, state, asked)
+    # Kept before it is judged: the log, and the page of an error, tell who was refused.
+    request.state.principal = request.state.visitor = principal
+    if asked.need is not Need.NOTHING:
         principal = await run_sync(_judge, state, asked, principal)
         request.state.principal = principal
     return principal
@@ -69,6 +76,15 @@ def principal_from(database: Database, token: str | None) -> Principal:
         with database.writing() as connection:
             note_use(connection, principal.token)
     return principal
+
+
+def _known(state: State, asked: _Asked) -> Principal:
+    try:
+        return principal_from(state.database, asked.token)
+    except NotSignedIn:
+        if not asked.cookie:
+            raise
+        return ANONYMOUS
 
 
 def _judge(state: State, asked: _Asked, principal: Principal) -> Principal:

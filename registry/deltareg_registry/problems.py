@@ -1,7 +1,11 @@
-"""Errors as answers: RFC 9457 problems under /api/v1, the OCI form under /v2, with the codes that the client has."""
+"""Errors as answers: RFC 9457 problems under /api/v1, the OCI form under /v2, with the codes that the client has.
+
+What a browser asks for elsewhere is answered by a page.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -87,6 +91,10 @@ _OCI_CODES = {
 }
 
 
+# Parts of the server that only programs ask, whatever they say they accept.
+_MACHINES = ("api", "v2", "healthz", "readyz", "metrics")
+
+
 class Problem(Document):
     """What went wrong (RFC 9457), with what `deltareg` says of it: code, cause, hint and data."""
 
@@ -142,8 +150,9 @@ def problem_of(error: DeltaregError, path: str | None = None) -> Problem:
     )
 
 
-def install(app: FastAPI) -> None:
-    """Let every error of `app` be answered in the form of its part."""
+def install(app: FastAPI, page: Callable[[Request, Problem], Response]) -> None:
+    """Let every error of `app` be answered in the form of its part; `page` shows one to a browser."""
+    app.state.error_page = page
     app.add_exception_handler(DeltaregError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_validation)
     app.add_exception_handler(HTTPException, _answer_http)
@@ -159,12 +168,21 @@ def answer(request: Request, error: DeltaregError) -> Response:
     wait = error.data.get("retry_after")
     if isinstance(wait, (int, float)):
         headers["Retry-After"] = str(max(1, round(wait)))
+    if _wants_page(request):
+        shown: Response = request.app.state.error_page(request, problem)
+        shown.headers.update({name: value for name, value in headers.items() if name == "Retry-After"})
+        return shown
     content = problem.model_dump(by_alias=True, exclude_none=True)
     if not request.url.path.startswith("/v2"):
         return JSONResponse(content, problem.status, headers, media_type=PROBLEM)
     code = error.oci_code if isinstance(error, OciError) else _OCI_CODES.get(problem.status, "UNKNOWN")
     body = {"errors": [{"code": code, "message": problem.detail, "detail": content}]}
     return JSONResponse(body, problem.status, headers)
+
+
+def _wants_page(request: Request) -> bool:
+    part = request.url.path.split("/")[1]
+    return part not in _MACHINES and "text/html" in request.headers.get("accept", "")
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

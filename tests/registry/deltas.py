@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from deltareg import Registry
 from deltareg.digest import Digest, sha256
-from deltareg.manifest import Manifest, parse
+from deltareg.manifest import Descriptor, Manifest, encode, parse
 from deltareg.names import parse_reference
+from deltareg.sketch.projection import Sketcher
+from deltareg.sketch.sketches import PROJECTION_TYPE, pack_sketches
 from deltareg.store import Store
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.records.blobs import add_blob
@@ -14,7 +19,7 @@ from deltareg_registry.state import State
 from tests import deltas
 from tests.deltas import add_delta
 
-__all__ = ["OWNER", "pack_of", "publish_delta", "put_blobs"]
+__all__ = ["OWNER", "pack_of", "publish_delta", "put_blobs", "put_delta", "with_sketches"]
 
 OWNER = Principal("owner", admin=True, token="test")
 
@@ -41,3 +46,26 @@ def publish_delta(state: State, name: str, local: Store, text: str = "a record")
     manifest = add_delta(local, [pack_of(text)])
     put_blobs(state, name, local, manifest)
     return publish(state.database, state.storage, OWNER, parse_reference(name), manifest).digest
+
+
+def put_delta(state: State, registry: Registry, name: str, manifest: bytes) -> None:
+    """Publish a delta of a registry, whose manifest is given."""
+    put_blobs(state, name, registry.store, manifest)
+    publish(state.database, state.storage, OWNER, parse_reference(name), manifest)
+
+
+def with_sketches(registry: Registry, name: str, seed: int) -> bytes:
+    """The manifest of a delta with made-up sketches of its larger tensors."""
+    artifact = registry.artifact(name)
+    draw, common = np.random.default_rng(seed), np.random.default_rng(0)
+    sketcher = Sketcher()
+    for entry in artifact.inventory.tensors:
+        size = int(np.prod(entry.shape))
+        if size >= 1 << 13 and entry.post_dtype == "BF16":
+            values = (common.standard_normal(size) + draw.standard_normal(size)).astype(np.float32)
+            sketcher.add(entry.name, size, 0, (values.view(np.uint32) >> 16).astype(np.uint16))
+    data = pack_sketches(sketcher.finish(), artifact.inventory.tensors)
+    layer = Descriptor(media_type=PROJECTION_TYPE, digest=registry.store.put(data), size=len(data))
+    manifest = encode(artifact.manifest.model_copy(update={"layers": [*artifact.manifest.layers, layer]}))
+    registry.store.put(manifest)
+    return manifest

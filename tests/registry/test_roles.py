@@ -71,6 +71,7 @@ class Line:
     row: Row
     json: Mapping[str, Any] | None = None
     content: bytes | None = None
+    form: Mapping[str, Any] | None = None
     query: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -85,12 +86,35 @@ PLACES: Mapping[str, str] = MappingProxyType(
         "user": "mia",
         "token": "00000000000000aa",
         "webhook": "00000000000000bb",
+        "file": "style.css",
     }
 )
 """What stands for the parts of paths."""
 
 TABLE: Mapping[str, Line] = MappingProxyType(
     {
+        "GET /": Line(NOTHING),
+        "GET /static/{file}": Line(NOTHING),
+        "GET /sign-in": Line(NOTHING),
+        # The token that counts is the one that is filled in: here none.
+        "POST /sign-in": Line(Row(*["401 401 401 401 401 401 401 401 401"] * 2)),
+        "POST /sign-out": Line(NOTHING),
+        "GET /d/{namespace}/{name}": Line(READ),
+        "GET /fits": Line(NOTHING),
+        "POST /fits": Line(NOTHING),
+        "GET /compare": Line(NOTHING),
+        "GET /n": Line(NOTHING),
+        "POST /n": Line(FULL_TOKEN, form={"name": "more"}),
+        "GET /n/{namespace}": Line(READ),
+        "POST /n/{namespace}": Line(OWN, form={"public": "1"}),
+        "POST /n/{namespace}/quota": Line(ADMIN, form={"bytes": ""}),
+        "POST /n/{namespace}/members": Line(OWN, form={"user": "mia", "role": "reader"}),
+        "POST /n/{namespace}/webhooks": Line(OWN, form={"url": "https://hooks.invalid/", "events": "version.publish"}),
+        "POST /n/{namespace}/webhooks/{webhook}": Line(OWN, form={"action": "remove"}),
+        "GET /tokens": Line(TOKEN),
+        "POST /tokens": Line(FULL_TOKEN, form={"name": "new"}),
+        "POST /tokens/{token}": Line(Row(*["401 404 404 404 yes 404 404 401 401"] * 2)),
+        "GET /audit": Line(AUDIT, query={"namespace": "acme"}),
         "GET /healthz": Line(OPEN),
         "GET /readyz": Line(NOTHING),
         # All of them ask from the same machine.
@@ -244,8 +268,10 @@ def outcome(world: World, route: str, line: Line, asker: str, *, public: bool) -
     method, _, template = route.partition(" ")
     json = None if line.json is None else dict(line.json)
     path = template.replace("{rest:path}", "nowhere").format(**PLACES, digest=world.blob)
-    answer = world.clients[asker].request(method, path, json=json, content=line.content, params=dict(line.query))
+    form = None if line.form is None else dict(line.form)
+    client = world.clients[asker]
+    answer = client.request(method, path, json=json, content=line.content, data=form, params=dict(line.query))
     assert answer.status_code < 500, answer.text
-    if answer.is_success and method != "GET":
+    if answer.status_code < 400 and method != "GET":
         world.prepare(public=public)
     return str(answer.status_code) if answer.status_code in (401, 403, 404) else "yes"

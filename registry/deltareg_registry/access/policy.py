@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from types import MappingProxyType
 
-__all__ = ["ROUTES", "Need", "check_complete"]
+__all__ = ["PAGES", "ROUTES", "Need", "check_complete"]
 
 
 class Need(Enum):
@@ -27,8 +27,36 @@ class Need(Enum):
     METRICS = "administrator, or an address of the same machine"
 
 
+PAGES: Mapping[str, Need] = MappingProxyType(
+    {
+        "GET /": Need.NOTHING,
+        "GET /static/{file}": Need.NOTHING,
+        "GET /sign-in": Need.NOTHING,
+        "POST /sign-in": Need.NOTHING,
+        "POST /sign-out": Need.NOTHING,
+        "GET /d/{namespace}/{name}": Need.READ,
+        "GET /fits": Need.NOTHING,
+        "POST /fits": Need.NOTHING,
+        "GET /compare": Need.NOTHING,
+        "GET /n": Need.NOTHING,
+        "POST /n": Need.TOKEN,
+        "GET /n/{namespace}": Need.READ,
+        "POST /n/{namespace}": Need.OWN,
+        "POST /n/{namespace}/quota": Need.ADMIN,
+        "POST /n/{namespace}/members": Need.OWN,
+        "POST /n/{namespace}/webhooks": Need.OWN,
+        "POST /n/{namespace}/webhooks/{webhook}": Need.OWN,
+        "GET /tokens": Need.TOKEN,
+        "POST /tokens": Need.TOKEN,
+        "POST /tokens/{token}": Need.TOKEN,
+        "GET /audit": Need.TOKEN,
+    }
+)
+"""The need of each page. For these alone the token may come in a browser's cookie."""
+
 ROUTES: Mapping[str, Need] = MappingProxyType(
     {
+        **PAGES,
         "GET /healthz": Need.NOTHING,
         "GET /readyz": Need.NOTHING,
         "GET /metrics": Need.METRICS,

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Select, func, select
 
 from deltareg_registry.database.tables import blobs, pulls, repositories, repository_blobs, versions
 
-__all__ = ["NamespaceCount", "VersionPulls", "count_all", "count_namespaces", "version_pulls"]
+__all__ = ["NamespaceCount", "VersionPulls", "count_all", "count_namespaces", "pulls_by_digest", "version_pulls"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,12 @@ def version_pulls(connection: Connection, namespace: str, *, limit: int) -> list
         .limit(limit)
     )
     return [VersionPulls(row[0], row[1], int(row[2]), row[3]) for row in connection.execute(wanted)]
+
+
+def pulls_by_digest(connection: Connection, repository: int) -> dict[str, int]:
+    """How often the manifests of a repository were fetched; what never was is absent."""
+    wanted = select(pulls.c.digest, pulls.c.count).where(pulls.c.repository == repository)
+    return {row[0]: int(row[1]) for row in connection.execute(wanted)}
 
 
 def _sum(connection: Connection, wanted: Select[Any]) -> int:

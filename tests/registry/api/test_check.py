@@ -11,20 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import numpy as np
 import pytest
 
 import deltareg
 from deltareg import Registry
 from deltareg.check import CheckedDelta, fingerprint
 from deltareg.checkpoint import Checkpoint
-from deltareg.manifest import INVENTORY_TYPE, Descriptor, encode
-from deltareg.names import parse_reference
+from deltareg.manifest import INVENTORY_TYPE
 from deltareg.sketch import take_samples
-from deltareg.sketch.projection import Sketcher
-from deltareg.sketch.sketches import PROJECTION_TYPE, pack_sketches
-from deltareg_registry.records.publishing import publish
-from tests.registry.deltas import OWNER, put_blobs
+from tests.registry.deltas import put_delta, with_sketches
 from tests.servers.deltareg_server import RunningServer, running_server
 from tests.weights import Pair
 
@@ -47,33 +42,11 @@ def served(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> Iter
     with running_server(tmp_path_factory.mktemp("server")) as running:
         for name in (SHARK, MINILM):
             artifact = registry.artifact(name)
-            put(running, registry, name, registry.store.read(artifact.digest))
+            put_delta(running.state, registry, name, registry.store.read(artifact.digest))
         first = with_sketches(registry, SHARK, 1)
-        put(running, registry, "acme/first:1.0.0", first)
-        put(running, registry, SECOND, with_sketches(registry, SHARK, 2))
+        put_delta(running.state, registry, "acme/first:1.0.0", first)
+        put_delta(running.state, registry, SECOND, with_sketches(registry, SHARK, 2))
         yield running
-
-
-def put(running: RunningServer, registry: Registry, name: str, manifest: bytes) -> None:
-    put_blobs(running.state, name, registry.store, manifest)
-    publish(running.state.database, running.state.storage, OWNER, parse_reference(name), manifest)
-
-
-def with_sketches(registry: Registry, name: str, seed: int) -> bytes:
-    """The manifest of a delta with made-up sketches of its larger tensors."""
-    artifact = registry.artifact(name)
-    draw, common = np.random.default_rng(seed), np.random.default_rng(0)
-    sketcher = Sketcher()
-    for entry in artifact.inventory.tensors:
-        size = int(np.prod(entry.shape))
-        if size >= 1 << 13 and entry.post_dtype == "BF16":
-            values = (common.standard_normal(size) + draw.standard_normal(size)).astype(np.float32)
-            sketcher.add(entry.name, size, 0, (values.view(np.uint32) >> 16).astype(np.uint16))
-    data = pack_sketches(sketcher.finish(), artifact.inventory.tensors)
-    layer = Descriptor(media_type=PROJECTION_TYPE, digest=registry.store.put(data), size=len(data))
-    manifest = encode(artifact.manifest.model_copy(update={"layers": [*artifact.manifest.layers, layer]}))
-    registry.store.put(manifest)
-    return manifest
 
 
 def described(path: Path, *, samples: bool = True) -> dict[str, Any]:
@@ -203,8 +176,8 @@ def test_long_description_is_read_and_endless_one_is_refused(served: RunningServ
 def test_damaged_delta_does_not_hide_the_others(
     server: RunningServer, registry: Registry, anarcii_bf16: Mapping[str, Path]
 ) -> None:
-    put(server, registry, SHARK, registry.store.read(registry.artifact(SHARK).digest))
-    put(server, registry, SECOND, with_sketches(registry, SHARK, 2))
+    put_delta(server.state, registry, SHARK, registry.store.read(registry.artifact(SHARK).digest))
+    put_delta(server.state, registry, SECOND, with_sketches(registry, SHARK, 2))
     inventory = registry.artifact(SHARK).manifest.layers_of(INVENTORY_TYPE)[0].digest
     next((server.state.settings.data / "storage").rglob(inventory.removeprefix("sha256:"))).write_bytes(b"damaged")
     answer = ask(server, **described(anarcii_bf16["antibody_4_2"])).json()

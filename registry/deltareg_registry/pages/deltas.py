@@ -1,0 +1,117 @@
+"""The page of a delta."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from deltareg.errors import DeltaregError, NotFound
+from deltareg.manifest import DeltaConfig, Norms
+from deltareg.names import Reference, parse_reference
+from deltareg.store import Entry, version_among
+from deltareg_registry.access.principal import Principal
+from deltareg_registry.api.artifacts import open_delta
+from deltareg_registry.api.deltas import version_details
+from deltareg_registry.pages.forms import Asking
+from deltareg_registry.pages.lineage import MOST, lineage_of
+from deltareg_registry.pages.norms import LayerNorms, layer_norms
+from deltareg_registry.pages.rendering import render, server_url
+from deltareg_registry.records.names import entries_of, entry_of
+from deltareg_registry.records.namespaces import repository_id
+from deltareg_registry.records.statistics import pulls_by_digest
+from deltareg_registry.state import State, state_of
+
+__all__ = ["delta_pages"]
+
+delta_pages = APIRouter(include_in_schema=False)
+
+_SHOWN_VERSIONS = 200
+
+
+@delta_pages.get("/d/{namespace}/{name}")
+def delta_page(
+    request: Request,
+    asking: Asking,
+    namespace: str,
+    name: str,
+    version: Annotated[str | None, Query(max_length=200)] = None,
+) -> Response:
+    """A version of a delta, the latest unless another is asked for, or a channel."""
+    state = state_of(request)
+    wanted = Reference(namespace, name) if version is None else parse_reference(f"{namespace}/{name}:{version}")
+    with state.database.reading() as connection:
+        repository = repository_id(connection, namespace, name)
+        entries = entries_of(connection, repository, wanted)
+        pulls = pulls_by_digest(connection, repository)
+    entry = entry_of(entries, wanted)
+    this = version_among(entries, wanted if version is not None else entry.reference, entry.digest)
+    if this is None or this.version is None:
+        raise NotFound(f"{wanted} leads to no version")
+    details = version_details(request, asking, namespace, name, str(this.tag))
+    config = details.config
+    norms, fault = _layers(state, asking, str(this))
+    return render(
+        request,
+        "delta.html",
+        this=this,
+        details=details,
+        config=config,
+        commands=_commands(server_url(request), this, config),
+        versions=_versions(entries, pulls),
+        pulls=pulls.get(details.digest, 0),
+        norms=norms,
+        norms_fault=fault,
+        classes=_classes(config),
+        lineage=lineage_of(state, asking, this, details.digest, config),
+        looked_at=MOST,
+        digests=_digests(config),
+    )
+
+
+def _layers(state: State, asking: Principal, name: str) -> tuple[LayerNorms | None, str | None]:
+    """The norms by layer, or why they cannot be told: the rest of the page can."""
+    try:
+        return layer_norms(open_delta(state, asking, name)[1]), None
+    except DeltaregError as error:
+        return None, error.message
+
+
+def _commands(server: str, this: Reference, config: DeltaConfig) -> list[tuple[str, str]]:
+    """What to type, with what it does."""
+    required = [f" {one.name}={one.weight:g}" if one.weight != 1 else f" {one.name}" for one in config.requires]
+    return [
+        ("Fetch it", f"deltareg pull {this} --remote {server}"),
+        ("See whether it fits a checkpoint", f"deltareg check {this} --base path/to/target"),
+        ("Add it to a checkpoint", f"deltareg apply path/to/target{''.join(required)} {this} -o path/to/output"),
+    ]
+
+
+def _versions(entries: Sequence[Entry], pulls: dict[str, int]) -> dict[str, Any]:
+    """The versions, the highest first, each with the channels that lead to it and how often it was fetched."""
+    channels: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry.reference.version is None:
+            channels.setdefault(entry.digest, []).append(str(entry.reference.tag))
+    versions = [entry for entry in entries if entry.reference.version is not None][::-1]
+    return {
+        "rows": [
+            (entry, channels.get(entry.digest, []), pulls.get(entry.digest, 0)) for entry in versions[:_SHOWN_VERSIONS]
+        ],
+        "more": max(0, len(versions) - _SHOWN_VERSIONS),
+    }
+
+
+def _classes(config: DeltaConfig) -> list[tuple[str, Norms, float | None]]:
+    """Norms by module class, with the share that the delta is of the base."""
+    return [(key, norms, norms.delta / norms.base if norms.base else None) for key, norms in config.norms.items()]
+
+
+def _digests(config: DeltaConfig) -> list[tuple[str, str]]:
+    """What tells whether it fits, with what each digest covers."""
+    fingerprint = config.fingerprint
+    found = [("Fingerprint", fingerprint.digest), ("Parameter space", fingerprint.space)]
+    if fingerprint.tokenizer is not None:
+        found += [("Tokenizer", fingerprint.tokenizer.core), ("Added tokens", fingerprint.tokenizer.added)]
+    return found

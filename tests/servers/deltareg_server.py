@@ -83,6 +83,8 @@ class ServerProcess:
     url: str
     token: str | None
     process: subprocess.Popen[bytes]
+    said: Path
+    """The file of what it prints."""
 
 
 @contextmanager
@@ -103,7 +105,7 @@ def server_process(data: Path, *arguments: str) -> Generator[ServerProcess]:
         # By now it has said all: the token too, if it made one.
         told = re.search(r"drt_\S+", said.read_text())
         token = None if told is None else told[0]
-        yield ServerProcess(url, token, process)
+        yield ServerProcess(url, token, process, said)
     finally:
         process.kill()
         process.wait(10)

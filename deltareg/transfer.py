@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
@@ -22,7 +21,7 @@ from deltareg.errors import DigestMismatch, DiskFull, InvalidArgument, NotFound,
 from deltareg.manifest import Descriptor, Document, Manifest, Requirement
 from deltareg.names import LATEST, Reference, as_reason, parse_reference
 from deltareg.progress import SILENT, Progress
-from deltareg.remote import Network, Remote, RemoteReferrers, open_remote, read_manifest, takes_files
+from deltareg.remote import Remote, RemoteReferrers, open_meant, read_manifest, takes_files
 from deltareg.signing import StoreReferrers
 from deltareg.store import MANIFEST_LIMIT, Entry, Store, parse_manifest, version_among, version_exists
 from deltareg.threads import in_parallel
@@ -75,7 +74,7 @@ def push(
     """
     begun = time.monotonic()
     _check_threads(threads)
-    remote = _opened(remote)
+    remote = open_meant(remote)
     store = registry.store
     wanted = _parsed(reference)
     digest = store.resolve(wanted)
@@ -132,7 +131,7 @@ def pull(
     """
     begun = time.monotonic()
     _check_threads(threads)
-    remote = _opened(remote)
+    remote = open_meant(remote)
     store = registry.store
     wanted = _parsed(reference)
     digest = parse_digest(remote.resolve(wanted))
@@ -169,11 +168,6 @@ def pull(
         warnings.append(f"{version} was taken on top of {one}, which is not here: {hint}")
     came = len(coming.carried) - len(lost)
     return report(len(absent), moved, referrers=came, dry_run=False, warnings=warnings)
-
-
-def _opened(remote: Remote | str) -> Remote:
-    # Whoever writes a URL here means that server: the token of the environment may go there.
-    return open_remote(remote, Network.of(os.environ, [remote])) if isinstance(remote, str) else remote
 
 
 _Work = Callable[[Descriptor, Progress], int]

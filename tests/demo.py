@@ -1,8 +1,9 @@
 """The whole way of a delta, on real weights: what `make demo` runs.
 
 Fetches MiniLM and a fine-tune of it, once, and then types what two people would type who share a delta through a
-directory. What they get is compared with the fine-tune by `tests/raw.py`, which shares no code with the product. All of
-it happens in `.demo`, which is emptied first; a command that fails ends the demo with its status.
+directory, and a team through a registry. What they get is compared with the fine-tune by `tests/raw.py`, which shares
+no code with the product. All of it happens in `.demo`, which is emptied first; a command that fails ends the demo with
+its status.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import hashlib
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -176,6 +179,7 @@ def play(directory: Path, parts: list[Part], *, programs: Path) -> None:
     shell.type("deltareg init")
     shell.type("deltareg remote add team team")
     figures = {part.title: _tour(shell, part, first=part is parts[0]) for part in parts}
+    _serve(shell, parts[0])
     shell.say("what it came to; seconds are those of the whole command, start-up included")
     shell.console.print(_table(figures))
     shell.tell(f"{time.monotonic() - begun:.0f} s in all. The first use of a command compiles its loops.")
@@ -280,6 +284,53 @@ def _check_half(shell: Shell, part: Part, half: str) -> None:
     if off > 1:
         raise Failed(f"{half} is {off:.2f} ulp from the middle between {part.base} and {part.post}", 5)
     shell.tell(f"every element lies midway between {part.base} and {part.post}, to within {off:.2f} ulp")
+
+
+def _serve(shell: Shell, part: Part) -> None:
+    """A team's registry: Ann pushes to it, Cid, whose home is empty, finds the delta by the base and pulls it."""
+    name = part.reference
+    shell.say("a registry for the whole team: one command, one process")
+    with _server(shell) as (url, token):
+        shell.become("ann")
+        shell.environment["DELTAREG_TOKEN"] = token
+        shell.tell("$ export DELTAREG_TOKEN=drt_…")
+        shell.type(f"deltareg push {name} --remote {url}")
+        shell.say(f"Cid, whose registry is empty, asks it what fits {part.base}, and fetches that")
+        shell.become("cid")
+        shell.type(f"deltareg search --for {part.base} --remote {url}")
+        shell.type(f"deltareg pull {name} --remote {url}")
+        page = f"{url}/d/{name.partition(':')[0]}"
+        shell.say("in a browser")
+        shell.tell(f"{page} (sign in with the token: {token})")
+        if sys.stdin.isatty():
+            input("The registry goes on until you press Enter. ")
+    del shell.environment["DELTAREG_TOKEN"]
+
+
+@contextmanager
+def _server(shell: Shell) -> Generator[tuple[str, str]]:
+    """The registry that a command starts in the background; gives its URL and the owner's token. Raises Failed."""
+    command = "deltareg-registry serve --data registry --port 0"
+    shell.tell(f"$ {command} &")
+    said = shell.directory / "registry.log"
+    with said.open("w") as output:
+        # By way of the PATH of the demo, not of whoever runs it.
+        program = shutil.which("deltareg-registry", path=shell.environment["PATH"])
+        if program is None:
+            raise Failed("there is no deltareg-registry: `make demo` installs it", 2)
+        arguments = [program, *command.split()[1:]]
+        server = subprocess.Popen(arguments, cwd=shell.directory, env=shell.environment, stdout=output)
+    try:
+        deadline = time.monotonic() + 60
+        while (found := re.search(r"(http\S+)\n(?:.*\n)*?.*(drt_\S+)\n", said.read_text())) is None:
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise Failed(f"`{command}` did not start: {said.read_text()}")
+            time.sleep(0.05)
+        shell.tell(said.read_text().rstrip())
+        yield found[1], found[2]
+    finally:
+        server.terminate()
+        server.wait(30)
 
 
 def _figures(details: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, str]:

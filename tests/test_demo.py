@@ -21,7 +21,8 @@ def test_demo_goes_the_whole_way_and_ends_with_its_figures(tmp_path: Path, capfd
     told = capfd.readouterr().out
     commands = [line.split()[2] for line in told.splitlines() if line.startswith("$ deltareg ")]
     before, judged = ["init", "remote", "diff", "list", "show", "push", "pull", "verify"], ["search", "check", "check"]
-    assert commands == [*before, *judged, "apply", "apply"]
+    assert commands == [*before, *judged, "apply", "apply", "push", "search", "pull"]
+    assert "/d/acme/sre-search-bf16" in told
     assert "lineage-unrelated" in told
     assert "(exit status 3)" in told
     assert "103 of 103 tensors are equal" in told

@@ -28,7 +28,7 @@ from deltareg.mirroring.plan import Plan, Scope, mark, plan_of
 from deltareg.mirroring.staging import Staging
 from deltareg.names import Reference
 from deltareg.progress import SILENT, Progress
-from deltareg.remote import Remote, RemoteEntry, is_removing, open_remote, read_manifest
+from deltareg.remote import Remote, RemoteEntry, is_removing, open_meant, read_manifest
 from deltareg.store import parse_manifest, parse_referrer
 from deltareg.threads import in_order, in_parallel
 
@@ -98,8 +98,7 @@ def mirror(
     `staging`. InvalidArgument where `delete` would leave nothing, or where the destination removes nothing.
     """
     begun = time.monotonic()
-    source = open_remote(source) if isinstance(source, str) else source
-    destination = open_remote(destination) if isinstance(destination, str) else destination
+    source, destination = open_meant(source), open_meant(destination)
     scope = scope or Scope()
     if threads < 1:
         raise InvalidArgument(f"threads is {threads}; it takes 1 or more")

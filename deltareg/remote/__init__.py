@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Callable, Mapping
 
@@ -39,6 +40,7 @@ __all__ = [
     "SearchableRemote",
     "is_removing",
     "is_searchable",
+    "open_meant",
     "open_remote",
     "parse_rate",
     "read_blob",
@@ -97,3 +99,8 @@ def open_remote(url: str, network: Network | None = None) -> Remote:
             hint=f"known are {', '.join(f'{name}://' for name in sorted(REMOTES))} and plain paths",
         )
     return REMOTES[scheme](url, network or Network())
+
+
+def open_meant(remote: Remote | str) -> Remote:
+    """A remote as it is, or the one at a URL that the user has written: the token of the environment may go there."""
+    return open_remote(remote, Network.of(os.environ, [remote])) if isinstance(remote, str) else remote

@@ -49,7 +49,7 @@ class Answer:
 def error_of(answer: Answer, *, login: str) -> DeltaregError:
     """The error that an answer is; `login` is what a user types behind `deltareg login` for this remote."""
     document = _document(answer)
-    raised = _problem(document)
+    raised = _problem(document, login)
     if raised is not None:
         return raised
     place, told = shown(answer.url), _told(document)
@@ -97,7 +97,7 @@ def _document(answer: Answer) -> Mapping[str, Any]:
     return cast("dict[str, Any]", value) if isinstance(value, dict) else _NOTHING
 
 
-def _problem(document: Mapping[str, Any]) -> DeltaregError | None:
+def _problem(document: Mapping[str, Any], login: str) -> DeltaregError | None:
     """The error that the server raised, where it says so by its code."""
     found = _coded(document)
     if found is None:
@@ -107,7 +107,12 @@ def _problem(document: Mapping[str, Any]) -> DeltaregError | None:
     given = fields.get("data")
     data = cast("dict[str, object]", given) if isinstance(given, dict) else {}
     kept = {key: value for key, value in data.items() if key.isidentifier() and key not in ("message", "cause", "hint")}
-    return kind(message, cause=_text(fields, "cause"), hint=_text(fields, "hint"), **kept)
+    return kind(message, cause=_text(fields, "cause"), hint=_hint(kind, fields, login), **kept)
+
+
+def _hint(kind: type[DeltaregError], fields: Mapping[str, Any], login: str) -> str | None:
+    # A server behind a proxy does not know what it is called.
+    return f"deltareg login {login}" if issubclass(kind, NotSignedIn) else _text(fields, "hint")
 
 
 def _coded(document: Mapping[str, Any]) -> tuple[type[DeltaregError], Mapping[str, Any]] | None:

@@ -23,7 +23,7 @@ def gc(
     database: DatabaseUrl = None,
     storage: StorageUrl = None,
     grace: Annotated[
-        float, typer.Option("--grace", metavar="SECONDS", help="Spare what was sent or asked for since.")
+        float, typer.Option("--grace", metavar="SECONDS", min=60, help="Spare what was sent or asked for since.")
     ] = 3600,
     untagged: Annotated[
         bool, typer.Option("--untagged", help="Remove manifests too that no name, index or subject holds.")

@@ -1,8 +1,9 @@
 """Collection while the server runs: blobs that nothing names go, and none that somebody counts on.
 
 A blob's row is deleted, where nothing names it, in the transaction in which its bytes are removed. Whoever sends the
-same blob meanwhile waits for that transaction, because it inserts the row before it moves the bytes into place; whoever
-publishes locks the rows of its blobs before it names them. So neither can meet a blob that is half gone.
+same blob meanwhile has touched its row first, which keeps it for the grace period, and that is to be longer than bytes
+take to be put into place; whoever publishes locks the rows of its blobs before it names them. So neither can meet a
+blob that is half gone.
 """
 
 from __future__ import annotations

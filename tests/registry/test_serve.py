@@ -215,8 +215,8 @@ def test_two_processes_write_to_one_database_file_in_turn(tmp_path: Path) -> Non
         assert answer.status_code == 200
 
 
-def test_processes_that_start_at_once_make_one_registry(tmp_path: Path, cluster: PostgreSQL) -> None:
-    with cluster.database() as url:
+def test_processes_that_start_at_once_make_one_registry(tmp_path: Path, postgresql: PostgreSQL) -> None:
+    with postgresql.database() as url:
         for where in (["--data", str(tmp_path / "sqlite")], ["--data", str(tmp_path / "p"), "--database", url]):
             program = [sys.executable, "-c", "from deltareg_registry.cli import main; main()", "serve", "--port", "0"]
             environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'registry'}"}

@@ -313,13 +313,13 @@ def _server(shell: Shell) -> Generator[tuple[str, str]]:
     command = "deltareg-registry serve --data registry --port 0"
     shell.tell(f"$ {command} &")
     said = shell.directory / "registry.log"
-    with said.open("w") as output:
+    with said.open("w") as output, (shell.directory / "registry-access.log").open("w") as log:
         # By way of the PATH of the demo, not of whoever runs it.
         program = shutil.which("deltareg-registry", path=shell.environment["PATH"])
         if program is None:
             raise Failed("there is no deltareg-registry: `make demo` installs it", 2)
         arguments = [program, *command.split()[1:]]
-        server = subprocess.Popen(arguments, cwd=shell.directory, env=shell.environment, stdout=output)
+        server = subprocess.Popen(arguments, cwd=shell.directory, env=shell.environment, stdout=output, stderr=log)
     try:
         deadline = time.monotonic() + 60
         while (found := re.search(r"(http\S+)\n(?:.*\n)*?.*(drt_\S+)\n", said.read_text())) is None:

@@ -13,8 +13,11 @@ from deltareg_registry import __version__, limits, problems
 from deltareg_registry.access.policy import check_complete
 from deltareg_registry.api import API_ROUTERS
 from deltareg_registry.database import Database
+from deltareg_registry.metrics import Metrics
+from deltareg_registry.observing import Observed
 from deltareg_registry.oci import OCI_ROUTERS
 from deltareg_registry.pages import PAGE_ROUTERS, error_page
+from deltareg_registry.readiness import Readiness
 from deltareg_registry.settings import ServerSettings
 from deltareg_registry.state import State
 from deltareg_registry.storage import open_storage
@@ -48,6 +51,8 @@ def create_app(settings: ServerSettings, state: State | None = None) -> FastAPI:
     app.state.registry = opened
     problems.install(app, error_page)
     limits.install(app, settings)
+    # Added last, it stands outermost: what the limits refuse is seen too.
+    app.add_middleware(Observed, metrics=opened.metrics)
     for router in ROUTERS:
         app.include_router(router)
     app.state.api_routes = [route for router in API_ROUTERS for route in router.routes]
@@ -61,7 +66,8 @@ def open_state(settings: ServerSettings) -> State:
         settings.data.mkdir(parents=True, exist_ok=True)
     database = Database(settings.database_url)
     database.upgrade()
-    return State(settings, database, open_storage(settings.storage, settings.data))
+    storage = open_storage(settings.storage, settings.data)
+    return State(settings, database, storage, Metrics(database), Readiness(storage))
 
 
 def routes_of(routers: Iterable[APIRouter]) -> Iterator[str]:

@@ -58,10 +58,11 @@ async def authorise(request: Request) -> Principal:
     request.state.token = token
     # In a thread: the database is not asked on the event loop.
     principal = await run_sync(_known, state, asked)
-    # For the page of an error: who is refused is known all the same.
-    request.state.visitor = principal
-    principal = await run_sync(_judge, state, asked, principal)
-    request.state.principal = principal
+    # Kept before it is judged: the log, and the page of an error, tell who was refused.
+    request.state.principal = request.state.visitor = principal
+    if asked.need is not Need.NOTHING:
+        principal = await run_sync(_judge, state, asked, principal)
+        request.state.principal = principal
     return principal
 
 

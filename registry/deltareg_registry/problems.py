@@ -106,6 +106,7 @@ class Problem(Document):
     code: str = Field(description="as docs/errors.md explains it")
     cause: str | None = None
     hint: str | None = Field(default=None, description="what to do")
+    request_id: str | None = Field(default=None, description="what the request is called in the server's log")
     data: dict[str, Any] = Field(default={})
 
 
@@ -159,7 +160,8 @@ def install(app: FastAPI, page: Callable[[Request, Problem], Response]) -> None:
 
 def answer(request: Request, error: DeltaregError) -> Response:
     """The answer that an error is, to a request."""
-    problem = problem_of(error, request.url.path)
+    identity = request.scope.get("state", {}).get("request_id")
+    problem = problem_of(error, request.url.path).model_copy(update={"request_id": identity})
     headers: dict[str, str] = {}
     if problem.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = CHALLENGE

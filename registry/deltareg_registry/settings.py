@@ -47,7 +47,8 @@ class ServerSettings:
     """How long such a body may take to arrive, and a second more for each 100 kB of it."""
     webhook_hosts: tuple[str, ...] = ()
     """Hosts and networks (`hooks.example.org`, `10.1.0.0/16`) that webhooks may reach although they are private."""
-    json_log: bool = False
+    gc_seconds: float | None = None
+    """How often what nothing names is removed, by one process of all; None leaves that to `deltareg-registry gc`."""
 
     @property
     def database_url(self) -> str:

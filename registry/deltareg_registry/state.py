@@ -8,6 +8,8 @@ from typing import cast
 from fastapi import Request
 
 from deltareg_registry.database import Database
+from deltareg_registry.metrics import Metrics
+from deltareg_registry.readiness import Readiness
 from deltareg_registry.records.pulls import PullCounter
 from deltareg_registry.settings import ServerSettings
 from deltareg_registry.storage import Storage
@@ -22,6 +24,8 @@ class State:
     settings: ServerSettings
     database: Database
     storage: Storage
+    metrics: Metrics
+    readiness: Readiness
     pulls: PullCounter = field(default_factory=PullCounter)
 
 

@@ -118,6 +118,8 @@ TABLE: Mapping[str, Line] = MappingProxyType(
         "GET /audit": Line(AUDIT, query={"namespace": "acme"}),
         "GET /healthz": Line(OPEN),
         "GET /readyz": Line(NOTHING),
+        # All of them ask from the same machine.
+        "GET /metrics": Line(NOTHING),
         "GET /api/v1": Line(NOTHING),
         "GET /api/v1/openapi.json": Line(NOTHING),
         "GET /api/v1/whoami": Line(TOKEN),

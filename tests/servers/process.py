@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,11 +19,40 @@ from pathlib import Path
 
 from tests.ci import unavailable
 
-__all__ = ["answers_http", "find", "keep", "scratch"]
+__all__ = ["Outage", "answers_http", "find", "keep", "scratch"]
 
 _KEEPER = Path(__file__).with_name("keeper.py")
 _PATIENCE = 60.0
 _TRIES = 3
+
+
+# Runs a program again whenever it has ended, but not while there is a file `stopped`.
+_AGAIN = """while :; do
+    while [ -e stopped ]; do sleep 0.05; done
+    "$@" & echo $! >pid.part; mv pid.part pid
+    wait $!
+done"""
+
+
+class Outage:
+    """Lets a server crash, and come back with what it had. The server runs in `directory`, as `again` has it run."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    @staticmethod
+    def again(command: Sequence[str | Path]) -> list[str | Path]:
+        """The command that runs a server anew whenever it has crashed. It is ended by SIGKILL."""
+        return ["sh", "-c", _AGAIN, "again", *command]
+
+    def begin(self) -> None:
+        """Kill the server. It stays away until `end`."""
+        (self._directory / "stopped").touch()
+        os.kill(int((self._directory / "pid").read_text()), signal.SIGKILL)
+
+    def end(self) -> None:
+        """Let the server start."""
+        (self._directory / "stopped").unlink()
 
 
 def find(program: str, package: str) -> Path:

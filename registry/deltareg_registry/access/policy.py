@@ -60,6 +60,7 @@ ROUTES: Mapping[str, Need] = MappingProxyType(
         **PAGES,
         "GET /healthz": Need.NOTHING,
         "GET /readyz": Need.NOTHING,
+        "GET /metrics": Need.METRICS,
         "GET /api/v1": Need.NOTHING,
         "GET /api/v1/openapi.json": Need.NOTHING,
         "GET /api/v1/whoami": Need.TOKEN,

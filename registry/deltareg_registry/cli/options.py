@@ -30,12 +30,30 @@ class LogFormat(StrEnum):
     json = "json"
 
 
-Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="Where the database and the blobs are kept.")]
+# From the environment too: everybody on the machine sees the arguments of a process, and URLs hold passwords.
+Data = Annotated[
+    Path,
+    typer.Option(
+        "--data", metavar="DIR", envvar="DELTAREG_REGISTRY_DATA", help="Where the database and the blobs are kept."
+    ),
+]
 DatabaseUrl = Annotated[
-    str | None, typer.Option("--database", metavar="URL", help="postgresql://…; without it SQLite in DIR.")
+    str | None,
+    typer.Option(
+        "--database",
+        metavar="URL",
+        envvar="DELTAREG_REGISTRY_DATABASE",
+        help="postgresql://…; without it SQLite in DIR.",
+    ),
 ]
 StorageUrl = Annotated[
-    str | None, typer.Option("--storage", metavar="URL", help="s3://bucket/prefix; without it files in DIR.")
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="URL",
+        envvar="DELTAREG_REGISTRY_STORAGE",
+        help="s3://bucket/prefix; without it files in DIR.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

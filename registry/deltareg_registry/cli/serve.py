@@ -42,20 +42,35 @@ def serve(
             "--webhook-host", metavar="HOST", help="A private host or network that webhooks may reach. Repeatable."
         ),
     ] = None,
+    gc_every: Annotated[
+        float,
+        typer.Option("--gc-every", min=0, metavar="SECONDS", help="Remove what nothing names, regularly. 0: never."),
+    ] = 3600,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--proxy", metavar="ADDRESS", help="A proxy whose X-Forwarded-For is believed, or a network. Repeatable."
+        ),
+    ] = None,
+    drain: Annotated[
+        float, typer.Option("--drain", min=0, metavar="SECONDS", help="How long requests may go on after SIGTERM.")
+    ] = 30,
     log_format: Annotated[LogFormat, typer.Option("--log-format", help="text or json.")] = LogFormat.text,
 ) -> None:
     """Serve a registry.
 
     Made at the first start, which prints the owner's token, once. Everything is in DIR, unless --database and --storage
-    name other places; then several processes can serve the same registry.
+    name other places; then several processes, each with a port of its own, can serve the same registry.
+
+    SIGTERM ends it: nobody new is answered, what has begun may go on for a while. A second ends it at once.
 
     \b
       deltareg-registry serve --data /srv/deltareg
     """
-    import uvicorn
-
     from deltareg_registry.app import create_app, open_state
     from deltareg_registry.first import first_token
+    from deltareg_registry.logs import configure_logging
+    from deltareg_registry.serving import bind, serve_at
     from deltareg_registry.settings import ServerSettings
     from deltareg_registry.upkeep.addresses import parse_host
 
@@ -70,16 +85,19 @@ def serve(
         namespace_makers=namespace_makers.value,
         rate_limit=rate_limit,
         webhook_hosts=tuple(parse_host(each) for each in webhook_host or ()),
-        json_log=log_format is LogFormat.json,
+        gc_seconds=gc_every or None,
     )
+    configure_logging(json=log_format is LogFormat.json)
+    proxies = [parse_host(each) for each in proxy or ("127.0.0.1", "::1")]
+    bound = bind(host, port)
     state = open_state(settings)
-    config = uvicorn.Config(create_app(settings, state), host=host, port=port, log_level="warning", access_log=False)
-    server = uvicorn.Server(config)
-    sockets = [config.bind_socket()]
-    shown = settings.url or f"http://{host}:{sockets[0].getsockname()[1]}"
-    typer.echo(f"serving {shown}")
+    app = create_app(settings, state)
+    shown = settings.url or f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
     token = first_token(state.database)
+    told = [f"serving {shown}"]
     if token is not None:
-        typer.echo(f"the owner's token, shown this once: {token}")
-        typer.echo(f"log in with: deltareg login {shown}")
-    server.run(sockets=sockets)
+        told += [f"the owner's token, shown this once: {token}", f"log in with: deltareg login {shown}"]
+    # Whoever reads this and connects at once waits for a moment, and is not refused.
+    bound.listen(2048)
+    typer.echo("\n".join(told))
+    serve_at(app, bound, drain=drain, proxies=proxies)

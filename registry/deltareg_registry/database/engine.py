@@ -7,20 +7,31 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from alembic import command
 from alembic.config import Config
+from alembic.util.exc import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
+from sqlalchemy.pool import QueuePool
 
-from deltareg.errors import Busy, DeltaregError, DiskFull, InvalidArgument, NotAllowed, RemoteUnavailable
+from deltareg.errors import (
+    Busy,
+    DeltaregError,
+    DiskFull,
+    InvalidArgument,
+    NotAllowed,
+    RemoteUnavailable,
+    UnsupportedFormat,
+)
 
 __all__ = ["Database", "at", "now", "parse_time"]
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_SECONDS = 30
+_CONNECT_SECONDS = 10
 _POOL = 20
 _MIGRATION_LOCK = 7_265_201
 _ONE_STATE = "REPEATABLE READ"
@@ -68,7 +79,10 @@ class Database:
                 yield connection
 
     def upgrade(self) -> None:
-        """Bring the tables to the state that this program knows; several processes may try at once."""
+        """Bring the tables to the state that this program knows; several processes may try at once.
+
+        Raises UnsupportedFormat where a newer program has brought them further.
+        """
         with (
             _translated(self.label),
             self.engine.connect().execution_options(deltareg_writes=True) as connection,
@@ -79,11 +93,27 @@ class Database:
             config = Config()
             config.set_main_option("script_location", str(_MIGRATIONS))
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-            connection.commit()
-            if not self.is_sqlite:
-                connection.execute(text("select pg_advisory_unlock(:key)"), {"key": _MIGRATION_LOCK})
+            try:
+                command.upgrade(config, "head")
                 connection.commit()
+            except CommandError as error:
+                connection.rollback()
+                raise UnsupportedFormat(
+                    "the database is one of a newer deltareg-registry",
+                    cause=str(error),
+                    hint="install the version that brought it up to date, or a newer one",
+                ) from error
+            finally:
+                if not self.is_sqlite:
+                    connection.rollback()
+                    connection.execute(text("select pg_advisory_unlock(:key)"), {"key": _MIGRATION_LOCK})
+                    connection.commit()
+
+    def connections(self) -> tuple[int, int]:
+        """How many connections are kept, and how many of them are in use."""
+        pool = cast(QueuePool, self.engine.pool)
+        used = pool.checkedout()
+        return used + pool.checkedin(), used
 
     def close(self) -> None:
         """Close every connection."""
@@ -117,7 +147,14 @@ def parse_time(text: str) -> str:
 def _engine(url: str, *, sqlite: bool) -> Engine:
     if not sqlite:
         # A connection that PostgreSQL closed meanwhile is noticed before it is used.
-        return create_engine(url, pool_pre_ping=True, pool_size=_POOL, max_overflow=_POOL, pool_timeout=_BUSY_SECONDS)
+        return create_engine(
+            url,
+            pool_pre_ping=True,
+            pool_size=_POOL,
+            max_overflow=_POOL,
+            pool_timeout=_BUSY_SECONDS,
+            connect_args={"connect_timeout": _CONNECT_SECONDS},
+        )
     engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS}, pool_size=_POOL, max_overflow=2 * _POOL)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)

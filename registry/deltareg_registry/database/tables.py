@@ -1,5 +1,7 @@
 """The tables: what the registry knows. Bytes of blobs lie in the storage, those of manifests here.
 
+A change here needs a migration, as `tests/registry/test_migrations.py` will say.
+
 Times are RFC 3339 texts in UTC with microseconds, so that they compare as they follow one another in every database.
 """
 
@@ -39,6 +41,7 @@ __all__ = [
     "tags",
     "terms",
     "tokens",
+    "upkeep",
     "uploads",
     "users",
     "versions",
@@ -250,6 +253,16 @@ uploads = Table(
     Column("updated", _TIME, nullable=False, index=True),
     Column("size", BigInteger, nullable=False, comment="bytes that have arrived"),
     Column("parts", JSON, nullable=False, comment="what they are stored as"),
+)
+
+upkeep = Table(
+    "upkeep",
+    metadata,
+    Column("task", String(32), primary_key=True),
+    Column("started", _TIME, nullable=False),
+    Column("ended", _TIME),
+    Column("fault", Text),
+    comment="what is done regularly by one process of several: when it was begun and ended last",
 )
 
 audit = Table(

@@ -1,4 +1,8 @@
-"""What SQLAlchemy has no words for: indexes of words, and triggers, in the language of each database."""
+"""What SQLAlchemy has no words for: indexes of words, and triggers, in the language of each database.
+
+The first migration runs these. Once a version of the server has been released, they do not change: another migration
+drops what it replaces.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -53,6 +54,19 @@ class Storage:
     def placed(self, path: str) -> str:
         """The key of a path below the storage's place."""
         return path if self.bucket is None else self.bucket.key(path)
+
+    def check(self) -> None:
+        """Raise NotFound, NotAllowed or BucketUnavailable unless the storage answers, and files may be written."""
+        with translated(self.bucket, self.label):
+            if self.root is None:
+                # Listed, because a bucket that is gone answers like an object that is.
+                listing: Any = obstore.list  # type: ignore[reportUnknownMemberType]
+                for _ in listing(self.store, self.placed("readiness/"), chunk_size=1):
+                    break
+            elif not self.root.is_dir():
+                raise FileNotFoundError(self.label)
+            elif not os.access(self.root, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), self.label)
 
     def size(self, digest: Digest) -> int:
         """Bytes of a blob. Raises NotFound, BucketUnavailable."""

@@ -40,7 +40,7 @@ _BATCH = 500
 _STEP = 8 << 20
 _THREADS = 4
 # What belongs to one server's work at the moment, and what search makes of the versions anew.
-_LEFT_OUT = {"uploads", "searchable", "terms"}
+_LEFT_OUT = {"upkeep", "uploads", "searchable", "terms"}
 
 
 class CopyReport(Document):

@@ -100,6 +100,7 @@ TABLE: Mapping[str, Line] = MappingProxyType(
         "POST /sign-in": Line(Row(*["401 401 401 401 401 401 401 401 401"] * 2)),
         "POST /sign-out": Line(NOTHING),
         "GET /d/{namespace}/{name}": Line(READ),
+        "POST /d/{namespace}/{name}/versions/{version}": Line(PUBLISH, form={"action": "unyank"}),
         "GET /fits": Line(NOTHING),
         "POST /fits": Line(NOTHING),
         "GET /compare": Line(NOTHING),

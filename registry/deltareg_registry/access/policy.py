@@ -35,6 +35,7 @@ PAGES: Mapping[str, Need] = MappingProxyType(
         "POST /sign-in": Need.NOTHING,
         "POST /sign-out": Need.NOTHING,
         "GET /d/{namespace}/{name}": Need.READ,
+        "POST /d/{namespace}/{name}/versions/{version}": Need.CHANGE,
         "GET /fits": Need.NOTHING,
         "POST /fits": Need.NOTHING,
         "GET /compare": Need.NOTHING,

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import RedirectResponse
 
-from deltareg.errors import DeltaregError, NotFound
+from deltareg.errors import DeltaregError, InvalidArgument, NotFound
 from deltareg.manifest import DeltaConfig, Norms
 from deltareg.names import Reference, parse_reference
 from deltareg.store import Entry, version_among
-from deltareg_registry.access.principal import Principal
+from deltareg_registry.access.principal import Principal, Role
 from deltareg_registry.api.artifacts import open_delta
+from deltareg_registry.api.changes import Reason, deprecate, undeprecate, unyank, yank
 from deltareg_registry.api.deltas import version_details
-from deltareg_registry.pages.forms import Asking
+from deltareg_registry.pages.forms import Asking, Posted, model_of
 from deltareg_registry.pages.lineage import MOST, lineage_of
 from deltareg_registry.pages.norms import LayerNorms, layer_norms
 from deltareg_registry.pages.rendering import render, server_url
@@ -28,6 +31,8 @@ __all__ = ["delta_pages"]
 delta_pages = APIRouter(include_in_schema=False)
 
 _SHOWN_VERSIONS = 200
+_MARKS = {"yank": yank, "deprecate": deprecate}
+_UNMARKS = {"unyank": unyank, "undeprecate": undeprecate}
 
 
 @delta_pages.get("/d/{namespace}/{name}")
@@ -67,7 +72,23 @@ def delta_page(
         lineage=lineage_of(state, asking, this, details.digest, config),
         looked_at=MOST,
         digests=_digests(config),
+        # Whether the namespace is public makes nobody a publisher.
+        publisher=asking.role_in(namespace, public=False) >= Role.PUBLISHER,
     )
+
+
+@delta_pages.post("/d/{namespace}/{name}/versions/{version}")
+def mark_version(request: Request, asking: Asking, namespace: str, name: str, version: str, form: Posted) -> Response:
+    """Yank or deprecate a version, or take that back."""
+    action = form.text("action")
+    place = (request, asking, namespace, name, version)
+    if action in _MARKS:
+        _MARKS[action](*place, model_of(Reason, {"reason": form.text("reason") or ""}))
+    elif action in _UNMARKS:
+        _UNMARKS[action](*place)
+    else:
+        raise InvalidArgument("nothing is said of what to do with the version")
+    return RedirectResponse(f"/d/{namespace}/{name}?{urlencode({'version': version})}", 303)
 
 
 def _layers(state: State, asking: Principal, name: str) -> tuple[LayerNorms | None, str | None]:

@@ -39,6 +39,10 @@ _TEMPLATE = """\
 # url = "/mnt/share/deltas"
 # namespaces = ["acme"]  # what recipes look up in it, and nowhere else
 
+# By whom the deltas of a namespace must be signed before they are used.
+# [policies.acme]
+# signed-by = ["keys/acme.pem"]
+
 # The recipe, [build] and [[delta]], stands in this file too: deltareg new writes one.
 """
 

@@ -26,6 +26,7 @@ from tests.bench.measured import Case, Goal, Row
 from tests.bench.methods import measure_methods
 from tests.bench.product import measure_checks, measure_product, measure_start_up
 from tests.bench.resolving import measure_resolving
+from tests.bench.serving import measure_serving
 
 __all__ = ["CASES", "main", "measure"]
 
@@ -66,6 +67,7 @@ _PARTS: dict[str, Callable[[Path], Iterator[Row | Goal]]] = {
     "methods": lambda scratch: measure_methods(_generated(), scratch),
     "engine": lambda scratch: measure_engine(_generated(), _large(), scratch),
     "resolving": measure_resolving,
+    "serving": measure_serving,
     "device": lambda scratch: measure_device(_generated, scratch),
 }
 

@@ -20,7 +20,7 @@ from deltareg.errors import (
     NotFound,
     VersionExists,
 )
-from deltareg.manifest import MANIFEST_TYPE, Descriptor, Manifest, ReferrerManifest, encode, parse
+from deltareg.manifest import MANIFEST_TYPE, Descriptor, Manifest, encode, parse
 from deltareg.names import parse_reference
 from deltareg.progress import Progress
 from deltareg.remote import PROTOCOL_VERSION, Remote, is_removing
@@ -567,8 +567,12 @@ def received(remote: Remote, blob: Descriptor, offset: int = 0) -> bytes:
 
 
 def publish(remote: Remote, local: Store, name: str, packs: list[bytes] | None = None) -> tuple[Digest, bytes]:
-    """Send an artifact and name it; return its digest and manifest."""
-    manifest = add_delta(local, [pack_of(pack) for pack in packs or [b"a pack"]])
+    """Send an artifact whose packs hold these bytes, and name it; return its digest and manifest."""
+    return publish_manifest(remote, local, name, add_delta(local, [pack_of(pack) for pack in packs or [b"a pack"]]))
+
+
+def publish_manifest(remote: Remote, local: Store, name: str, manifest: bytes) -> tuple[Digest, bytes]:
+    """Send the blobs of a manifest and name it; return its digest and the manifest."""
     for blob in parse(Manifest, manifest, what="test").blobs:
         send(remote, local, blob, repository=parse_reference(name).repository)
     local.put(manifest)

@@ -93,7 +93,9 @@ def test_unit_is_one_that_systemd_takes(tmp_path: Path, monkeypatch: pytest.Monk
     locations = (DEPLOY / "nginx-locations.conf").read_text()
     assert f"location {options['accel']}/ {{" in locations and f"alias {options['data']}/storage/;" in locations
     # The programs and users that it names are not on this machine.
-    made = text.replace("/opt/deltareg/bin/deltareg-registry", "/bin/true").replace("=deltareg\n", "=root\n", 2)
+    made = text.replace("/usr/local/lib/deltareg/bin/deltareg-registry", "/bin/true").replace(
+        "=deltareg\n", "=root\n", 2
+    )
     unit = tmp_path / "deltareg-registry@8401.service"
     unit.write_text(made)
     verify = [find("systemd-analyze", "systemd"), "verify", "--man=no", unit]

@@ -37,7 +37,16 @@ from deltareg.remote.hub.card import card
 from deltareg.remote.hub.names import parse_place
 from deltareg.store import Store
 from deltareg.transfer import pull, push
-from tests.contracts.remote_contract import REPOSITORY, Counted, Interrupted, RemoteContract, publish, send, stored
+from tests.contracts.remote_contract import (
+    REPOSITORY,
+    Counted,
+    Interrupted,
+    RemoteContract,
+    publish,
+    publish_manifest,
+    send,
+    stored,
+)
 from tests.deltas import add_delta, noise
 from tests.deltas import publish as publish_here
 from tests.servers.hub_server import READER, WRITER, HubServer, Model, serve_hub
@@ -94,7 +103,7 @@ class TestHubRemote(RemoteContract):
         return HubRemote(remote.url, self.hub)
 
     def shown(self, remote: Remote, local: Store, blob: Descriptor) -> None:
-        publish(remote, local, "acme/search:0.0.1", [local.read(Digest(blob.digest))])
+        publish_manifest(remote, local, "acme/search:0.0.1", add_delta(local, [local.read(Digest(blob.digest))]))
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -396,7 +405,7 @@ def test_wrong_bytes_from_the_cdn_are_refused(
 
 def test_download_that_breaks_off_goes_on_where_it_was(server: HubServer, remote: HubRemote, local: Store) -> None:
     data = noise(2_000_000)
-    publish(remote, local, NAME, [data])
+    publish_manifest(remote, local, NAME, add_delta(local, [data]))
     server.cdn.cuts = 2
     blob = stored(local, data)
     assert b"".join(remote.get_blob(REPOSITORY, blob, 5)) == data[5:]
@@ -513,7 +522,7 @@ def test_limit_of_bandwidth_holds_both_ways(server: HubServer, local: Store) -> 
     blob = stored(local, data)
     send(remote, local, blob)
     assert 2.8 < max(waited) < 3.2
-    publish(remote, local, NAME, [data])
+    publish_manifest(remote, local, NAME, add_delta(local, [data]))
     waited.clear()
     assert b"".join(remote.get_blob(REPOSITORY, blob, 0)) == data
     assert max(waited) - min(waited) > 2.8

@@ -20,7 +20,7 @@ from deltareg.errors import (
     NotFound,
     VersionExists,
 )
-from deltareg.manifest import MANIFEST_TYPE, Descriptor, Manifest, encode, parse
+from deltareg.manifest import MANIFEST_TYPE, Descriptor, Manifest, ReferrerManifest, encode, parse
 from deltareg.names import parse_reference
 from deltareg.progress import Progress
 from deltareg.remote import PROTOCOL_VERSION, Remote, is_removing

@@ -43,14 +43,14 @@ def measure_serving(scratch: Path) -> Iterator[Row | Goal]:
     pushed: list[float] = []
     raw: list[float] = []
     for number in range(_ROUNDS):
-        with server_process(scratch / f"server{number}", "--log-format", "json") as server:
+        with server_process(scratch / f"server{number}", log=scratch / "log") as server:
             pushed.append(_seconds(lambda: push(local, _NAME, _remote(server), threads=_THREADS)))
         raw.append(_raw_upload(local, blobs, scratch / f"dav{number}"))
     yield Row(_CASE, "push, deltareg server", pack=total / min(pushed) / 1e9, seconds=min(pushed))
     yield Row(_CASE, "the same files put into nginx (DAV), plain client", pack=total / min(raw) / 1e9, seconds=min(raw))
     share = min(raw) / min(pushed)
     yield Goal(_CASE, f"push ≥ {_PUSH:.0%} of a raw upload", f"{share:.0%}", share >= _PUSH)
-    with server_process(scratch / f"server{_ROUNDS - 1}") as server:
+    with server_process(scratch / f"server{_ROUNDS - 1}", log=scratch / "log") as server:
         yield from _pulls(local, server, _token(scratch), total, scratch)
         yield from _crowd(server, _token(scratch), max(blobs, key=lambda blob: blob.size))
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -88,13 +88,15 @@ class ServerProcess:
 
 
 @contextmanager
-def server_process(data: Path, *arguments: str) -> Generator[ServerProcess]:
-    """`deltareg-registry serve` with more arguments, in a process that is ended afterwards."""
+def server_process(data: Path, *arguments: str, log: Path | None = None) -> Generator[ServerProcess]:
+    """`deltareg-registry serve` with more arguments, in a process that ends afterwards; `log` is a file for its log."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'registry'}", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-c", "from deltareg_registry.cli import main; main()", "serve", "--data", str(data)]
     said = data.with_name(f"{data.name}.out")
-    with said.open("wb") as output:
-        process = subprocess.Popen([*command, "--port", "0", *arguments], stdout=output, env=environment, cwd=ROOT)
+    with said.open("wb") as output, nullcontext() if log is None else log.open("ab") as errors:
+        process = subprocess.Popen(
+            [*command, "--port", "0", *arguments], stdout=output, stderr=errors, env=environment, cwd=ROOT
+        )
     try:
         deadline = time.monotonic() + 30
         while (found := re.search(r"http\S+\n", said.read_text())) is None:

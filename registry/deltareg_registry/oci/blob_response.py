@@ -20,7 +20,7 @@ from deltareg_registry.storage.errors import translated
 
 __all__ = ["BlobResponse", "byte_range"]
 
-_FILE_PIECE = 1 << 20
+_FILE_PIECE = 256 << 10
 _OBJECT_PIECE = 4 << 20
 _RANGE = re.compile(r"bytes=(?P<first>[0-9]{0,19})-(?P<last>[0-9]{0,19})", re.ASCII)
 

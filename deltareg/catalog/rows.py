@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from pydantic import Field
 
@@ -11,7 +12,7 @@ from deltareg.errors import DeltaregError
 from deltareg.manifest import CONFIG_TYPE, DeltaConfig, Descriptor, Document, Manifest, parse
 from deltareg.store import Entry, Store
 
-__all__ = ["CatalogRow", "describe", "described", "named"]
+__all__ = ["CatalogRow", "columns_of", "describe", "described", "named"]
 
 
 class CatalogRow(Document):
@@ -68,21 +69,24 @@ def described(entry: Entry, manifest: Manifest, read: Callable[[Descriptor], byt
     if manifest.config.media_type != CONFIG_TYPE:
         return known.model_copy(update={"fault": f"unknown config type {manifest.config.media_type}"})
     config = parse(DeltaConfig, read(manifest.config), what=f"the config of {entry.reference}")
+    size = entry.size + sum(blob.size for blob in manifest.blobs)
+    return known.model_copy(update={"size": size, **columns_of(config)})
+
+
+def columns_of(config: DeltaConfig) -> dict[str, Any]:
+    """What a config tells, by the names that the columns of a catalog have."""
     tokenizer = config.fingerprint.tokenizer
-    return known.model_copy(
-        update={
-            "size": entry.size + sum(blob.size for blob in manifest.blobs),
-            "raw_size": config.post.size,
-            "parameters": config.post.parameters,
-            "base": config.base.id,
-            "fingerprint": config.fingerprint.digest,
-            "space": config.fingerprint.space,
-            "tokenizer_core": None if tokenizer is None else tokenizer.core,
-            "tokenizer_added": None if tokenizer is None else tokenizer.added,
-            "model_type": config.fingerprint.model_type,
-            "licence": config.licence,
-            "description": config.description,
-            "preset": config.preset,
-            "exactness": config.exactness.kind,
-        }
-    )
+    return {
+        "raw_size": config.post.size,
+        "parameters": config.post.parameters,
+        "base": config.base.id,
+        "fingerprint": config.fingerprint.digest,
+        "space": config.fingerprint.space,
+        "tokenizer_core": None if tokenizer is None else tokenizer.core,
+        "tokenizer_added": None if tokenizer is None else tokenizer.added,
+        "model_type": config.fingerprint.model_type,
+        "licence": config.licence,
+        "description": config.description,
+        "preset": config.preset,
+        "exactness": config.exactness.kind,
+    }

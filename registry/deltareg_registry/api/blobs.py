@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from pydantic import Field
 
 from deltareg.digest import parse_digest
 from deltareg.manifest import DigestText, Document
-from deltareg_registry.access.principal import Principal
-from deltareg_registry.authorise import authorise
+from deltareg_registry.api.asking import Asking
 from deltareg_registry.records.blobs import sizes_of, touch
 from deltareg_registry.records.namespaces import repository_id
 from deltareg_registry.state import state_of
@@ -35,9 +32,7 @@ class Missing(Document):
 
 
 @blobs_router.post("/{namespace}/{name}/missing")
-def missing_blobs(
-    namespace: str, name: str, wanted: Wanted, request: Request, asking: Annotated[Principal, Depends(authorise)]
-) -> Missing:
+def missing_blobs(namespace: str, name: str, wanted: Wanted, request: Request, asking: Asking) -> Missing:
     """Which blobs the repository lacks. The others are kept from collection for the grace period from now on."""
     digests = {parse_digest(digest) for digest in wanted.digests}
     with state_of(request).database.writing() as connection:

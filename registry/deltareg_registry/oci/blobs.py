@@ -18,7 +18,7 @@ from deltareg_registry.problems import OciError, answer
 from deltareg_registry.records.audit import record
 from deltareg_registry.records.blobs import blob_of, keep_a_while, unlink_blob
 from deltareg_registry.records.manifests import needs_blob
-from deltareg_registry.records.tags import lock_repository
+from deltareg_registry.records.namespaces import lock_repository
 
 __all__ = ["blobs_router", "matches"]
 

@@ -43,13 +43,12 @@ from deltareg_registry.records.manifests import (
     keep_manifest,
     missing_parts,
 )
-from deltareg_registry.records.namespaces import make_repository
+from deltareg_registry.records.namespaces import lock_repository, make_repository
 from deltareg_registry.records.publishing import publish
 from deltareg_registry.records.tags import (
     delete_tag,
     digest_of_tag,
     has_version_of,
-    lock_repository,
     move_tag,
     remove_version,
     versions_with,

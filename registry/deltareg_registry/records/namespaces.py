@@ -35,6 +35,7 @@ __all__ = [
     "is_public",
     "list_namespaces",
     "lock_namespace",
+    "lock_repository",
     "locked_repository",
     "make_namespace",
     "make_repository",
@@ -158,9 +159,13 @@ def repository_id(connection: Connection, namespace: str, name: str) -> int:
 def locked_repository(connection: Connection, namespace: str, name: str) -> int:
     """The number of a repository, of which nobody else changes a name until the transaction ends. Raises NotFound."""
     found = repository_id(connection, namespace, name)
-    # In SQLite the transaction itself sees to that.
-    connection.execute(select(repositories.c.id).where(repositories.c.id == found).with_for_update())
+    lock_repository(connection, found)
     return found
+
+
+def lock_repository(connection: Connection, repository: int) -> None:
+    """Let one transaction at a time change the names of a repository; in SQLite there is only one anyway."""
+    connection.execute(select(repositories.c.id).where(repositories.c.id == repository).with_for_update())
 
 
 def make_repository(connection: Connection, namespace: str, name: str) -> int:

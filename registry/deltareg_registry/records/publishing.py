@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, insert, select
 
+from deltareg.catalog.rows import columns_of
 from deltareg.checkpoint import read_header
 from deltareg.digest import Digest, parse_digest, sha256
 from deltareg.errors import BadManifest, BadName, DigestMismatch, NotFound
@@ -134,8 +135,7 @@ def _name(connection: Connection, principal: Principal, candidate: _Candidate, a
 
 
 def _row(candidate: _Candidate, repository: int, principal: Principal) -> dict[str, object]:
-    reference, config = candidate.reference, candidate.config
-    tokenizer = config.fingerprint.tokenizer
+    reference = candidate.reference
     return {
         "repository": repository,
         "namespace": reference.namespace,
@@ -147,19 +147,8 @@ def _row(candidate: _Candidate, repository: int, principal: Principal) -> dict[s
         "publisher": principal.user,
         "config": candidate.manifest.config.digest,
         "size": len(candidate.data) + sum(blob.size for blob in candidate.manifest.blobs),
-        "raw_size": config.post.size,
-        "parameters": config.post.parameters,
-        "base": config.base.id,
-        "base_digest": config.base.digest,
-        "fingerprint": config.fingerprint.digest,
-        "space": config.fingerprint.space,
-        "tokenizer_core": None if tokenizer is None else tokenizer.core,
-        "tokenizer_added": None if tokenizer is None else tokenizer.added,
-        "model_type": config.fingerprint.model_type,
-        "licence": config.licence,
-        "description": config.description,
-        "preset": config.preset,
-        "exactness": config.exactness.kind,
+        "base_digest": candidate.config.base.digest,
+        **columns_of(candidate.config),
     }
 
 

@@ -13,7 +13,7 @@ from deltareg.names import LATEST, Reference, is_version, latest_of
 from deltareg.store import version_exists
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.database import now
-from deltareg_registry.database.tables import namespaces, removed, repositories, tags, versions
+from deltareg_registry.database.tables import namespaces, removed, tags, versions
 from deltareg_registry.records.audit import record
 from deltareg_registry.records.events import emit
 from deltareg_registry.records.namespaces import insert_if_absent
@@ -24,17 +24,11 @@ __all__ = [
     "digest_of_tag",
     "has_version_of",
     "latest_version",
-    "lock_repository",
     "move_tag",
     "remove_version",
     "tags_of",
     "versions_with",
 ]
-
-
-def lock_repository(connection: Connection, repository: int) -> None:
-    """Let one transaction at a time change the names of a repository; in SQLite there is only one anyway."""
-    connection.execute(select(repositories.c.id).where(repositories.c.id == repository).with_for_update())
 
 
 def digest_of_tag(connection: Connection, repository: int, tag: str) -> Digest | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from deltareg.store import Store
 from deltareg_registry.app import open_state
 from deltareg_registry.first import first_token
 from deltareg_registry.settings import ServerSettings
@@ -34,3 +35,18 @@ def any_state(any_settings: ServerSettings) -> Iterator[State]:
     first_token(state.database)
     yield state
     state.database.close()
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[State]:
+    """What a new server works with, over SQLite alone: for what does not depend on the database."""
+    opened = open_state(ServerSettings(data=tmp_path / "server"))
+    first_token(opened.database)
+    yield opened
+    opened.database.close()
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Store:
+    """A store in which deltas are made."""
+    return Store(tmp_path / "local")

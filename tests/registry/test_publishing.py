@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from sqlalchemy import select
@@ -16,30 +14,14 @@ from deltareg.errors import BadHeader, BadManifest, BadName, DeltaregError, Dige
 from deltareg.manifest import DeltaConfig, Manifest, encode, parse
 from deltareg.names import parse_reference
 from deltareg.store import Store
-from deltareg_registry.app import open_state
 from deltareg_registry.database.tables import versions
-from deltareg_registry.first import first_token
 from deltareg_registry.records.publishing import Published, publish
-from deltareg_registry.settings import ServerSettings
 from deltareg_registry.state import State
 from tests.deltas import add_delta, with_config
 from tests.registry.deltas import OWNER, pack_of, publish_delta, put_blobs
 from tests.servers.deltareg_server import RunningServer
 
 NAME = "acme/search:1.0.0"
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Iterator[State]:
-    found = open_state(ServerSettings(data=tmp_path / "server"))
-    first_token(found.database)
-    yield found
-    found.database.close()
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> Store:
-    return Store(tmp_path / "local")
 
 
 def published(state: State, name: str, manifest: bytes) -> Published:

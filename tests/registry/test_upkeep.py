@@ -6,7 +6,6 @@ import json
 import random
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,19 +27,6 @@ from deltareg_registry.upkeep.collect import collect
 from deltareg_registry.upkeep.inspect import inspect_registry
 from tests.deltas import add_delta, flip
 from tests.registry.deltas import OWNER, pack_of, publish_delta, put_blobs
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Iterator[State]:
-    found = open_state(ServerSettings(data=tmp_path / "server"))
-    first_token(found.database)
-    yield found
-    found.database.close()
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> Store:
-    return Store(tmp_path / "local")
 
 
 def file_of(state: State, digest: str) -> Path:

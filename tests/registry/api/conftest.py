@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from tests.registry.databases import local, postgresql, state
+import pytest
 
-__all__ = ["local", "postgresql", "state"]
+from deltareg_registry.state import State
+
+
+@pytest.fixture
+def state(any_state: State) -> State:
+    """What a new server works with, over SQLite and over PostgreSQL."""
+    return any_state

@@ -25,11 +25,6 @@ REPOSITORY = "acme/search"
 
 
 @pytest.fixture
-def local(tmp_path: Path) -> Store:
-    return Store(tmp_path / "local")
-
-
-@pytest.fixture
 def remote(server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OciRemote]:
     for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "HOME"):
         monkeypatch.setenv(name, str(tmp_path / "state"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from sqlalchemy import select
@@ -18,11 +17,6 @@ from tests.deltas import add_delta
 from tests.registry.deltas import pack_of
 from tests.registry.oci.repository import EMPTY_TYPE, Repository, code_of, described
 from tests.servers.deltareg_server import RunningServer
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> Store:
-    return Store(tmp_path / "local")
 
 
 @pytest.fixture

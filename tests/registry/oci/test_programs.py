@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import oras.client
-import pytest
 
 from deltareg.digest import Digest
 from deltareg.manifest import Manifest, parse
@@ -19,11 +18,6 @@ from tests.registry.oci.repository import Repository
 from tests.servers.deltareg_server import RunningServer
 
 NAME = "acme/search:1.0.0"
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> Store:
-    return Store(tmp_path / "local")
 
 
 def skopeo(*arguments: str) -> subprocess.CompletedProcess[str]:

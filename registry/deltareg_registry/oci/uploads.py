@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request, Response
@@ -10,7 +11,7 @@ from sqlalchemy import Connection
 from starlette.requests import ClientDisconnect
 
 from deltareg.digest import Digest, sha256
-from deltareg.errors import BadName, DeltaregError, DigestMismatch, NotFound, QuotaExceeded
+from deltareg.errors import BadName, Busy, DeltaregError, DigestMismatch, NotFound, QuotaExceeded
 from deltareg.names import parse_reference
 from deltareg_registry.access.principal import Role
 from deltareg_registry.oci.names import (
@@ -34,6 +35,7 @@ __all__ = ["uploads_router"]
 
 uploads_router = APIRouter(prefix="/v2", tags=["oci"], dependencies=[Depends(checked_name)])
 
+_SETTLING = 2.0
 _IDENTITY = re.compile("[0-9a-f]{32}")
 _RANGE = re.compile(r"(?:bytes[ =])?(?P<first>[0-9]{1,19})-(?P<last>[0-9]{1,19})(?:/(?:[0-9]{1,19}|\*))?", re.ASCII)
 
@@ -68,6 +70,11 @@ async def begin_upload(request: Request, asking: Asking) -> Response:
 async def upload_status(identity: str, request: Request, asking: Asking) -> Response:
     """How much of an upload has arrived."""
     asked = asked_of(request)
+    await run_sync(_found, asked, identity)
+    # Who asks after a cut comes before the request that was cut has put down its last bytes.
+    with suppress(Busy):
+        async with exclusive(asked.state, identity, patience=_SETTLING):
+            pass
     return _status(asked, await run_sync(_found, asked, identity), 204)
 
 

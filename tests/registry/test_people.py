@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from deltareg.digest import Digest, sha256
 from deltareg.errors import BadName, Conflict, InvalidArgument, NotFound, NotSignedIn, QuotaExceeded
@@ -135,6 +135,22 @@ def test_tokens_of_a_user_who_is_shut_out_are_good_for_nothing(any_state: State)
         for name in ("", "a\nb", "x" * 101):
             with pytest.raises(InvalidArgument):
                 issue_token(connection, OWNER, "rita", name)
+
+
+def test_the_namespaces_of_a_user_are_found_by_an_index(state: State) -> None:
+    asked: list[str] = []
+
+    def note(_c: object, _u: object, statement: str, parameters: object, *_: object) -> None:
+        asked.append(statement)
+
+    with state.database.writing() as connection:
+        _, secret = issue_token(connection, OWNER, "owner", "laptop")
+        event.listen(connection, "before_cursor_execute", note)
+        principal_of(connection, secret)
+        (statement,) = [one for one in asked if "FROM members" in one]
+        plan = connection.exec_driver_sql(f"explain query plan {statement}", ("owner",)).all()
+    # Every request with a token asks this.
+    assert "ix_members_user" in plan[0].detail
 
 
 def test_ends_of_tokens_are_times_to_come() -> None:

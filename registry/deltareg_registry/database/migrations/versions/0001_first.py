@@ -75,6 +75,7 @@ def _names() -> None:
         sa.ForeignKeyConstraint(["user"], ["users.name"], name=op.f("fk_members_user"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("namespace", "user", name=op.f("pk_members")),
     )
+    op.create_index(op.f("ix_members_user"), "members", ["user"])
     op.create_table(
         "tokens",
         sa.Column("id", sa.String(length=16), nullable=False),
@@ -217,10 +218,8 @@ def _versions() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_versions")),
         sa.UniqueConstraint("repository", "version", name=op.f("uq_versions_repository_version")),
     )
-    op.create_index(op.f("ix_versions_fingerprint"), "versions", ["fingerprint"])
     op.create_index(op.f("ix_versions_namespace"), "versions", ["namespace"])
     op.create_index(op.f("ix_versions_repository_digest"), "versions", ["repository", "digest"])
-    op.create_index(op.f("ix_versions_space"), "versions", ["space"])
     op.create_table(
         "terms",
         sa.Column("id", _NUMBER, nullable=False),

@@ -73,6 +73,17 @@ def test_only_an_empty_namespace_is_removed(any_state: State, tmp_path: Path) ->
         delete_namespace(connection, OWNER, "empty")
 
 
+def test_a_new_repository_has_no_number_of_one_that_was_removed(any_state: State) -> None:
+    """An upload that still ran would give its blob to somebody else."""
+    numbers: list[int] = []
+    for name in ("first", "second"):
+        with any_state.database.writing() as connection:
+            make_namespace(connection, name, OWNER, public=False)
+            numbers.append(make_repository(connection, name, "search"))
+            delete_namespace(connection, OWNER, name)
+    assert numbers[0] < numbers[1]
+
+
 def test_the_last_owner_stays_however_many_leave_at_once(any_state: State) -> None:
     owners = [f"olga{number}" for number in range(8)]
     with any_state.database.writing() as connection:

@@ -42,6 +42,7 @@ from deltareg_registry.records.webhooks import (
     Webhook,
     add_webhook,
     claim,
+    delete_webhook,
     enable_webhook,
     forget_old,
     list_deliveries,
@@ -237,6 +238,18 @@ def test_processes_that_claim_at_once_get_different_messages(any_state: State) -
         connection.execute(update(deliveries).values(due=now()))
         assert {due.attempts for due in claim(connection, limit=30)} == {2}
         assert connection.execute(select(func.count()).select_from(deliveries)).scalar_one() == 30
+
+
+def test_no_message_has_the_number_of_one_that_was_removed(any_state: State) -> None:
+    """Receivers that know a number leave out what comes with it again."""
+    numbers: list[int] = []
+    for _ in range(2):
+        hook, _ = webhook(any_state, "https://hooks.invalid/")
+        happen(any_state)
+        numbers += [each.id for each in sent(any_state, hook)]
+        with any_state.database.writing() as connection:
+            delete_webhook(connection, OWNER, "acme", hook.id)
+    assert numbers[0] < numbers[1]
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,8 @@ metadata = MetaData(
     }
 )
 
-# SQLite gives numbers by itself only to INTEGER.
+# SQLite gives numbers by itself only to INTEGER. Tables that use it for what others remember have `sqlite_autoincrement`:
+# without it, the number of a row that was removed is given again.
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")
 _DIGEST = String(71)
 _TIME = String(27)
@@ -88,6 +89,7 @@ repositories = Table(
     Column("name", _NAME, nullable=False),
     Column("created", _TIME, nullable=False),
     UniqueConstraint("namespace", "name"),
+    sqlite_autoincrement=True,
 )
 
 users = Table(
@@ -205,6 +207,7 @@ versions = Table(
     Column("exactness", String(16), nullable=False),
     UniqueConstraint("repository", "version"),
     Index(None, "repository", "digest"),
+    sqlite_autoincrement=True,
 )
 
 searchable = Table(
@@ -277,6 +280,7 @@ audit = Table(
     Column("namespace", _NAME, index=True),
     Column("subject", Text, nullable=False),
     Column("detail", JSON, nullable=False),
+    sqlite_autoincrement=True,
 )
 
 webhooks = Table(
@@ -305,6 +309,7 @@ deliveries = Table(
     Column("tried", _TIME, comment="when it was tried last"),
     Column("status", Integer, comment="of the last answer"),
     Column("fault", Text),
+    sqlite_autoincrement=True,
 )
 
 pulls = Table(

@@ -54,6 +54,7 @@ def _names() -> None:
         sa.ForeignKeyConstraint(["namespace"], ["namespaces.name"], name=op.f("fk_repositories_namespace")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_repositories")),
         sa.UniqueConstraint("namespace", "name", name=op.f("uq_repositories_namespace_name")),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "users",
@@ -217,6 +218,7 @@ def _versions() -> None:
         sa.ForeignKeyConstraint(["repository"], ["repositories.id"], name=op.f("fk_versions_repository")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_versions")),
         sa.UniqueConstraint("repository", "version", name=op.f("uq_versions_repository_version")),
+        sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_versions_namespace"), "versions", ["namespace"])
     op.create_index(op.f("ix_versions_repository_digest"), "versions", ["repository", "digest"])
@@ -280,6 +282,7 @@ def _work() -> None:
         sa.Column("subject", sa.Text(), nullable=False),
         sa.Column("detail", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_audit")),
+        sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_audit_namespace"), "audit", ["namespace"])
     op.create_index(op.f("ix_audit_time"), "audit", ["time"])
@@ -319,6 +322,7 @@ def _work() -> None:
         sa.Column("fault", sa.Text()),
         sa.ForeignKeyConstraint(["webhook"], ["webhooks.id"], name=op.f("fk_deliveries_webhook"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_deliveries")),
+        sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_deliveries_due"), "deliveries", ["due"])
     op.create_index(op.f("ix_deliveries_webhook"), "deliveries", ["webhook"])

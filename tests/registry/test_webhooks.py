@@ -47,6 +47,7 @@ from deltareg_registry.records.webhooks import (
     forget_old,
     list_deliveries,
     list_webhooks,
+    settle,
 )
 from deltareg_registry.settings import ServerSettings
 from deltareg_registry.state import State
@@ -216,6 +217,17 @@ def test_messages_are_given_up_after_a_day_and_the_webhook_after_ten_of_them(sta
     let_time_pass(state, days=31)
     with state.database.writing() as connection:
         assert forget_old(connection) == MOST_FAILURES + 3
+
+
+def test_a_webhook_that_is_disabled_is_told_nothing_more(any_state: State) -> None:
+    hook, _ = webhook(any_state, "https://hooks.invalid/")
+    happen(any_state, 2)
+    with any_state.database.writing() as connection:
+        (under_way,) = claim(connection, limit=1)
+        enable_webhook(connection, OWNER, "acme", hook.id, enabled=False, address=None)
+        settle(connection, under_way, status=500, fault="refused by the receiver", wait=5)
+    faults = {(each.due, each.fault) for each in sent(any_state, hook)}
+    assert faults == {(None, "refused by the receiver"), (None, "the webhook was disabled")}
 
 
 def test_processes_that_claim_at_once_get_different_messages(any_state: State) -> None:

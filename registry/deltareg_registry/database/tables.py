@@ -58,8 +58,8 @@ metadata = MetaData(
     }
 )
 
-# SQLite gives numbers by itself only to INTEGER. Tables that use it for what others remember have `sqlite_autoincrement`:
-# without it, the number of a row that was removed is given again.
+# SQLite gives numbers by itself only to INTEGER, and those of removed rows again where a table has not
+# `sqlite_autoincrement`: receivers know messages by their numbers, and uploads repositories.
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")
 _DIGEST = String(71)
 _TIME = String(27)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Connection, delete, exists, func, insert, select, update
+from sqlalchemy import Connection, case, delete, exists, func, insert, select, update
 
 from deltareg.errors import Conflict, NotFound
 from deltareg_registry.access.principal import ANONYMOUS, Principal
@@ -142,12 +142,14 @@ def delete_webhook(
 def enable_webhook(
     connection: Connection, principal: Principal, namespace: str, identity: str, *, enabled: bool, address: str | None
 ) -> Webhook:
-    """Let a webhook be told again, or no longer. Raises NotFound."""
+    """Let a webhook be told again, or no longer, also not of what waits for it. Raises NotFound."""
     before = webhook_of(connection, namespace, identity)
     if enabled == (before.disabled is not None):
         disabled = None if enabled else now()
         which = webhooks.c.id == identity
         connection.execute(update(webhooks).where(which).values(disabled=disabled, failures=0))
+        if not enabled:
+            _give_up_waiting(connection, identity)
         action = "webhook.enable" if enabled else "webhook.disable"
         record(connection, principal, action, identity, namespace=namespace, address=address)
     return webhook_of(connection, namespace, identity)
@@ -198,7 +200,9 @@ def settle(connection: Connection, due: Due, *, status: int | None, fault: str |
         return
     next_time = datetime.now(UTC) + timedelta(seconds=wait)
     given_up = next_time - datetime.fromisoformat(due.created) > _GIVE_UP
-    again = None if given_up else at(next_time)
+    # The webhook may have been disabled while this was under way.
+    enabled = exists().where(webhooks.c.id == due.webhook, webhooks.c.disabled.is_(None))
+    again = None if given_up else case((enabled, at(next_time)))
     connection.execute(update(deliveries).where(row).values(due=again, status=status, fault=fault))
     if given_up:
         _note_failure(connection, due.webhook)
@@ -217,9 +221,13 @@ def _note_failure(connection: Connection, webhook: str) -> None:
     failing = (which, webhooks.c.disabled.is_(None), webhooks.c.failures >= MOST_FAILURES)
     if connection.execute(update(webhooks).where(*failing).values(disabled=now())).rowcount == 0:
         return
-    waiting = (deliveries.c.webhook == webhook, deliveries.c.due.is_not(None))
-    fault = func.coalesce(deliveries.c.fault, "the webhook was disabled")
-    connection.execute(update(deliveries).where(*waiting).values(due=None, fault=fault))
+    _give_up_waiting(connection, webhook)
     namespace = connection.execute(select(webhooks.c.namespace).where(which)).scalar_one()
     detail = {"failures": MOST_FAILURES}
     record(connection, ANONYMOUS, "webhook.disable", webhook, namespace=namespace, detail=detail)
+
+
+def _give_up_waiting(connection: Connection, webhook: str) -> None:
+    waiting = (deliveries.c.webhook == webhook, deliveries.c.due.is_not(None))
+    fault = func.coalesce(deliveries.c.fault, "the webhook was disabled")
+    connection.execute(update(deliveries).where(*waiting).values(due=None, fault=fault))

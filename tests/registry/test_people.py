@@ -167,7 +167,14 @@ def test_ends_of_tokens_are_times_to_come() -> None:
     assert expiry("2100-01-01", None) == "2100-01-01T00:00:00.000000Z"
     assert expiry("2100-01-01T02:00:00+02:00", None) == "2100-01-01T00:00:00.000000Z"
     assert expiry(None, None) is None
-    for expires, days in (("2001-01-01", None), ("soon", None), (None, 0), (None, 1e9), ("2100-01-01", 1)):
+    for expires, days in (
+        ("2001-01-01", None),
+        ("0999-01-01", None),
+        ("soon", None),
+        (None, 0),
+        (None, 1e9),
+        ("2100-01-01", 1),
+    ):
         with pytest.raises(InvalidArgument):
             expiry(expires, days)
     with pytest.raises(InvalidArgument):

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, case, delete, exists, func, insert, select, u
 
 from deltareg.errors import Conflict, NotFound
 from deltareg_registry.access.principal import ANONYMOUS, Principal
-from deltareg_registry.database import at, now
+from deltareg_registry.database import at, from_now, now
 from deltareg_registry.database.tables import deliveries, webhooks
 from deltareg_registry.records.audit import record
 from deltareg_registry.records.namespaces import lock_namespace
@@ -40,7 +40,7 @@ LEASE_SECONDS = 60
 MOST_FAILURES = 10
 """After so many deliveries that were given up, one after another, a webhook is disabled."""
 _GIVE_UP = timedelta(days=1)
-_KEPT = timedelta(days=30)
+_KEPT_SECONDS = 30 * 86400
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def claim(connection: Connection, *, limit: int) -> list[Due]:
     chosen = list(connection.execute(free).scalars())
     if not chosen:
         return []
-    lease = at(datetime.now(UTC) + timedelta(seconds=LEASE_SECONDS))
+    lease = from_now(LEASE_SECONDS)
     connection.execute(
         update(deliveries).where(table.id.in_(chosen)).values(due=lease, attempts=table.attempts + 1, tried=now())
     )
@@ -210,7 +210,7 @@ def settle(connection: Connection, due: Due, *, status: int | None, fault: str |
 
 def forget_old(connection: Connection) -> int:
     """Remove deliveries that were done, or given up, 30 days ago; returns how many."""
-    old = at(datetime.now(UTC) - _KEPT)
+    old = from_now(-_KEPT_SECONDS)
     done = connection.execute(delete(deliveries).where(deliveries.c.due.is_(None), deliveries.c.created < old))
     return done.rowcount
 

@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -29,7 +30,7 @@ from deltareg.names import parse_reference
 from deltareg.store import Store
 from deltareg_registry.app import open_state
 from deltareg_registry.database import at, now
-from deltareg_registry.database.tables import deliveries
+from deltareg_registry.database.tables import deliveries, webhooks
 from deltareg_registry.first import first_token
 from deltareg_registry.records.channels import remove_channel, set_channel
 from deltareg_registry.records.events import EVENTS, emit
@@ -52,6 +53,7 @@ from deltareg_registry.records.webhooks import (
 from deltareg_registry.settings import ServerSettings
 from deltareg_registry.state import State
 from deltareg_registry.upkeep.addresses import check_url, parse_host, resolve
+from deltareg_registry.upkeep.background import background
 from deltareg_registry.upkeep.deliveries import backoff, deliver_due, open_sender
 from tests.registry.deltas import OWNER, publish_delta
 from tests.registry.receiver import Receiver, receive, until
@@ -194,6 +196,35 @@ def test_a_receiver_that_is_slow_or_absent_is_a_fault(state: State, receiver: Re
     happen(state)
     send(state, seconds=5)
     assert sent(state, absent)[0].fault == "not reached: ConnectError"
+
+
+def test_a_message_that_cannot_be_made_keeps_no_other_from_being_sent(state: State, receiver: Receiver) -> None:
+    damaged, _ = webhook(state, receiver.url)
+    with state.database.writing() as connection:
+        connection.execute(update(webhooks).values(secret="whsec_x"))
+    whole, _ = webhook(state, receiver.url)
+    happen(state)
+    assert send(state) == 2
+    assert [(each.status, each.fault) for each in sent(state, whole)] == [(204, None)]
+    assert [(each.status, each.fault) for each in sent(state, damaged)] == [(None, "the server failed")]
+
+
+def test_a_task_that_fails_ends_no_other(state: State, receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:
+    webhook(state, receiver.url)
+    # What cannot be sorted: nothing like it is counted, and whatever fails so is not foreseen.
+    state.pulls.count(1, "sha256:…")
+    state.pulls.count("one", "sha256:…")  # type: ignore[arg-type]
+
+    def look() -> None:
+        until(lambda: "a regular task failed" in caplog.text)
+        happen(state)
+        receiver.wait(1)
+
+    async def run() -> None:
+        async with background(state):
+            await anyio.to_thread.run_sync(look)
+
+    anyio.run(run)
 
 
 def test_messages_are_given_up_after_a_day_and_the_webhook_after_ten_of_them(state: State, receiver: Receiver) -> None:

@@ -153,15 +153,15 @@ def delete_tag(
     """
     tag = reference.tag
     assert tag is not None
-    digest = digest_of_tag(connection, repository, tag)
-    if digest is None:
-        raise NotFound(f"there is no {reference}")
     if reference.version is not None:
         remove_version(connection, principal, reference, repository, address)
         return
-    where = (tags.c.repository == repository, tags.c.tag == tag)
-    if connection.execute(delete(tags).where(*where)).rowcount == 0:
+    digest = moving_digest(connection, repository, tag)
+    if digest is None:
+        if digest_of_tag(connection, repository, tag) is None:
+            raise NotFound(f"there is no {reference}")
         raise NotAllowed(f"{reference} is computed from the versions", hint="yank the version instead")
+    connection.execute(delete(tags).where(tags.c.repository == repository, tags.c.tag == tag))
     record(
         connection,
         principal,
@@ -180,14 +180,14 @@ def remove_version(
     """Remove a version; it never becomes free. Raises NotFound, NotAllowed unless the namespace's policy allows it."""
     version = reference.version
     assert version is not None
+    digest = digest_of_tag(connection, repository, version)
+    if digest is None:
+        raise NotFound(f"there is no {reference}")
     if not policy_of(connection, reference.namespace).deletion:
         raise NotAllowed(
             f"{reference} is a version: {reference.namespace} does not let versions be removed",
             hint=f"deltareg yank {reference} --reason '…' keeps people from it",
         )
-    digest = digest_of_tag(connection, repository, version)
-    if digest is None:
-        raise NotFound(f"there is no {reference}")
     same = (versions.c.repository == repository, versions.c.version == version)
     was_delta = connection.execute(delete(versions).where(*same)).rowcount > 0
     connection.execute(delete(tags).where(tags.c.repository == repository, tags.c.tag == version))

@@ -35,9 +35,11 @@ def create_app(settings: ServerSettings, state: State | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        async with background(opened):
-            yield
-        opened.database.close()
+        try:
+            async with background(opened):
+                yield
+        finally:
+            opened.database.close()
 
     app = FastAPI(
         title="deltareg registry",

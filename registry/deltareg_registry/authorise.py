@@ -18,7 +18,7 @@ from deltareg_registry.access.principal import ANONYMOUS, Principal, Role
 from deltareg_registry.access.tokens import note_use, principal_of
 from deltareg_registry.database import Database
 from deltareg_registry.records.namespaces import is_public, make_namespace
-from deltareg_registry.state import State, state_of
+from deltareg_registry.state import State, address_of, state_of
 
 __all__ = ["COOKIE", "authorise", "may_make", "principal_from"]
 
@@ -36,7 +36,7 @@ class _Asked:
     need: Need
     namespace: str | None
     token: str | None
-    address: str
+    address: str | None
     cookie: bool = False
     """Whether the token came in a cookie, which a browser sends long after the token has ended."""
 
@@ -49,12 +49,11 @@ async def authorise(request: Request) -> Principal:
     state = state_of(request)
     route = cast(APIRoute, request.scope["route"])
     name = f"{'GET' if request.method == 'HEAD' else request.method} {route.path}"
-    address = "" if request.client is None else request.client.host
     token, cookie = _token_of(request), False
     if token is None and name in PAGES:
         token = request.cookies.get(COOKIE)
         cookie = token is not None
-    asked = _Asked(ROUTES[name], _namespace_of(request), token, address, cookie)
+    asked = _Asked(ROUTES[name], _namespace_of(request), token, address_of(request), cookie)
     request.state.token = token
     # In a thread: the database is not asked on the event loop.
     principal = await run_sync(_known, state, asked)
@@ -102,9 +101,7 @@ def _judge(state: State, asked: _Asked, principal: Principal) -> Principal:
         public = is_public(connection, namespace)
     if public is None and need is Need.PUBLISH and may_make(state, principal, namespace):
         with state.database.writing() as connection:
-            make_namespace(
-                connection, namespace, principal, public=state.settings.public, address=asked.address or None
-            )
+            make_namespace(connection, namespace, principal, public=state.settings.public, address=asked.address)
         return principal_from(state.database, asked.token)
     _check_role(principal, namespace, public, _ROLES[need])
     return principal

@@ -193,8 +193,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 async def _answer_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-    told = InvalidArgument("the request is not understood: " + "; ".join(faults[:8]), cause="; ".join(faults[:8]))
-    return answer(request, told)
+    return answer(request, InvalidArgument("the request is not understood: " + "; ".join(faults[:8])))
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:

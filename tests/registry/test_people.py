@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Connection, event
 
 from deltareg.digest import Digest, sha256
 from deltareg.errors import BadName, Conflict, InvalidArgument, NotFound, NotSignedIn, QuotaExceeded
@@ -15,9 +15,8 @@ from deltareg.store import Store
 from deltareg_registry.access.principal import ANONYMOUS, Principal, Role, Scope
 from deltareg_registry.access.tokens import expiry, list_tokens, principal_of
 from deltareg_registry.database import now, parse_time
-from deltareg_registry.database.tables import repository_blobs
 from deltareg_registry.records.audit import AuditQuery, find_records
-from deltareg_registry.records.blobs import add_blob
+from deltareg_registry.records.blobs import add_blob, mount_blob
 from deltareg_registry.records.members import list_members, remove_member, set_member
 from deltareg_registry.records.namespaces import (
     change_namespace,
@@ -28,7 +27,7 @@ from deltareg_registry.records.namespaces import (
     namespace_named,
 )
 from deltareg_registry.records.pulls import PullCounter
-from deltareg_registry.records.quotas import check_room, used_bytes
+from deltareg_registry.records.quotas import check_room, lock_quota, used_bytes
 from deltareg_registry.records.statistics import count_namespaces, version_pulls
 from deltareg_registry.records.tokens import issue_token, withdraw_token
 from deltareg_registry.records.users import add_user, change_user, list_users
@@ -71,6 +70,17 @@ def test_only_an_empty_namespace_is_removed(any_state: State, tmp_path: Path) ->
     assert names(any_state, OWNER) == ["acme"]
     with pytest.raises(NotFound), any_state.database.writing() as connection:
         delete_namespace(connection, OWNER, "empty")
+
+
+def test_a_new_repository_has_no_number_of_one_that_was_removed(any_state: State) -> None:
+    """An upload that still ran would give its blob to somebody else."""
+    numbers: list[int] = []
+    for name in ("first", "second"):
+        with any_state.database.writing() as connection:
+            make_namespace(connection, name, OWNER, public=False)
+            numbers.append(make_repository(connection, name, "search"))
+            delete_namespace(connection, OWNER, name)
+    assert numbers[0] < numbers[1]
 
 
 def test_the_last_owner_stays_however_many_leave_at_once(any_state: State) -> None:
@@ -137,15 +147,45 @@ def test_tokens_of_a_user_who_is_shut_out_are_good_for_nothing(any_state: State)
                 issue_token(connection, OWNER, "rita", name)
 
 
+def test_the_namespaces_of_a_user_are_found_by_an_index(state: State) -> None:
+    asked: list[str] = []
+
+    def note(_c: object, _u: object, statement: str, parameters: object, *_: object) -> None:
+        asked.append(statement)
+
+    with state.database.writing() as connection:
+        _, secret = issue_token(connection, OWNER, "owner", "laptop")
+        event.listen(connection, "before_cursor_execute", note)
+        principal_of(connection, secret)
+        (statement,) = [one for one in asked if "FROM members" in one]
+        plan = connection.exec_driver_sql(f"explain query plan {statement}", ("owner",)).all()
+    # Every request with a token asks this.
+    assert "ix_members_user" in plan[0].detail
+
+
 def test_ends_of_tokens_are_times_to_come() -> None:
     assert expiry("2100-01-01", None) == "2100-01-01T00:00:00.000000Z"
     assert expiry("2100-01-01T02:00:00+02:00", None) == "2100-01-01T00:00:00.000000Z"
     assert expiry(None, None) is None
-    for expires, days in (("2001-01-01", None), ("soon", None), (None, 0), (None, 1e9), ("2100-01-01", 1)):
+    for expires, days in (
+        ("2001-01-01", None),
+        ("0999-01-01", None),
+        ("soon", None),
+        (None, 0),
+        (None, 1e9),
+        ("2100-01-01", 1),
+    ):
         with pytest.raises(InvalidArgument):
             expiry(expires, days)
     with pytest.raises(InvalidArgument):
         parse_time("0001-01-01T00:00:00+23:00")
+
+
+def add(connection: Connection, repository: int, text: str, size: int) -> None:
+    """Add a blob to a repository of acme, as an upload does it."""
+    lock_quota(connection, "acme")
+    check_room(connection, "acme", digest_of(text), size)
+    add_blob(connection, repository, digest_of(text), size)
 
 
 def test_a_namespace_holds_no_more_than_its_quota(any_state: State) -> None:
@@ -153,24 +193,29 @@ def test_a_namespace_holds_no_more_than_its_quota(any_state: State) -> None:
         make_namespace(connection, "acme", OWNER, public=False)
         change_namespace(connection, OWNER, "acme", {"quota": 100})
         first, second = (make_repository(connection, "acme", name) for name in ("first", "second"))
-        add_blob(connection, first, digest_of("a"), 60)
-        add_blob(connection, second, digest_of("a"), 60)  # the same bytes count once
+        add(connection, first, "a", 60)
+        add(connection, second, "a", 60)  # the same bytes count once
         assert used_bytes(connection, "acme") == 60
-        check_room(connection, "acme", digest_of("b"), 40)
-        check_room(connection, "acme", digest_of("a"), 60)
-        with pytest.raises(QuotaExceeded):
-            check_room(connection, "acme", None, 41)
-    over = pytest.raises(QuotaExceeded, match="may hold 100 bytes; these would make 101")
-    with over as caught, any_state.database.writing() as connection:
-        add_blob(connection, second, digest_of("b"), 41)
-    assert caught.value.data == {"quota": 100, "needed": 101}
-    with any_state.database.writing() as connection:
-        assert used_bytes(connection, "acme") == 60
-        assert len(connection.execute(select(repository_blobs)).all()) == 2
-        add_blob(connection, second, digest_of("b"), 40)
+        for digest, size in ((digest_of("b"), 41), (None, 41)):
+            with pytest.raises(QuotaExceeded, match="acme has room for 40 more bytes, not for 41") as caught:
+                check_room(connection, "acme", digest, size)
+            assert caught.value.data == {"room": 40}
+        add(connection, second, "b", 40)
         change_namespace(connection, OWNER, "acme", {"quota": None})
-        add_blob(connection, second, digest_of("c"), 1000)
+        add(connection, second, "c", 1000)
         assert namespace_named(connection, "acme").quota is None
+
+
+def test_what_a_namespace_has_already_goes_into_another_of_its_repositories_whatever_its_quota(
+    any_state: State,
+) -> None:
+    with any_state.database.writing() as connection:
+        make_namespace(connection, "acme", OWNER, public=False)
+        first, second = (make_repository(connection, "acme", name) for name in ("first", "second"))
+        add(connection, first, "a", 60)
+        change_namespace(connection, OWNER, "acme", {"quota": 50})
+        assert mount_blob(connection, first, second, "acme", digest_of("a"))
+        assert used_bytes(connection, "acme") == 60
 
 
 def test_an_upload_waits_for_another_one_that_shares_its_quota(any_state: State) -> None:
@@ -181,11 +226,11 @@ def test_an_upload_waits_for_another_one_that_shares_its_quota(any_state: State)
 
     def upload(text: str) -> None:
         with any_state.database.writing() as connection:
-            add_blob(connection, repository, digest_of(text), 10)
+            add(connection, repository, text, 10)
 
     with ThreadPoolExecutor(1) as pool:
         with any_state.database.writing() as connection:
-            add_blob(connection, repository, digest_of("first"), 10)
+            add(connection, repository, "first", 10)
             second = pool.submit(upload, "second")
             # Without waiting it would count before the first is committed, and both would be too much.
             with pytest.raises(TimeoutError):

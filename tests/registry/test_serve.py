@@ -20,6 +20,7 @@ import pytest
 
 from deltareg_registry.app import open_state
 from deltareg_registry.settings import ServerSettings
+from deltareg_registry.state import State
 from deltareg_registry.upkeep.background import collect_if_due
 from tests.registry.oci.repository import Repository
 from tests.servers.deltareg_server import ROOT, ServerProcess, server_process
@@ -277,10 +278,7 @@ def test_one_process_of_several_collects(any_settings: ServerSettings) -> None:
         state.database.close()
 
 
-def _started(state: object) -> tuple[str, str | None, str | None]:
-    from deltareg_registry.state import State
-
-    assert isinstance(state, State)
+def _started(state: State) -> tuple[str, str | None, str | None]:
     with state.database.reading() as connection:
         row = connection.exec_driver_sql("select started, ended, fault from upkeep where task = 'gc'").one()
     return row[0], row[1], row[2]

@@ -26,7 +26,7 @@ from deltareg_registry.upkeep.backup import backup, restore
 from deltareg_registry.upkeep.collect import collect
 from deltareg_registry.upkeep.inspect import inspect_registry
 from tests.deltas import add_delta, flip
-from tests.registry.deltas import OWNER, pack_of, publish_delta, put_blobs
+from tests.registry.deltas import OWNER, pack_of, publish_delta, put_blobs, store_blob
 
 
 def file_of(state: State, digest: str) -> Path:
@@ -39,7 +39,7 @@ def stray(state: State, text: str, repository: str = "acme/search") -> Digest:
     reference = parse_reference(repository)
     with state.database.writing() as connection:
         make_namespace(connection, reference.namespace, OWNER, public=False)
-        digest = state.storage.put(text.encode())
+        digest = store_blob(state, text.encode())
         add_blob(connection, make_repository(connection, reference.namespace, reference.name), digest, len(text))
     return digest
 
@@ -62,7 +62,7 @@ def test_what_nothing_names_is_collected_after_the_grace_period(state: State, lo
 
 def test_files_of_no_blob_are_collected_once_they_are_old(state: State, local: Store) -> None:
     publish_delta(state, "acme/search:1.0.0", local)
-    digest = state.storage.put(b"a process was killed before it told the database")
+    digest = store_blob(state, b"a process was killed before it told the database")
     assert collect(state.database, state.storage, 3600).orphans == 0
     time.sleep(1.1)  # the files' times are compared, too
     assert collect(state.database, state.storage, 0).orphans == 1
@@ -70,8 +70,8 @@ def test_files_of_no_blob_are_collected_once_they_are_old(state: State, local: S
     assert inspect_registry(state.database, state.storage).ok
 
 
-def test_negative_grace_is_refused(state: State) -> None:
-    for grace in (-1.0, float("nan")):
+def test_grace_that_is_no_span_of_time_is_refused(state: State) -> None:
+    for grace in (-1.0, float("nan"), float("inf"), 1e12):
         with pytest.raises(InvalidArgument):
             collect(state.database, state.storage, grace)
 

@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -29,7 +30,7 @@ from deltareg.names import parse_reference
 from deltareg.store import Store
 from deltareg_registry.app import open_state
 from deltareg_registry.database import at, now
-from deltareg_registry.database.tables import deliveries
+from deltareg_registry.database.tables import deliveries, webhooks
 from deltareg_registry.first import first_token
 from deltareg_registry.records.channels import remove_channel, set_channel
 from deltareg_registry.records.events import EVENTS, emit
@@ -42,14 +43,17 @@ from deltareg_registry.records.webhooks import (
     Webhook,
     add_webhook,
     claim,
+    delete_webhook,
     enable_webhook,
     forget_old,
     list_deliveries,
     list_webhooks,
+    settle,
 )
 from deltareg_registry.settings import ServerSettings
 from deltareg_registry.state import State
 from deltareg_registry.upkeep.addresses import check_url, parse_host, resolve
+from deltareg_registry.upkeep.background import background
 from deltareg_registry.upkeep.deliveries import backoff, deliver_due, open_sender
 from tests.registry.deltas import OWNER, publish_delta
 from tests.registry.receiver import Receiver, receive, until
@@ -194,6 +198,35 @@ def test_a_receiver_that_is_slow_or_absent_is_a_fault(state: State, receiver: Re
     assert sent(state, absent)[0].fault == "not reached: ConnectError"
 
 
+def test_a_message_that_cannot_be_made_keeps_no_other_from_being_sent(state: State, receiver: Receiver) -> None:
+    damaged, _ = webhook(state, receiver.url)
+    with state.database.writing() as connection:
+        connection.execute(update(webhooks).values(secret="whsec_x"))
+    whole, _ = webhook(state, receiver.url)
+    happen(state)
+    assert send(state) == 2
+    assert [(each.status, each.fault) for each in sent(state, whole)] == [(204, None)]
+    assert [(each.status, each.fault) for each in sent(state, damaged)] == [(None, "the server failed")]
+
+
+def test_a_task_that_fails_ends_no_other(state: State, receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:
+    webhook(state, receiver.url)
+    # What cannot be sorted: nothing like it is counted, and whatever fails so is not foreseen.
+    state.pulls.count(1, "sha256:…")
+    state.pulls.count("one", "sha256:…")  # type: ignore[arg-type]
+
+    def look() -> None:
+        until(lambda: "a regular task failed" in caplog.text)
+        happen(state)
+        receiver.wait(1)
+
+    async def run() -> None:
+        async with background(state):
+            await anyio.to_thread.run_sync(look)
+
+    anyio.run(run)
+
+
 def test_messages_are_given_up_after_a_day_and_the_webhook_after_ten_of_them(state: State, receiver: Receiver) -> None:
     receiver.statuses = [500] * 100
     hook, _ = webhook(state, receiver.url)
@@ -217,6 +250,17 @@ def test_messages_are_given_up_after_a_day_and_the_webhook_after_ten_of_them(sta
         assert forget_old(connection) == MOST_FAILURES + 3
 
 
+def test_a_webhook_that_is_disabled_is_told_nothing_more(any_state: State) -> None:
+    hook, _ = webhook(any_state, "https://hooks.invalid/")
+    happen(any_state, 2)
+    with any_state.database.writing() as connection:
+        (under_way,) = claim(connection, limit=1)
+        enable_webhook(connection, OWNER, "acme", hook.id, enabled=False, address=None)
+        settle(connection, under_way, status=500, fault="refused by the receiver", wait=5)
+    faults = {(each.due, each.fault) for each in sent(any_state, hook)}
+    assert faults == {(None, "refused by the receiver"), (None, "the webhook was disabled")}
+
+
 def test_processes_that_claim_at_once_get_different_messages(any_state: State) -> None:
     webhook(any_state, "https://hooks.invalid/")
     happen(any_state, 30)
@@ -237,6 +281,18 @@ def test_processes_that_claim_at_once_get_different_messages(any_state: State) -
         connection.execute(update(deliveries).values(due=now()))
         assert {due.attempts for due in claim(connection, limit=30)} == {2}
         assert connection.execute(select(func.count()).select_from(deliveries)).scalar_one() == 30
+
+
+def test_no_message_has_the_number_of_one_that_was_removed(any_state: State) -> None:
+    """Receivers that know a number leave out what comes with it again."""
+    numbers: list[int] = []
+    for _ in range(2):
+        hook, _ = webhook(any_state, "https://hooks.invalid/")
+        happen(any_state)
+        numbers += [each.id for each in sent(any_state, hook)]
+        with any_state.database.writing() as connection:
+            delete_webhook(connection, OWNER, "acme", hook.id)
+    assert numbers[0] < numbers[1]
 
 
 @pytest.mark.parametrize(

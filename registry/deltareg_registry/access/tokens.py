@@ -6,13 +6,12 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection, insert, select, update
 
-from deltareg.errors import InvalidArgument, NotFound, NotSignedIn
+from deltareg.errors import InvalidArgument, NotSignedIn
 from deltareg_registry.access.principal import Principal, Role, Scope, role_of
-from deltareg_registry.database import at, now, parse_time
+from deltareg_registry.database import from_now, now, parse_time
 from deltareg_registry.database.tables import members, tokens, users
 
 __all__ = [
@@ -73,9 +72,7 @@ def make_token(
 
 
 def revoke_token(connection: Connection, identity: str) -> None:
-    """Let a token be good for nothing from now on. Raises NotFound."""
-    if not list_tokens(connection, identity=identity):
-        raise NotFound(f"there is no token {identity}")
+    """Let a token be good for nothing from now on, if it is good until now."""
     still = (tokens.c.id == identity, tokens.c.revoked.is_(None))
     connection.execute(update(tokens).where(*still).values(revoked=now()))
 
@@ -112,7 +109,7 @@ def expiry(expires: str | None, days: float | None) -> str | None:
     if days is not None:
         if not 0 < days <= _MOST_DAYS:
             raise InvalidArgument(f"{days} days are not allowed", cause=f"more than 0, at most {_MOST_DAYS}")
-        return at(datetime.now(UTC) + timedelta(days=days))
+        return from_now(days * 86400)
     if expires is None:
         return None
     end = parse_time(expires)
@@ -134,7 +131,7 @@ def principal_of(connection: Connection, secret: str) -> tuple[Principal, bool]:
         raise NotSignedIn(f"the token expired at {row.expires}", hint="ask an owner or an administrator for a new one")
     found = connection.execute(select(members.c.namespace, members.c.role).where(members.c.user == row.user))
     roles: dict[str, Role] = {one.namespace: role_of(one.role) for one in found}
-    stale = row.used is None or row.used < at(datetime.now(UTC) - timedelta(seconds=_USED_SECONDS))
+    stale = row.used is None or row.used < from_now(-_USED_SECONDS)
     scopes = None if row.scopes is None else tuple(Scope.model_validate(one) for one in row.scopes)
     return Principal(row.user, row.admin, row.id, row.name, row.expires, scopes, roles), stale
 

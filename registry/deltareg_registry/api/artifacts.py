@@ -13,7 +13,8 @@ from deltareg.errors import NotFound
 from deltareg.names import Reference, parse_reference
 from deltareg.store import parse_manifest, version_among
 from deltareg_registry.access.principal import Principal
-from deltareg_registry.records.names import entries_of, entry_of, manifest_of
+from deltareg_registry.records.manifests import find_manifest
+from deltareg_registry.records.names import entries_of, entry_of
 from deltareg_registry.records.namespaces import repository_id
 from deltareg_registry.records.readable import readable
 from deltareg_registry.state import State
@@ -48,7 +49,7 @@ def open_delta(state: State, principal: Principal, name: str) -> tuple[Reference
         repository = repository_id(connection, wanted.namespace, wanted.name)
         entries = entries_of(connection, repository, wanted)
         entry = entry_of(entries, wanted)
-        data = manifest_of(connection, repository, entry.digest)
+        data = find_manifest(connection, repository, entry.digest).content
     version = version_among(entries, entry.reference, entry.digest) or entry.reference
     manifest = parse_manifest(data, what=f"the manifest of {version}")
     return version, Artifact(_StoredBlobs(state.storage), entry.digest, manifest, len(data))

@@ -13,11 +13,12 @@ from deltareg.manifest import DeltaConfig, Descriptor, Document, Manifest, parse
 from deltareg.names import Reference, parse_reference
 from deltareg.store import Entry, channels_by_digest, parse_manifest, version_among
 from deltareg_registry.api.asking import PROBLEMS, Asking
+from deltareg_registry.api.documents import Limit
+from deltareg_registry.records.manifests import find_manifest
 from deltareg_registry.records.names import (
     entries_of,
     entry_of,
     list_deltas,
-    manifest_of,
     referrers_of,
     version_row,
 )
@@ -30,7 +31,6 @@ SIGNATURE_TYPE = "application/vnd.deltareg.signature.v1+json"
 """Artifact type of a signature, whose subject is the delta's manifest."""
 
 _CONFIG_LIMIT = 16 << 20
-_MOST = 1000
 
 deltas_router = APIRouter(prefix="/api/v1/deltas", tags=["deltas"], responses=PROBLEMS)
 
@@ -99,16 +99,13 @@ class VersionDetails(Document):
     config: DeltaConfig
 
 
-_Limit = Annotated[int, Query(ge=1, le=_MOST)]
-
-
 @deltas_router.get("")
 def deltas(
     request: Request,
     asking: Asking,
     namespace: str | None = None,
     cursor: Annotated[str | None, Query(description="nextCursor of the page before")] = None,
-    limit: _Limit = 100,
+    limit: Limit = 100,
 ) -> DeltaPage:
     """The deltas that whoever asks may read, by name."""
     if namespace is not None:
@@ -127,7 +124,7 @@ def deltas(
 @deltas_router.get("/{namespace}/{name}")
 def entries(request: Request, asking: Asking, namespace: str, name: str) -> EntryList:
     """All versions and channels of a delta."""
-    _, found = _names(request, Reference(namespace, name))
+    found = _names(request, Reference(namespace, name))
     return EntryList(
         entries=[
             NamedEntry(
@@ -158,7 +155,7 @@ def resolve(
     wanted = Reference(namespace, name, digest=None if digest is None else parse_digest(digest))
     if tag is not None:
         wanted = parse_reference(f"{namespace}/{name}:{tag}")
-    _, found = _names(request, wanted)
+    found = _names(request, wanted)
     entry = entry_of(found, wanted)
     version = version_among(found, wanted if wanted.tag is not None else entry.reference, entry.digest)
     # An entry is a version, or a channel that leads to one.
@@ -175,7 +172,7 @@ def version_details(request: Request, asking: Asking, namespace: str, name: str,
     with state.database.reading() as connection:
         repository = repository_id(connection, namespace, name)
         row = version_row(connection, repository, reference)
-        data = manifest_of(connection, repository, row["digest"])
+        data = find_manifest(connection, repository, Digest(row["digest"])).content
         named = [(entry.reference, entry.digest) for entry in entries_of(connection, repository, reference)]
         signed = referrers_of(connection, repository, row["digest"], SIGNATURE_TYPE)
     config = state.storage.read(Digest(row["config"]), limit=_CONFIG_LIMIT)
@@ -206,10 +203,9 @@ def signatures(request: Request, asking: Asking, namespace: str, name: str, vers
     return SignatureList(signatures=[_descriptor(one) for one in found])
 
 
-def _names(request: Request, wanted: Reference) -> tuple[int, list[Entry]]:
+def _names(request: Request, wanted: Reference) -> list[Entry]:
     with state_of(request).database.reading() as connection:
-        repository = repository_id(connection, wanted.namespace, wanted.name)
-        return repository, entries_of(connection, repository, wanted)
+        return entries_of(connection, repository_id(connection, wanted.namespace, wanted.name), wanted)
 
 
 def _descriptor(row: Any) -> Descriptor:

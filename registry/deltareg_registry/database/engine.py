@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from deltareg.errors import (
     UnsupportedFormat,
 )
 
-__all__ = ["Database", "at", "now", "parse_time"]
+__all__ = ["Database", "at", "from_now", "now", "parse_time"]
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_SECONDS = 30
@@ -127,7 +127,13 @@ def now() -> str:
 
 def at(time: datetime) -> str:
     """A time with a zone as the tables have it: RFC 3339, UTC, microseconds."""
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # Not by strftime: it writes years before 1000 with fewer digits, which would follow those of today.
+    return time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def from_now(seconds: float) -> str:
+    """The time in so many seconds as the tables have it; of a negative number, so long ago."""
+    return at(datetime.now(UTC) + timedelta(seconds=seconds))
 
 
 def parse_time(text: str) -> str:
@@ -186,7 +192,7 @@ def _translated(label: str) -> Generator[None]:
 
 def _error_of(error: DBAPIError, told: str, label: str) -> DeltaregError:
     code: str = getattr(error.orig, "sqlite_errorname", None) or getattr(error.orig, "sqlstate", None) or ""
-    if code.startswith("SQLITE_FULL") or code in ("53100", "53200"):
+    if code.startswith("SQLITE_FULL") or code == "53100":
         return DiskFull("the database has no room left", cause=told, hint="give it a larger disk")
     if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "40")):
         return Busy("the database is busy", cause=told, hint="try again")

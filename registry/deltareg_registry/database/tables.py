@@ -58,7 +58,8 @@ metadata = MetaData(
     }
 )
 
-# SQLite gives numbers by itself only to INTEGER.
+# SQLite gives numbers by itself only to INTEGER, and those of removed rows again where a table has not
+# `sqlite_autoincrement`: receivers know messages by their numbers, and uploads repositories.
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")
 _DIGEST = String(71)
 _TIME = String(27)
@@ -88,6 +89,7 @@ repositories = Table(
     Column("name", _NAME, nullable=False),
     Column("created", _TIME, nullable=False),
     UniqueConstraint("namespace", "name"),
+    sqlite_autoincrement=True,
 )
 
 users = Table(
@@ -103,7 +105,7 @@ members = Table(
     "members",
     metadata,
     Column("namespace", _NAME, ForeignKey("namespaces.name", ondelete="CASCADE"), primary_key=True),
-    Column("user", String(64), ForeignKey("users.name", ondelete="CASCADE"), primary_key=True),
+    Column("user", String(64), ForeignKey("users.name", ondelete="CASCADE"), primary_key=True, index=True),
     Column("role", String(16), nullable=False),
     Column("since", _TIME, nullable=False),
 )
@@ -194,8 +196,8 @@ versions = Table(
     Column("parameters", BigInteger, nullable=False),
     Column("base", Text, nullable=False, comment="id of the base"),
     Column("base_digest", String(71), nullable=False),
-    Column("fingerprint", _DIGEST, nullable=False, index=True),
-    Column("space", _DIGEST, nullable=False, index=True),
+    Column("fingerprint", _DIGEST, nullable=False),
+    Column("space", _DIGEST, nullable=False),
     Column("tokenizer_core", _DIGEST),
     Column("tokenizer_added", _DIGEST),
     Column("model_type", String(255)),
@@ -205,6 +207,7 @@ versions = Table(
     Column("exactness", String(16), nullable=False),
     UniqueConstraint("repository", "version"),
     Index(None, "repository", "digest"),
+    sqlite_autoincrement=True,
 )
 
 searchable = Table(
@@ -277,6 +280,7 @@ audit = Table(
     Column("namespace", _NAME, index=True),
     Column("subject", Text, nullable=False),
     Column("detail", JSON, nullable=False),
+    sqlite_autoincrement=True,
 )
 
 webhooks = Table(
@@ -305,6 +309,7 @@ deliveries = Table(
     Column("tried", _TIME, comment="when it was tried last"),
     Column("status", Integer, comment="of the last answer"),
     Column("fault", Text),
+    sqlite_autoincrement=True,
 )
 
 pulls = Table(

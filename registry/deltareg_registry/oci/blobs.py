@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request, Response
@@ -11,7 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from deltareg.digest import Digest
 from deltareg.errors import NotAllowed, NotFound
 from deltareg_registry.access.principal import Role
-from deltareg_registry.database import at
+from deltareg_registry.database import from_now
 from deltareg_registry.oci.blob_response import BlobResponse, byte_range
 from deltareg_registry.oci.names import Asked, Asking, asked_of, checked_name, digest_of, repository_of, said_as
 from deltareg_registry.problems import OciError, answer
@@ -80,11 +79,12 @@ def _size(asked: Asked, digest: Digest, head: bool) -> int:
         with said_as("BLOB_UNKNOWN", 404, NotFound):
             size, touched = blob_of(connection, repository, digest)
     # Whoever asks before a push will not send what is here: it has to stay until the manifest has come.
-    grace = timedelta(seconds=asked.state.settings.grace)
     may_push = asked.principal.role_in(asked.namespace, public=False) >= Role.PUBLISHER
-    if head and may_push and touched < at(datetime.now(UTC) - grace / 4):
-        with asked.state.database.writing() as connection:
+    if head and may_push and touched < from_now(-asked.state.settings.grace / 4):
+        with asked.state.database.writing() as connection, said_as("BLOB_UNKNOWN", 404, NotFound):
             keep_a_while(connection, digest)
+            # Looked up again, as its row is held now: the collector may have taken it since.
+            blob_of(connection, repository, digest)
     return size
 
 

@@ -153,8 +153,6 @@ def _tag(asked: Asked, text: str) -> Reference:
 def _publish(asked: Asked, reference: Reference, artifact: Artifact) -> None:
     state = asked.state
     parse_reference(str(reference), version_required=True)
-    with state.database.writing() as connection:
-        _check(connection, make_repository(connection, asked.namespace, asked.name), artifact)
     with (
         said_as("DENIED", 409, VersionExists),
         said_as("MANIFEST_BLOB_UNKNOWN", 404, NotFound),

@@ -17,7 +17,7 @@ from deltareg_registry.access.principal import Principal
 from deltareg_registry.authorise import authorise
 from deltareg_registry.problems import OciError
 from deltareg_registry.records.namespaces import repository_id
-from deltareg_registry.state import State, state_of
+from deltareg_registry.state import State, address_of, state_of
 
 __all__ = ["Asked", "Asking", "asked_of", "checked_name", "digest_of", "location", "repository_of", "said_as"]
 
@@ -43,9 +43,8 @@ class Asked:
 def asked_of(request: Request) -> Asked:
     """What is asked, by whom, once that is allowed."""
     path = request.path_params
-    address = None if request.client is None else request.client.host
     principal = cast(Principal, request.state.principal)
-    return Asked(state_of(request), principal, path["namespace"], path["name"], address)
+    return Asked(state_of(request), principal, path["namespace"], path["name"], address_of(request))
 
 
 def checked_name(request: Request) -> None:

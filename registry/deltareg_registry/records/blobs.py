@@ -11,7 +11,7 @@ from deltareg.errors import NotFound
 from deltareg_registry.database import now
 from deltareg_registry.database.tables import blobs, repository_blobs
 from deltareg_registry.records.namespaces import insert_if_absent
-from deltareg_registry.records.quotas import check_quota, check_room, lock_quota
+from deltareg_registry.records.quotas import check_room, lock_quota
 
 __all__ = [
     "add_blob",
@@ -28,15 +28,11 @@ _BATCH = 500
 
 
 def add_blob(connection: Connection, repository: int, digest: Digest, size: int) -> None:
-    """Note that a blob is in the storage, and that a repository has it.
-
-    Raises QuotaExceeded where the repository's namespace has no room for it.
-    """
+    """Note that a blob is in the storage, and that a repository has it. Its namespace has room: see `quotas`."""
     time = now()
     insert_if_absent(connection, blobs, {"digest": digest, "size": size, "created": time, "touched": time})
     connection.execute(update(blobs).where(blobs.c.digest == digest).values(touched=time))
-    if insert_if_absent(connection, repository_blobs, {"repository": repository, "digest": digest}):
-        check_quota(connection, repository)
+    insert_if_absent(connection, repository_blobs, {"repository": repository, "digest": digest})
 
 
 def sizes_of(

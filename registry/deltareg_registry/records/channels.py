@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, and_, delete, select, update
+from sqlalchemy import Connection, delete
 
 from deltareg.digest import Digest
 from deltareg.errors import BadName
 from deltareg.names import LATEST, Reference, is_channel
 from deltareg.store import channel_moved
 from deltareg_registry.access.principal import Principal
-from deltareg_registry.database import now
-from deltareg_registry.database.tables import tags, versions
-from deltareg_registry.records.audit import record
-from deltareg_registry.records.events import emit
+from deltareg_registry.database.tables import tags
+from deltareg_registry.records.events import announce
 from deltareg_registry.records.names import entries_of, entry_of
-from deltareg_registry.records.namespaces import insert_if_absent, locked_repository
+from deltareg_registry.records.namespaces import locked_repository
+from deltareg_registry.records.tags import has_version_of, moving_digest, put_tag
 
 __all__ = ["remove_channel", "set_channel"]
 
@@ -35,30 +34,16 @@ def set_channel(
     """
     tag = _name(channel)
     repository = locked_repository(connection, channel.namespace, channel.name)
-    same = and_(tags.c.repository == repository, tags.c.tag == tag)
-    row = connection.execute(select(tags.c.digest).where(same)).scalar_one_or_none()
-    found = None if row is None else Digest(row)
+    found = moving_digest(connection, repository, tag)
     if found == digest:
         return False
     if found != expected:
         raise channel_moved(channel, found, expected)
-    one = select(versions.c.id).where(versions.c.repository == repository, versions.c.digest == digest).limit(1)
-    if connection.execute(one).scalar_one_or_none() is None:
+    if not has_version_of(connection, repository, digest):
         wanted = Reference(channel.namespace, channel.name, digest=digest)
         entry_of(entries_of(connection, repository, wanted), wanted)
-    values = {"repository": repository, "tag": tag, "digest": digest, "updated": now()}
-    if not insert_if_absent(connection, tags, values):
-        connection.execute(update(tags).where(same).values(digest=digest, updated=values["updated"]))
-    record(
-        connection,
-        principal,
-        "channel.set",
-        str(channel),
-        namespace=channel.namespace,
-        address=address,
-        detail={"from": found, "to": digest},
-    )
-    emit(connection, channel.namespace, "channel.set", str(channel), {"from": found, "to": digest})
+    put_tag(connection, repository, tag, digest)
+    announce(connection, principal, "channel.set", channel, {"from": found, "to": digest}, address=address)
     return True
 
 
@@ -70,16 +55,7 @@ def remove_channel(
     repository = locked_repository(connection, channel.namespace, channel.name)
     found = entry_of(entries_of(connection, repository, channel), channel)
     connection.execute(delete(tags).where(tags.c.repository == repository, tags.c.tag == tag))
-    record(
-        connection,
-        principal,
-        "channel.remove",
-        str(channel),
-        namespace=channel.namespace,
-        address=address,
-        detail={"from": found.digest},
-    )
-    emit(connection, channel.namespace, "channel.remove", str(channel), {"from": found.digest})
+    announce(connection, principal, "channel.remove", channel, {"from": found.digest}, address=address)
 
 
 def _name(channel: Reference) -> str:

@@ -8,10 +8,13 @@ from typing import Literal, get_args
 
 from sqlalchemy import Connection, insert, select
 
+from deltareg.names import Reference
+from deltareg_registry.access.principal import Principal
 from deltareg_registry.database import now
 from deltareg_registry.database.tables import deliveries, webhooks
+from deltareg_registry.records.audit import record
 
-__all__ = ["EVENTS", "PING", "Event", "emit", "emit_to"]
+__all__ = ["EVENTS", "PING", "Event", "announce", "emit", "emit_to"]
 
 Event = Literal[
     "version.publish",
@@ -29,6 +32,28 @@ EVENTS: tuple[Event, ...] = get_args(Event)
 
 PING = "ping"
 """What a test of a webhook sends."""
+
+
+def announce(
+    connection: Connection,
+    principal: Principal,
+    event: Event,
+    reference: Reference,
+    detail: Mapping[str, object],
+    *,
+    address: str | None,
+) -> None:
+    """Write into the audit log what happened to a name, and let the webhooks of its namespace be told."""
+    record(
+        connection,
+        principal,
+        event,
+        str(reference),
+        namespace=reference.namespace,
+        address=address,
+        detail=detail,
+    )
+    emit(connection, reference.namespace, event, str(reference), detail)
 
 
 def emit(

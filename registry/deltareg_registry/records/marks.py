@@ -10,8 +10,7 @@ from deltareg.errors import BadName
 from deltareg.names import Reference, parse_reason
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.database.tables import versions
-from deltareg_registry.records.audit import record
-from deltareg_registry.records.events import Event, emit
+from deltareg_registry.records.events import Event, announce
 from deltareg_registry.records.names import version_row
 from deltareg_registry.records.namespaces import locked_repository
 from deltareg_registry.records.searchable import note_yank
@@ -53,15 +52,6 @@ def set_mark(
     if mark == "yanked":
         note_yank(connection, row["id"], yanked=told is not None)
     action = _ACTIONS[mark, told is not None]
-    detail = {} if told is None else {"reason": told}
-    record(
-        connection,
-        principal,
-        action,
-        str(reference),
-        namespace=reference.namespace,
-        address=address,
-        detail=detail,
-    )
-    emit(connection, reference.namespace, action, str(reference), {"digest": row["digest"], **detail})
+    detail = {"digest": row["digest"], **({} if told is None else {"reason": told})}
+    announce(connection, principal, action, reference, detail, address=address)
     return version_row(connection, repository, reference)

@@ -16,7 +16,7 @@ from deltareg_registry.database.tables import manifests, repositories, tags, ver
 from deltareg_registry.records.cursors import read_cursor, write_cursor
 from deltareg_registry.records.readable import readable
 
-__all__ = ["Delta", "Page", "entries_of", "entry_of", "list_deltas", "manifest_of", "referrers_of", "version_row"]
+__all__ = ["Delta", "Page", "entries_of", "entry_of", "list_deltas", "referrers_of", "version_row"]
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,6 @@ def version_row(connection: Connection, repository: int, reference: Reference) -
         entry_of(entries_of(connection, repository, reference), reference)
         raise NotFound(f"{reference} does not name a version", hint="write namespace/name:1.2.3")
     return row
-
-
-def manifest_of(connection: Connection, repository: int, digest: str) -> bytes:
-    """The bytes of a manifest. Raises NotFound."""
-    same = and_(manifests.c.repository == repository, manifests.c.digest == digest)
-    found = connection.execute(select(manifests.c.content).where(same)).scalar_one_or_none()
-    if found is None:
-        raise NotFound(f"the manifest {digest} is not in the registry")
-    return bytes(found)
 
 
 def referrers_of(

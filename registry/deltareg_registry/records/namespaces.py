@@ -79,7 +79,7 @@ def make_namespace(
 
 def list_namespaces(connection: Connection, principal: Principal, *, after: str, limit: int) -> list[Namespace]:
     """The namespaces that somebody may read, by name, those that come behind `after`."""
-    wanted = _namespaces().where(namespaces.c.name > after, readable(principal, namespaces.c.name))
+    wanted = select(namespaces).where(namespaces.c.name > after, readable(principal, namespaces.c.name))
     return [_namespace(row) for row in connection.execute(wanted.order_by(namespaces.c.name).limit(limit))]
 
 
@@ -98,7 +98,7 @@ def namespace_named(connection: Connection, name: str) -> Namespace:
 
 def find_namespace(connection: Connection, name: str) -> Namespace | None:
     """A namespace; None where there is none of that name."""
-    row = connection.execute(_namespaces().where(namespaces.c.name == name)).one_or_none()
+    row = connection.execute(select(namespaces).where(namespaces.c.name == name)).one_or_none()
     return None if row is None else _namespace(row)
 
 
@@ -196,10 +196,6 @@ def insert_all_if_absent(connection: Connection, table: Table, rows: Sequence[Ma
 def _find(connection: Connection, namespace: str, name: str) -> int | None:
     where = (repositories.c.namespace == namespace, repositories.c.name == name)
     return connection.execute(select(repositories.c.id).where(*where)).scalar_one_or_none()
-
-
-def _namespaces() -> Select[*tuple[Any, ...]]:
-    return select(namespaces)
 
 
 def _namespace(row: Any) -> Namespace:

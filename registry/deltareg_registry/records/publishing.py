@@ -27,9 +27,8 @@ from deltareg_registry.access.principal import Principal
 from deltareg_registry.database import Database, now
 from deltareg_registry.database.tables import versions
 from deltareg_registry.records.artifacts import parse_artifact
-from deltareg_registry.records.audit import record
 from deltareg_registry.records.blobs import sizes_of, touch
-from deltareg_registry.records.events import emit
+from deltareg_registry.records.events import announce
 from deltareg_registry.records.manifests import keep_manifest
 from deltareg_registry.records.namespaces import locked_repository, make_repository
 from deltareg_registry.records.searchable import make_searchable
@@ -121,16 +120,7 @@ def _name(connection: Connection, principal: Principal, candidate: _Candidate, a
     row = _row(candidate, repository, principal)
     number: int = connection.execute(insert(versions).values(row).returning(versions.c.id)).scalar_one()
     make_searchable(connection, number, row)
-    record(
-        connection,
-        principal,
-        "version.publish",
-        str(reference),
-        namespace=reference.namespace,
-        address=address,
-        detail={"digest": digest},
-    )
-    emit(connection, reference.namespace, "version.publish", str(reference), {"digest": digest})
+    announce(connection, principal, "version.publish", reference, {"digest": digest}, address=address)
     return Published(digest, created=True)
 
 

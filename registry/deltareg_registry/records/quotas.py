@@ -1,4 +1,7 @@
-"""How many bytes a namespace holds, and how many it may."""
+"""How many bytes a namespace holds, and how many it may.
+
+Whoever adds a blob calls `lock_quota`, and then `check_room`: two uploads at once would each count without the other.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from deltareg.digest import Digest
 from deltareg.errors import QuotaExceeded
 from deltareg_registry.database.tables import blobs, namespaces, repositories, repository_blobs
 
-__all__ = ["check_quota", "check_room", "lock_quota", "room_of", "used_bytes"]
+__all__ = ["check_room", "lock_quota", "room_of", "used_bytes"]
 
 
 def used_bytes(connection: Connection, namespace: str) -> int:
@@ -46,29 +49,6 @@ def room_of(connection: Connection, namespace: str, digest: Digest | None) -> in
     if quota is None or (digest is not None and _has(connection, namespace, digest)):
         return None
     return quota - used_bytes(connection, namespace)
-
-
-def check_quota(connection: Connection, repository: int) -> None:
-    """Raise QuotaExceeded where the namespace of a repository holds too much, which undoes the transaction."""
-    row = connection.execute(
-        # Locked, so that two uploads at once do not each count without the other.
-        select(namespaces.c.name, namespaces.c.quota)
-        .join(repositories, repositories.c.namespace == namespaces.c.name)
-        .where(repositories.c.id == repository, namespaces.c.quota.is_not(None))
-        .with_for_update(of=namespaces)
-    ).one_or_none()
-    if row is not None:
-        _check(row.name, used_bytes(connection, row.name), row.quota)
-
-
-def _check(namespace: str, total: int, quota: int) -> None:
-    if total > quota:
-        raise QuotaExceeded(
-            f"{namespace} may hold {quota} bytes; these would make {total}",
-            hint=f"remove versions of {namespace}, or ask an administrator for a larger quota",
-            quota=quota,
-            needed=total,
-        )
 
 
 def _has(connection: Connection, namespace: str, digest: Digest) -> bool:

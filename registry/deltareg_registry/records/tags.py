@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, select, update
 
 from deltareg.digest import Digest
 from deltareg.errors import NotAllowed, NotFound
@@ -13,10 +10,11 @@ from deltareg.names import LATEST, Reference, is_version, latest_of
 from deltareg.store import version_exists
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.database import now
-from deltareg_registry.database.tables import namespaces, removed, tags, versions
+from deltareg_registry.database.tables import removed, tags, versions
 from deltareg_registry.records.audit import record
-from deltareg_registry.records.events import emit
+from deltareg_registry.records.events import announce, emit
 from deltareg_registry.records.namespaces import insert_if_absent
+from deltareg_registry.records.policies import policy_of
 
 __all__ = [
     "check_free",
@@ -25,6 +23,8 @@ __all__ = [
     "has_version_of",
     "latest_version",
     "move_tag",
+    "moving_digest",
+    "put_tag",
     "remove_version",
     "tags_of",
     "versions_with",
@@ -42,7 +42,21 @@ def digest_of_tag(connection: Connection, repository: int, tag: str) -> Digest |
         latest = latest_version(connection, repository)
         if latest is not None:
             return digest_of_tag(connection, repository, latest)
-    return _moving(connection, repository, tag)
+    return moving_digest(connection, repository, tag)
+
+
+def moving_digest(connection: Connection, repository: int, tag: str) -> Digest | None:
+    """What a tag that moves names; None where there is no such tag, also for what is a delta's version."""
+    where = (tags.c.repository == repository, tags.c.tag == tag)
+    found = connection.execute(select(tags.c.digest).where(*where)).scalar_one_or_none()
+    return None if found is None else Digest(found)
+
+
+def put_tag(connection: Connection, repository: int, tag: str, digest: Digest) -> None:
+    """Let a tag that moves name a manifest, whatever it named before."""
+    values = {"repository": repository, "tag": tag, "digest": digest, "updated": now()}
+    if not insert_if_absent(connection, tags, values):
+        connection.execute(update(tags).where(tags.c.repository == repository, tags.c.tag == tag).values(values))
 
 
 def latest_version(connection: Connection, repository: int) -> str | None:
@@ -112,14 +126,10 @@ def move_tag(
             f"{reference} is the highest version that is not yanked: it is not set",
             hint="publish a higher version, or choose another channel",
         )
-    before = _moving(connection, repository, tag)
+    before = moving_digest(connection, repository, tag)
     if before == digest:
         return
-    values = {"repository": repository, "tag": tag, "digest": digest, "updated": now()}
-    if before is None:
-        connection.execute(insert(tags).values(**values))
-    else:
-        connection.execute(update(tags).where(tags.c.repository == repository, tags.c.tag == tag).values(**values))
+    put_tag(connection, repository, tag, digest)
     detail = {"from": before, "to": digest}
     record(
         connection,
@@ -143,15 +153,15 @@ def delete_tag(
     """
     tag = reference.tag
     assert tag is not None
-    digest = digest_of_tag(connection, repository, tag)
-    if digest is None:
-        raise NotFound(f"there is no {reference}")
     if reference.version is not None:
         remove_version(connection, principal, reference, repository, address)
         return
-    where = (tags.c.repository == repository, tags.c.tag == tag)
-    if connection.execute(delete(tags).where(*where)).rowcount == 0:
+    digest = moving_digest(connection, repository, tag)
+    if digest is None:
+        if digest_of_tag(connection, repository, tag) is None:
+            raise NotFound(f"there is no {reference}")
         raise NotAllowed(f"{reference} is computed from the versions", hint="yank the version instead")
+    connection.execute(delete(tags).where(tags.c.repository == repository, tags.c.tag == tag))
     record(
         connection,
         principal,
@@ -170,10 +180,14 @@ def remove_version(
     """Remove a version; it never becomes free. Raises NotFound, NotAllowed unless the namespace's policy allows it."""
     version = reference.version
     assert version is not None
-    check_policy(connection, reference)
     digest = digest_of_tag(connection, repository, version)
     if digest is None:
         raise NotFound(f"there is no {reference}")
+    if not policy_of(connection, reference.namespace).deletion:
+        raise NotAllowed(
+            f"{reference} is a version: {reference.namespace} does not let versions be removed",
+            hint=f"deltareg yank {reference} --reason '…' keeps people from it",
+        )
     same = (versions.c.repository == repository, versions.c.version == version)
     was_delta = connection.execute(delete(versions).where(*same)).rowcount > 0
     connection.execute(delete(tags).where(tags.c.repository == repository, tags.c.tag == version))
@@ -181,30 +195,4 @@ def remove_version(
     if was_delta and not has_version_of(connection, repository, digest):
         # Channels of deltas name versions.
         connection.execute(delete(tags).where(tags.c.repository == repository, tags.c.digest == digest))
-    record(
-        connection,
-        principal,
-        "version.remove",
-        str(reference),
-        namespace=reference.namespace,
-        address=address,
-        detail={"digest": digest},
-    )
-    emit(connection, reference.namespace, "version.remove", str(reference), {"digest": digest})
-
-
-def check_policy(connection: Connection, reference: Reference) -> None:
-    """Raise NotAllowed unless the policy of a namespace lets its owners remove versions."""
-    wanted = select(namespaces.c.policy).where(namespaces.c.name == reference.namespace)
-    policy: Mapping[str, Any] = connection.execute(wanted).scalar_one() or {}
-    if policy.get("deletion") is not True:
-        raise NotAllowed(
-            f"{reference} is a version: {reference.namespace} does not let versions be removed",
-            hint=f"deltareg yank {reference} --reason '…' keeps people from it",
-        )
-
-
-def _moving(connection: Connection, repository: int, tag: str) -> Digest | None:
-    where = (tags.c.repository == repository, tags.c.tag == tag)
-    found = connection.execute(select(tags.c.digest).where(*where)).scalar_one_or_none()
-    return None if found is None else Digest(found)
+    announce(connection, principal, "version.remove", reference, {"digest": digest}, address=address)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 from sqlalchemy import Connection, select, update
 
-from deltareg_registry.database import at
+from deltareg_registry.database import from_now, now
 from deltareg_registry.database.tables import upkeep
 from deltareg_registry.records.namespaces import insert_if_absent
 
@@ -29,18 +29,16 @@ def claim_run(connection: Connection, task: str, seconds: float) -> bool:
 
     A process that is killed meanwhile holds nobody up for longer than that. The first time comes after `seconds` too.
     """
-    time = datetime.now(UTC)
-    if insert_if_absent(connection, upkeep, {"task": task, "started": at(time)}):
+    if insert_if_absent(connection, upkeep, {"task": task, "started": now()}):
         return False
-    due = at(time - timedelta(seconds=seconds))
     # One statement: of two processes that come at once, the second finds the row changed.
-    claim = update(upkeep).where(upkeep.c.task == task, upkeep.c.started <= due)
-    return connection.execute(claim.values(started=at(time))).rowcount == 1
+    claim = update(upkeep).where(upkeep.c.task == task, upkeep.c.started <= from_now(-seconds))
+    return connection.execute(claim.values(started=now())).rowcount == 1
 
 
 def end_run(connection: Connection, task: str, fault: str | None = None) -> None:
     """Write down that a task ended, and what went wrong."""
-    connection.execute(update(upkeep).where(upkeep.c.task == task).values(ended=at(datetime.now(UTC)), fault=fault))
+    connection.execute(update(upkeep).where(upkeep.c.task == task).values(ended=now(), fault=fault))
 
 
 def runs(connection: Connection) -> list[Run]:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Connection, delete, exists, func, insert, select, update
+from sqlalchemy import Connection, case, delete, exists, func, insert, select, update
 
 from deltareg.errors import Conflict, NotFound
 from deltareg_registry.access.principal import ANONYMOUS, Principal
-from deltareg_registry.database import at, now
+from deltareg_registry.database import at, from_now, now
 from deltareg_registry.database.tables import deliveries, webhooks
 from deltareg_registry.records.audit import record
 from deltareg_registry.records.namespaces import lock_namespace
@@ -40,7 +40,7 @@ LEASE_SECONDS = 60
 MOST_FAILURES = 10
 """After so many deliveries that were given up, one after another, a webhook is disabled."""
 _GIVE_UP = timedelta(days=1)
-_KEPT = timedelta(days=30)
+_KEPT_SECONDS = 30 * 86400
 
 
 @dataclass(frozen=True)
@@ -142,12 +142,14 @@ def delete_webhook(
 def enable_webhook(
     connection: Connection, principal: Principal, namespace: str, identity: str, *, enabled: bool, address: str | None
 ) -> Webhook:
-    """Let a webhook be told again, or no longer. Raises NotFound."""
+    """Let a webhook be told again, or no longer, also not of what waits for it. Raises NotFound."""
     before = webhook_of(connection, namespace, identity)
     if enabled == (before.disabled is not None):
         disabled = None if enabled else now()
         which = webhooks.c.id == identity
         connection.execute(update(webhooks).where(which).values(disabled=disabled, failures=0))
+        if not enabled:
+            _give_up_waiting(connection, identity)
         action = "webhook.enable" if enabled else "webhook.disable"
         record(connection, principal, action, identity, namespace=namespace, address=address)
     return webhook_of(connection, namespace, identity)
@@ -180,7 +182,7 @@ def claim(connection: Connection, *, limit: int) -> list[Due]:
     chosen = list(connection.execute(free).scalars())
     if not chosen:
         return []
-    lease = at(datetime.now(UTC) + timedelta(seconds=LEASE_SECONDS))
+    lease = from_now(LEASE_SECONDS)
     connection.execute(
         update(deliveries).where(table.id.in_(chosen)).values(due=lease, attempts=table.attempts + 1, tried=now())
     )
@@ -198,7 +200,9 @@ def settle(connection: Connection, due: Due, *, status: int | None, fault: str |
         return
     next_time = datetime.now(UTC) + timedelta(seconds=wait)
     given_up = next_time - datetime.fromisoformat(due.created) > _GIVE_UP
-    again = None if given_up else at(next_time)
+    # The webhook may have been disabled while this was under way.
+    enabled = exists().where(webhooks.c.id == due.webhook, webhooks.c.disabled.is_(None))
+    again = None if given_up else case((enabled, at(next_time)))
     connection.execute(update(deliveries).where(row).values(due=again, status=status, fault=fault))
     if given_up:
         _note_failure(connection, due.webhook)
@@ -206,7 +210,7 @@ def settle(connection: Connection, due: Due, *, status: int | None, fault: str |
 
 def forget_old(connection: Connection) -> int:
     """Remove deliveries that were done, or given up, 30 days ago; returns how many."""
-    old = at(datetime.now(UTC) - _KEPT)
+    old = from_now(-_KEPT_SECONDS)
     done = connection.execute(delete(deliveries).where(deliveries.c.due.is_(None), deliveries.c.created < old))
     return done.rowcount
 
@@ -217,9 +221,13 @@ def _note_failure(connection: Connection, webhook: str) -> None:
     failing = (which, webhooks.c.disabled.is_(None), webhooks.c.failures >= MOST_FAILURES)
     if connection.execute(update(webhooks).where(*failing).values(disabled=now())).rowcount == 0:
         return
-    waiting = (deliveries.c.webhook == webhook, deliveries.c.due.is_not(None))
-    fault = func.coalesce(deliveries.c.fault, "the webhook was disabled")
-    connection.execute(update(deliveries).where(*waiting).values(due=None, fault=fault))
+    _give_up_waiting(connection, webhook)
     namespace = connection.execute(select(webhooks.c.namespace).where(which)).scalar_one()
     detail = {"failures": MOST_FAILURES}
     record(connection, ANONYMOUS, "webhook.disable", webhook, namespace=namespace, detail=detail)
+
+
+def _give_up_waiting(connection: Connection, webhook: str) -> None:
+    waiting = (deliveries.c.webhook == webhook, deliveries.c.due.is_not(None))
+    fault = func.coalesce(deliveries.c.fault, "the webhook was disabled")
+    connection.execute(update(deliveries).where(*waiting).values(due=None, fault=fault))

@@ -75,11 +75,12 @@ class Storage:
 
     def read(self, digest: Digest, *, limit: int) -> bytes:
         """A small blob, verified. Raises NotFound, DigestMismatch, BucketUnavailable; BadManifest above `limit`."""
-        size = self.size(digest)
-        if size > limit:
-            raise BadManifest(f"{digest} has {size} bytes; at most {limit} are allowed")
         with translated(self.bucket, str(digest)):
-            data = bytes(obstore.get(self.store, self.key(digest)).bytes())
+            found = obstore.get(self.store, self.key(digest))
+            size = found.meta["size"]
+            if size > limit:
+                raise BadManifest(f"{digest} has {size} bytes; at most {limit} are allowed")
+            data = bytes(found.bytes())
         if sha256(data) != digest:
             raise DigestMismatch(f"the stored bytes of {digest} are damaged", hint="deltareg-registry fsck")
         return data
@@ -88,13 +89,6 @@ class Storage:
         """`length` bytes of a blob from `start` on, unverified. Raises NotFound, BucketUnavailable."""
         with translated(self.bucket, str(digest)):
             return bytes(obstore.get_range(self.store, self.key(digest), start=start, length=length))
-
-    def put(self, data: bytes) -> Digest:
-        """Store small bytes under their digest."""
-        digest = sha256(data)
-        with translated(self.bucket, str(digest)):
-            obstore.put(self.store, self.key(digest), data)
-        return digest
 
     def signed(self, digest: Digest) -> str | None:
         """A URL at which everybody can fetch a blob for a while; None where the store cannot sign one."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 from anyio.to_thread import run_sync
@@ -29,34 +30,33 @@ _log = logging.getLogger("deltareg_registry.background")
 @asynccontextmanager
 async def background(state: State) -> AsyncGenerator[None]:
     """Do all of it as long as the body runs; what is counted by then is written down at the end."""
+    flush = partial(_flush, state)
     async with anyio.create_task_group() as group:
         group.start_soon(deliver_forever, state)
-        group.start_soon(_flush_forever, state)
-        group.start_soon(_forget_forever, state)
+        group.start_soon(_do_forever, flush, _FLUSH_SECONDS)
+        group.start_soon(_do_forever, partial(_forget, state), _FORGET_SECONDS)
         if state.settings.gc_seconds is not None:
-            group.start_soon(_collect_forever, state, state.settings.gc_seconds)
+            # Often enough that a process which is started anew each hour gets to it, too.
+            look = min(state.settings.gc_seconds, _LOOK_SECONDS)
+            group.start_soon(_do_forever, partial(collect_if_due, state, state.settings.gc_seconds), look)
         yield
         group.cancel_scope.cancel()
-    await run_sync(_flush, state)
+    await _done(flush)
 
 
-async def _flush_forever(state: State) -> None:
+async def _do_forever(work: Callable[[], None], seconds: float) -> None:
     while True:
-        await anyio.sleep(_FLUSH_SECONDS)
-        await run_sync(_flush, state)
+        # Not all processes at once.
+        await anyio.sleep(seconds * random.uniform(0.8, 1.2))
+        await _done(work)
 
 
-async def _forget_forever(state: State) -> None:
-    while True:
-        await anyio.sleep(_FORGET_SECONDS)
-        await run_sync(_forget, state)
-
-
-async def _collect_forever(state: State, seconds: float) -> None:
-    while True:
-        # Often enough that a process which is started anew each hour gets to it, too.
-        await anyio.sleep(min(seconds, _LOOK_SECONDS) * random.uniform(0.8, 1.2))
-        await run_sync(collect_if_due, state, seconds)
+async def _done(work: Callable[[], None]) -> None:
+    try:
+        await run_sync(work)
+    except Exception:
+        # It would end all that is done here, while the server goes on to answer.
+        _log.exception("a regular task failed")
 
 
 def collect_if_due(state: State, seconds: float) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, exists, select
 from deltareg.digest import Digest
 from deltareg.errors import InvalidArgument
 from deltareg.manifest import Document
-from deltareg_registry.database import Database, at
+from deltareg_registry.database import Database, from_now
 from deltareg_registry.database.tables import (
     blobs,
     manifest_blobs,
@@ -34,6 +34,7 @@ __all__ = ["CollectReport", "collect"]
 # Few enough that nobody waits long for a transaction that removes files.
 _BATCH = 100
 _ORPHAN_FACTOR = 24
+_LONGEST = 10 * 365 * 86400
 
 
 class CollectReport(Document):
@@ -54,12 +55,13 @@ def collect(
     """Remove blobs that no manifest names, once nobody has sent or asked for them for `grace` seconds.
 
     With `untagged` the manifests go first that neither a version, a tag, an index nor a subject holds. May run at any
-    time, beside pushes and other collections. Raises InvalidArgument for a negative grace; BucketUnavailable, and what
-    the database raises: what was removed until then stays removed, and the registry is sound.
+    time, beside pushes and other collections. Raises InvalidArgument for a grace that is negative or above ten years;
+    BucketUnavailable, and what the database raises: what was removed until then stays removed, and the registry is
+    sound.
     """
-    if not grace >= 0:
-        raise InvalidArgument(f"the grace period is {grace}; it takes seconds from 0 on")
-    cutoff = at(datetime.now(UTC) - timedelta(seconds=grace))
+    if not 0 <= grace <= _LONGEST:
+        raise InvalidArgument(f"the grace period is {grace}; it takes seconds from 0 to {_LONGEST}")
+    cutoff = from_now(-grace)
     gone = _manifests(database, cutoff, dry_run=dry_run) if untagged else 0
     links = _links(database, cutoff, dry_run=dry_run)
     count = size = 0

@@ -68,6 +68,10 @@ async def deliver_forever(state: State) -> None:
             except DeltaregError as error:
                 _log.warning("webhooks wait: %s", error.message)
                 done = 0
+            except Exception:
+                # It would end all that is done beside answering.
+                _log.exception("webhooks wait")
+                done = 0
             if done < _AT_ONCE:
                 await anyio.sleep(_POLL_SECONDS * random.uniform(0.8, 1.2))
 
@@ -116,6 +120,10 @@ async def _send(state: State, sender: httpx2.AsyncClient, due: Due, seconds: flo
         return None, error.message
     except (OSError, httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
         return None, f"not reached: {type(error).__name__}"
+    except Exception:
+        # It would come back for ever, and keep the others of its round from being sent.
+        _log.exception("a message could not be made")
+        return None, "the server failed"
     if response.is_success:
         return response.status_code, None
     return response.status_code, "redirects are not followed" if response.is_redirect else "refused by the receiver"

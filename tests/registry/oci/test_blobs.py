@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+
 import httpx2
 import pytest
+from sqlalchemy import event
 
 from deltareg.digest import sha256
+from deltareg_registry.database.tables import blobs
 from deltareg_registry.settings import ServerSettings
+from deltareg_registry.upkeep.collect import collect
 from tests.deltas import noise
 from tests.registry.oci.repository import Repository, code_of
 from tests.servers.deltareg_server import RunningServer, running_server
@@ -129,6 +134,29 @@ def test_proxy_in_front_sends_the_files_where_it_is_said_to(tmp_path_factory: py
         name = digest.removeprefix("sha256:")
         assert answer.headers["x-accel-redirect"] == f"/stored/blobs/sha256/{name[:2]}/{name}"
         assert answer.content == b""
+
+
+def test_blob_that_is_collected_while_a_publisher_asks_for_it_is_not_told_to_be_there(
+    server: RunningServer, repository: Repository
+) -> None:
+    digest, database = repository.push(b"sent and never named"), server.state.database
+    with database.writing() as connection:
+        connection.execute(blobs.update().values(touched="2020-01-01T00:00:00.000000Z"))
+    looked, collected = threading.Event(), threading.Event()
+
+    def look(_c: object, _u: object, statement: str, *_: object) -> None:
+        if statement.startswith("SELECT blobs.size"):
+            looked.set()
+
+    def gather(_: object) -> None:
+        if looked.is_set() and not collected.is_set():
+            collected.set()
+            assert collect(database, server.state.storage, 3600).blobs == 1
+
+    event.listen(database.engine, "before_cursor_execute", look)
+    event.listen(database.engine, "commit", gather)
+    assert repository.client.head(f"{repository.path}/blobs/{digest}").status_code == 404
+    assert collected.is_set()
 
 
 def test_deleted_blob_is_gone_from_its_repository(repository: Repository) -> None:

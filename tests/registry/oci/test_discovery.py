@@ -134,7 +134,7 @@ def test_many_referrers_come_in_pages(server: RunningServer, repository: Reposit
     assert len(found) > 1
     digests = [one["digest"] for page in found for one in page]  # type: ignore[index]
     assert len(digests) == len(set(digests)) == 1501
-    assert all(len(repository.client.get(path).content) < 4 << 20 for _ in found[:1])
+    assert len(repository.client.get(path).content) < 4 << 20
 
 
 def test_referrers_of_no_digest_are_refused_and_never_404(repository: Repository) -> None:

@@ -153,6 +153,16 @@ def test_latest_is_computed_from_versions(
     assert repository.manifest("latest").content == delta
 
 
+def test_tag_from_before_the_first_version_is_deleted_as_what_it_was(
+    server: RunningServer, repository: Repository, local: Store, delta: bytes
+) -> None:
+    image = repository.push_image("latest")
+    assert repository.push_delta(local, delta, "1.0.0").status_code == 201
+    assert repository.delete("manifests/latest").status_code == 202
+    assert actions(server)[-1] == ("tag.delete", "acme/search:latest", {"from": image})
+    assert repository.manifest("latest").content == delta
+
+
 def test_tags_of_other_manifests_move(server: RunningServer, repository: Repository) -> None:
     first = repository.push_image("draft", layers=[b"1"])
     second = repository.push_image("draft", layers=[b"2"])

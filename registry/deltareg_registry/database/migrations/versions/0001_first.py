@@ -54,6 +54,7 @@ def _names() -> None:
         sa.ForeignKeyConstraint(["namespace"], ["namespaces.name"], name=op.f("fk_repositories_namespace")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_repositories")),
         sa.UniqueConstraint("namespace", "name", name=op.f("uq_repositories_namespace_name")),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "users",
@@ -75,6 +76,7 @@ def _names() -> None:
         sa.ForeignKeyConstraint(["user"], ["users.name"], name=op.f("fk_members_user"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("namespace", "user", name=op.f("pk_members")),
     )
+    op.create_index(op.f("ix_members_user"), "members", ["user"])
     op.create_table(
         "tokens",
         sa.Column("id", sa.String(length=16), nullable=False),
@@ -216,11 +218,10 @@ def _versions() -> None:
         sa.ForeignKeyConstraint(["repository"], ["repositories.id"], name=op.f("fk_versions_repository")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_versions")),
         sa.UniqueConstraint("repository", "version", name=op.f("uq_versions_repository_version")),
+        sqlite_autoincrement=True,
     )
-    op.create_index(op.f("ix_versions_fingerprint"), "versions", ["fingerprint"])
     op.create_index(op.f("ix_versions_namespace"), "versions", ["namespace"])
     op.create_index(op.f("ix_versions_repository_digest"), "versions", ["repository", "digest"])
-    op.create_index(op.f("ix_versions_space"), "versions", ["space"])
     op.create_table(
         "terms",
         sa.Column("id", _NUMBER, nullable=False),
@@ -281,6 +282,7 @@ def _work() -> None:
         sa.Column("subject", sa.Text(), nullable=False),
         sa.Column("detail", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_audit")),
+        sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_audit_namespace"), "audit", ["namespace"])
     op.create_index(op.f("ix_audit_time"), "audit", ["time"])
@@ -320,6 +322,7 @@ def _work() -> None:
         sa.Column("fault", sa.Text()),
         sa.ForeignKeyConstraint(["webhook"], ["webhooks.id"], name=op.f("fk_deliveries_webhook"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_deliveries")),
+        sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_deliveries_due"), "deliveries", ["due"])
     op.create_index(op.f("ix_deliveries_webhook"), "deliveries", ["webhook"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
 
 from deltareg.digest import Digest
-from deltareg.errors import DeltaregError, RemoteUnavailable, translate_os_errors
+from deltareg.errors import Busy, DeltaregError, RemoteUnavailable, translate_os_errors
 from deltareg.manifest import Descriptor
 from deltareg.progress import Progress
 from deltareg.remote.answers import PASSING, Answer
@@ -179,7 +179,7 @@ class Uploader:
                 return self._run(note, mount_from)
             except DeltaregError as error:
                 # What the network cut off may go on; what was refused must not be tried again in the same way.
-                if not isinstance(error, RemoteUnavailable):
+                if not isinstance(error, RemoteUnavailable | Busy):
                     note.remember("")
                 raise
 
@@ -203,7 +203,7 @@ class Uploader:
                 note.remember("")
                 if attempt == _TRIES - 1:
                     break
-            except RemoteUnavailable:
+            except (RemoteUnavailable, Busy):
                 # Where does the registry think we are? Where it does not know, it is begun anew.
                 if attempt == _TRIES - 1:
                     raise

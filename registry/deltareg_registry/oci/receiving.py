@@ -10,7 +10,7 @@ from anyio import CancelScope
 from anyio.to_thread import run_sync
 from fastapi import Request
 
-from deltareg.errors import DeltaregError
+from deltareg.errors import DeltaregError, TooLarge
 from deltareg_registry.problems import OciError
 from deltareg_registry.records.uploads import Upload, advance
 from deltareg_registry.state import State, state_of
@@ -33,7 +33,8 @@ async def exclusive(state: State, identity: str) -> AsyncGenerator[None]:
 async def receive(request: Request, upload: Upload, limit: int) -> Upload:
     """Append the body of a request to an upload. What arrived stays, also where the client goes away in the middle.
 
-    Raises OciError above `limit` bytes and after a long silence, ClientDisconnect, DiskFull, BucketUnavailable, Busy.
+    Raises TooLarge above `limit` bytes, OciError after a long silence, ClientDisconnect, DiskFull, BucketUnavailable,
+    Busy.
     """
     with ExitStack() as stack:
         state = state_of(request)
@@ -64,7 +65,7 @@ class _Receiver:
             received += len(data)
             if received > limit:
                 self._failed = True
-                raise OciError("SIZE_INVALID", 413, f"more than {limit} bytes cannot be taken here")
+                raise TooLarge(f"more than {limit} bytes cannot be taken here")
             self._buffer += data
             while len(self._buffer) >= self._writer.piece:
                 await self._written()

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from starlette.requests import ClientDisconnect
 
 from deltareg.digest import Digest, sha256
-from deltareg.errors import BadName, DeltaregError, DigestMismatch, NotFound, QuotaExceeded
+from deltareg.errors import BadName, DeltaregError, DigestMismatch, NotFound, QuotaExceeded, TooLarge
 from deltareg.names import parse_reference
 from deltareg_registry.access.principal import Role
 from deltareg_registry.oci.names import (
@@ -147,10 +147,10 @@ def _announced(request: Request, upload: Upload) -> int | None:
 
 
 def _room(asked: Asked, upload: Upload, length: int | None, digest: Digest | None) -> int:
-    """How many bytes may be appended. Raises OciError, QuotaExceeded where it is known that they are too many."""
+    """How many bytes may be appended. Raises TooLarge, QuotaExceeded where it is known that they are too many."""
     limit, size = asked.state.settings.blob_limit, upload.progress.size
     if size + (length or 0) > limit:
-        raise OciError("SIZE_INVALID", 413, f"a blob may have {limit} bytes")
+        raise TooLarge(f"a blob may have {limit} bytes")
     with asked.state.database.reading() as connection:
         check_room(connection, asked.namespace, digest, size + (length or 0))
         free = room_of(connection, asked.namespace, digest)

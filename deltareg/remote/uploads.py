@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
 
 from deltareg.digest import Digest
-from deltareg.errors import DeltaregError, RemoteUnavailable, translate_os_errors
+from deltareg.errors import Busy, DeltaregError, RemoteUnavailable, translate_os_errors
 from deltareg.manifest import Descriptor
 from deltareg.progress import Progress
 from deltareg.remote.answers import PASSING, Answer
@@ -199,7 +199,7 @@ class Uploader:
                 return self._run(note, mount_from)
             except DeltaregError as error:
                 # What the network cut off may go on; what was refused must not be tried again in the same way.
-                if not isinstance(error, RemoteUnavailable):
+                if not isinstance(error, RemoteUnavailable | Busy):
                     note.remember("")
                 raise
 
@@ -222,7 +222,7 @@ class Uploader:
                 return self._sent
             except _Lost:
                 note.remember("")
-            except RemoteUnavailable:
+            except (RemoteUnavailable, Busy):
                 if not tries:
                     raise
                 # Where does the registry think we are? Where it does not know, it is begun anew.

@@ -10,7 +10,7 @@ from anyio import CancelScope
 from anyio.to_thread import run_sync
 from fastapi import Request
 
-from deltareg.errors import Busy, DeltaregError
+from deltareg.errors import Busy, DeltaregError, TooLarge
 from deltareg_registry.problems import OciError
 from deltareg_registry.records.uploads import Upload, advance
 from deltareg_registry.state import State, state_of
@@ -42,7 +42,8 @@ async def exclusive(state: State, identity: str, *, patience: float = 0) -> Asyn
 async def receive(request: Request, upload: Upload, limit: int) -> Upload:
     """Append the body of a request to an upload. What arrived stays, also where the client goes away in the middle.
 
-    Raises OciError above `limit` bytes and after a long silence, ClientDisconnect, DiskFull, BucketUnavailable, Busy.
+    Raises TooLarge above `limit` bytes, OciError after a long silence, ClientDisconnect, DiskFull, BucketUnavailable,
+    Busy.
     """
     with ExitStack() as stack:
         state = state_of(request)
@@ -75,7 +76,7 @@ class _Receiver:
                 received += len(data)
                 if received > limit:
                     self._failed = True
-                    raise OciError("SIZE_INVALID", 413, f"more than {limit} bytes cannot be taken here")
+                    raise TooLarge(f"more than {limit} bytes cannot be taken here")
                 self._waiting.append(data)
                 self._size += len(data)
                 while self._size >= self._writer.piece:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from deltareg_registry.database.engine import Database, at, now, parse_time
+from deltareg_registry.database.engine import SCHEMA, Database, at, now, parse_time
 
-__all__ = ["Database", "at", "now", "parse_time"]
+__all__ = ["SCHEMA", "Database", "at", "now", "parse_time"]

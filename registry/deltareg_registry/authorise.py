@@ -114,7 +114,10 @@ def _check_role(principal: Principal, namespace: str, public: bool | None, neede
     _signed_in(principal)
     # What one may not read, one is not told of either.
     if public is None or role is Role.NONE:
-        raise NotFound(f"there is no namespace {namespace} that you may see", hint="ask its owners to add you")
+        raise NotFound(
+            f"there is no namespace {namespace} that you may see",
+            hint="check the name; if it is private, ask its owners to add you",
+        )
     raise NotAllowed(
         f"you are {role.label} of {namespace}; that needs {needed.label}", hint=f"ask an owner of {namespace}"
     )

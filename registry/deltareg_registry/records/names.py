@@ -100,7 +100,7 @@ def entry_of(entries: Iterable[Entry], wanted: Reference) -> Entry:
         raise NotFound(
             f"{wanted} is not in the registry",
             cause=f"{wanted.repository} has {there}" if there else f"{wanted.repository} has no version",
-            hint=f"deltareg list {wanted.repository}",
+            hint=f"deltareg list {wanted.repository} --remote URL",
             reference=str(wanted),
         )
     return found

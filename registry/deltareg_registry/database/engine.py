@@ -197,4 +197,4 @@ def _error_of(error: DBAPIError, told: str, label: str) -> DeltaregError:
         return NotAllowed("the database may not be written", cause=told, hint="check who owns it")
     if error.connection_invalidated or isinstance(error, OperationalError):
         return RemoteUnavailable("the registry's database does not answer", cause=told, hint="try again later")
-    return DeltaregError(f"the database failed: {label}", cause=told)
+    return DeltaregError("the database failed", cause=told)

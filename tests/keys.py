@@ -19,7 +19,7 @@ from deltareg.signing import SIGNATURE_TYPE, KeySigner, bundle_of
 from deltareg.store import Store
 from tests.deltas import add_referrer
 
-__all__ = ["KeyPair", "Party", "attach_bundle", "certified", "make_key", "sign"]
+__all__ = ["KeyPair", "Party", "attach_bundle", "certified", "make_key", "odd_certificates", "sign"]
 
 
 class KeyPair(NamedTuple):
@@ -61,6 +61,34 @@ def certified(directory: Path, name: str, *, days: tuple[int, int] = (-1, 365)) 
     party.certificate.write_bytes(own.public_bytes(serialization.Encoding.PEM))
     party.root.write_bytes(root.public_bytes(serialization.Encoding.PEM))
     return party
+
+
+def odd_certificates() -> dict[str, bytes]:
+    """Certificates in DER that are read, but of which a part cannot be: each raises something else."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "acme")])
+    other = x509.DNSName("a.b")
+    whole = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(5)
+        .not_valid_before(now)
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([other]), critical=False)
+        .add_extension(x509.IssuerAlternativeName([other]), critical=False)
+        .sign(key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.DER)
+    )
+    return {
+        "an extension twice": whole.replace(b"\x55\x1d\x12", b"\x55\x1d\x11"),
+        "a name of an unknown kind": whole.replace(b"\x82\x03a.b", b"\xa3\x03\x02\x01\x05", 1),
+        "a subject that is no text": whole.replace(b"\x0c\x04acme", b"\x0c\x04\xff\xfe\xfd\xfc").replace(
+            b"\x55\x1d\x11", b"\x55\x1d\x12"
+        ),
+        "an unknown version": whole.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x5f", 1),
+    }
 
 
 def sign(

@@ -74,7 +74,7 @@ def print_fields(fields: Mapping[str, str]) -> None:
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column()
     for label, value in fields.items():
-        grid.add_row(label, Text(printable(value)))
+        grid.add_row(Text(printable(label)), Text(printable(value)))
     _render(grid)
 
 
@@ -112,8 +112,9 @@ def print_error(error: DeltaregError, *, as_json: bool) -> None:
         if text and not (kind == "cause" and text in error.message):
             _note(label, kind, text)
         if kind == "error" and isinstance(explanation, list):
-            for line in cast("list[str]", explanation):
-                _say(Text(f"  {printable(line)}"))
+            # A server may have sent it.
+            for line in cast("list[object]", explanation):
+                _say(Text(f"  {printable(str(line))}"))
     if as_json:
         # What an error carries may be anything: a path, a reference, a weight that is no number.
         _print_value({"error": to_jsonable_python(error.as_dict(), fallback=str, inf_nan_mode="strings")})

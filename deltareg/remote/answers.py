@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
@@ -24,12 +24,14 @@ from deltareg.errors import (
 from deltareg.names import as_reason
 from deltareg.remote.network import shown
 
-__all__ = ["PASSING", "Answer", "error_of", "seconds_to_wait"]
+__all__ = ["PASSING", "Answer", "error_of", "seconds_to_wait", "texts_in"]
 
 PASSING = frozenset({408, 429, 502, 503, 504})
 """Statuses that may be another one at the next try."""
 
 _NOTHING: Mapping[str, Any] = {}
+_PARAMETERS = frozenset({"self", "message", "cause", "hint"})
+"""What the data of an error cannot be called."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,17 @@ def seconds_to_wait(headers: Mapping[str, str], now: float) -> float | None:
         return None
 
 
+def texts_in(value: object) -> Iterator[str]:
+    """All texts in what was JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, Mapping)):
+        for item in cast("Iterable[object]", value):
+            yield from texts_in(item)
+        if isinstance(value, Mapping):
+            yield from texts_in(list(cast("Mapping[str, object]", value).values()))
+
+
 def _document(answer: Answer) -> Mapping[str, Any]:
     kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not kind.endswith(("/json", "+json")):
@@ -106,7 +119,7 @@ def _problem(document: Mapping[str, Any], login: str) -> DeltaregError | None:
     message = _text(fields, "message") or _text(fields, "detail") or _text(fields, "title") or kind.__name__
     given = fields.get("data")
     data = cast("dict[str, object]", given) if isinstance(given, dict) else {}
-    kept = {key: value for key, value in data.items() if key.isidentifier() and key not in ("message", "cause", "hint")}
+    kept = {key: value for key, value in data.items() if key.isidentifier() and key not in _PARAMETERS}
     return kind(message, cause=_text(fields, "cause"), hint=_hint(kind, fields, login), **kept)
 
 

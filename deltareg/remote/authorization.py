@@ -25,6 +25,7 @@ _PARAMETER = re.compile(
 _CLIENT = "deltareg"
 _SHORTEST = 60
 """Seconds that a token lives where nobody says for how long."""
+_LONGEST = 86400
 _EARLY = 5
 _LONGEST_TOKEN = 64 << 10
 
@@ -188,15 +189,17 @@ class RegistryAuthorization:
             raise RemoteUnavailable(f"{place} gave no token", hint="ask the owner of the registry to check it")
         lives = fields.get("expires_in")
         seconds = lives if isinstance(lives, (int, float)) and not isinstance(lives, bool) else _SHORTEST
-        return _Token(value, self._clock() + max(seconds, _SHORTEST) - _EARLY)
+        return _Token(value, self._clock() + min(max(seconds, _SHORTEST), _LONGEST) - _EARLY)
 
     def _check_realm(self, realm: str) -> None:
         try:
             origin = origin_of(realm)
         except ValueError:
             origin = ""
-        secure = origin.startswith("https:") or (origin and self._address.origin.startswith("http:"))
-        if not origin or "@" in realm.partition("?")[0] or not (secure or is_loopback(origin)):
+        # A secret for a registry on this machine was never meant to leave it without TLS.
+        plain = self._address.origin.startswith("http:") and not is_loopback(self._address.origin)
+        secure = origin.startswith("https:") or is_loopback(origin) or plain
+        if not origin or "@" in realm.partition("?")[0] or not secure:
             raise NotAllowed(
                 f"{self._address.url} sends its users to {shown(realm)!r} for a token, where none is asked for",
                 cause="it is no https:// URL, so that everybody on the way could read the password",

@@ -23,6 +23,7 @@ from deltareg.manifest import Descriptor
 from deltareg.names import Reference
 from deltareg.paths import expand_home
 from deltareg.progress import Progress
+from deltareg.remote.network import shown
 from deltareg.remote.protocol import Capabilities, RemoteEntry
 from deltareg.store import BLOCK, MANIFEST_LIMIT, Store, is_vacant
 
@@ -218,7 +219,7 @@ def _path(location: str | os.PathLike[str]) -> Path:
     if text[:5].lower() == "file:":
         parts = urlsplit(text)
         if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-            raise UsageError(f"{text!r} is no local file URL", hint="write file:///absolute/path")
+            raise UsageError(f"{shown(text)!r} is no local file URL", hint="write file:///absolute/path")
         text = unquote(parts.path)
     if not text or "\0" in text:
         raise UsageError(f"{text!r} is no path")

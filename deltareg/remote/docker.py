@@ -11,9 +11,9 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
-from deltareg.errors import BadConfig, translate_os_errors
+from deltareg.errors import BadConfig, NotAllowed, translate_os_errors
 from deltareg.remote.credentials import Secret
 
 __all__ = ["find_docker_secret"]
@@ -27,15 +27,18 @@ _TOKEN_USER = "<token>"
 """What helpers give for a user name where the secret is an identity token."""
 
 
-def find_docker_secret(host: str, path: str, environment: Mapping[str, str]) -> Secret | None:
+def find_docker_secret(
+    host: str, path: str, environment: Mapping[str, str], *, seconds: float = _HELPER_SECONDS
+) -> Secret | None:
     """The secret for a registry, of the first of docker's and podman's files that has one. `path` is the prefix there.
 
-    Raises BadConfig for a file that is no JSON, NotAllowed.
+    Raises BadConfig for a file that is no JSON; NotAllowed, also where a program that keeps secrets does not answer
+    within `seconds`.
     """
     for file in _files(environment):
         config = _read(file)
         for key in _keys(host, path):
-            found = _of_helper(config, key) or _of_auths(config, key)
+            found = _of_helper(config, key, seconds) or _of_auths(config, key)
             if found is not None:
                 return found
     return None
@@ -88,7 +91,7 @@ def _of_auths(config: Mapping[str, Any], key: str) -> Secret | None:
         return None
     fields = cast("dict[str, Any]", entry)
     identity = fields.get("identitytoken")
-    if isinstance(identity, str) and identity:
+    if _is_text(identity) and identity:
         return Secret(identity, identity=True)
     username, password = fields.get("username"), fields.get("password")
     packed = fields.get("auth")
@@ -97,12 +100,12 @@ def _of_auths(config: Mapping[str, Any], key: str) -> Secret | None:
             username, _, password = base64.b64decode(packed, validate=True).decode().partition(":")
         except (binascii.Error, ValueError):
             return None
-    if isinstance(username, str) and isinstance(password, str) and password:
+    if _is_text(username) and _is_text(password) and password:
         return Secret(password.rstrip("\0"), username)
     return None
 
 
-def _of_helper(config: Mapping[str, Any], key: str) -> Secret | None:
+def _of_helper(config: Mapping[str, Any], key: str, seconds: float) -> Secret | None:
     """What a `docker-credential-…` program gives out; None where there is none, or it knows nothing."""
     helper = _table(config, "credHelpers").get(key) or config.get("credsStore")
     if not isinstance(helper, str) or _HELPER.fullmatch(helper) is None:
@@ -112,16 +115,28 @@ def _of_helper(config: Mapping[str, Any], key: str) -> Secret | None:
         return None
     try:
         done = subprocess.run(
-            [program, "get"], input=key.encode(), capture_output=True, timeout=_HELPER_SECONDS, env=dict(os.environ)
+            [program, "get"], input=key.encode(), capture_output=True, timeout=seconds, env=dict(os.environ)
         )
         given = json.loads(done.stdout) if done.returncode == 0 else None
-    except (OSError, ValueError, subprocess.SubprocessError):
+    except subprocess.TimeoutExpired:
+        # It would be asked again for each name of the registry.
+        raise NotAllowed(
+            f"{program} does not answer: it was asked for the login of {key}",
+            cause=f"{seconds:.0f} s went by",
+            hint=f"see why, with echo {key} | {program} get; or take credsStore and credHelpers out of docker's file",
+        ) from None
+    except (OSError, ValueError, RecursionError):
         return None
     fields = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
     username, password = fields.get("Username"), fields.get("Secret")
-    if not isinstance(username, str) or not isinstance(password, str) or not password:
+    if not _is_text(username) or not _is_text(password) or not password:
         return None
     return Secret(password, identity=True) if username == _TOKEN_USER else Secret(password, username)
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Whether it can be sent: JSON takes half of a character for text."""
+    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def _table(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:

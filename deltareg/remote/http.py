@@ -22,9 +22,10 @@ import stamina
 
 from deltareg import __version__
 from deltareg.errors import BadConfig, BadManifest, Busy, DeltaregError, RemoteUnavailable, UsageError
-from deltareg.remote.answers import PASSING, Answer, error_of, seconds_to_wait
+from deltareg.remote.answers import PASSING, Answer, error_of, seconds_to_wait, texts_in
 from deltareg.remote.bodies import Body, Download, FilePart, first_byte, stream
 from deltareg.remote.network import Network, origin_of, shown
+from deltareg.remote.receiving import arriving, bounded
 from deltareg.remote.redirects import redirected
 from deltareg.store.writer import mismatch
 
@@ -214,7 +215,7 @@ class HttpClient:
         with self._answered(replace(request, url=self.url(wanted.url))) as (response, place):
             skipped = first_byte(response.status_code, response.headers, wanted, offset, shown(place))
             with self._reading(place):
-                for piece in response.iter_raw():
+                for piece in arriving(response, self.network.patience):
                     kept = piece[max(0, offset - skipped) :] if skipped < offset else piece
                     skipped += len(piece)
                     if kept:
@@ -307,14 +308,14 @@ class HttpClient:
         if response.request.method == "HEAD":
             return b""
         with self._reading(place):
-            data = _bounded(response, limit)
+            data = bounded(response, limit, self.network.patience)
         if data is None:
             raise BadManifest(f"{shown(place)} has more than {limit} bytes", cause="so much is not read at once")
         return data
 
     def _refusal(self, response: httpx2.Response, place: str) -> Exception:
         with self._reading(place):
-            body = _bounded(response, _ERROR_LIMIT) or b""
+            body = bounded(response, _ERROR_LIMIT, self.network.patience) or b""
         answer = Answer(response.status_code, _lower(response), body, place)
         error = self._concealed(error_of(answer, login=self.login))
         if response.status_code not in PASSING:
@@ -345,9 +346,12 @@ class HttpClient:
 
     def _concealed(self, error: DeltaregError) -> DeltaregError:
         texts = [error.message, error.cause or "", error.hint or ""]
-        if [self._conceal(text) for text in texts] == texts:
+        if [self._conceal(text) for text in texts] == texts and not any(map(self._is_secret, texts_in(error.data))):
             return error
         return type(error)(self._conceal(error.message), cause=None, hint=None)
+
+    def _is_secret(self, text: str) -> bool:
+        return self._authorization is not None and self._authorization.conceal(text) != text
 
     def _conceal(self, text: str) -> str:
         told = re.sub(r"\?[^\s\"')]*", "?…", text)[:500]
@@ -371,23 +375,23 @@ def _open(network: Network) -> httpx2.Client:
     patience = network.patience
     # Cookies know no ports: what one server set would reach another one of the same host.
     cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
-    return httpx2.Client(
-        verify=_tls(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")),
-        headers={"User-Agent": f"deltareg/{__version__}", "Accept": "*/*"},
-        timeout=httpx2.Timeout(patience.silence, connect=patience.connect, pool=None),
-        limits=httpx2.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=16, keepalive_expiry=15),
-        cookies=cookies,
-        follow_redirects=False,
+    try:
+        return httpx2.Client(
+            verify=_tls(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")),
+            headers={"User-Agent": f"deltareg/{__version__}", "Accept": "*/*"},
+            timeout=httpx2.Timeout(patience.silence, connect=patience.connect, pool=None),
+            limits=httpx2.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=16, keepalive_expiry=15),
+            cookies=cookies,
+            follow_redirects=False,
+        )
+    except (ValueError, ImportError, httpx2.InvalidURL) as error:
+        # Neither shown nor chained: the URL of a proxy may hold a password.
+        needs = "a SOCKS proxy needs socksio: python -m pip install socksio" if isinstance(error, ImportError) else None
+    raise BadConfig(
+        "a proxy that the environment names cannot be used",
+        cause=needs,
+        hint="check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY",
     )
-
-
-def _bounded(response: httpx2.Response, limit: int) -> bytes | None:
-    data = bytearray()
-    for piece in response.iter_raw():
-        data += piece
-        if len(data) > limit:
-            return None
-    return bytes(data)
 
 
 def _lower(response: httpx2.Response) -> dict[str, str]:

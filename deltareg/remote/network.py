@@ -19,7 +19,7 @@ _PORTS = {"http": 80, "https": 443}
 _PLAIN = {"oci": "https", "oci+http": "http", "https": "https", "http": "http"}
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]{2,45}\]")
 _PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@%-]*)*")
-_LOOPBACK = re.compile(r"localhost|127(?:\.\d{1,3}){3}|\[::1\]")
+_LOOPBACK = re.compile(r"localhost|127(?:\.[0-9]{1,3}){3}|\[::1\]")
 _TOKEN = re.compile(r"[\x21-\x7e]{1,8192}")
 
 
@@ -126,7 +126,9 @@ def is_loopback(origin: str) -> bool:
 def shown(url: str) -> str:
     """A URL as it may be told: without user, password, query and fragment."""
     text = re.sub(r"[?#].*", "", url, flags=re.DOTALL)
-    return re.sub(r"//[^/]*@", "//", text)[:500]
+    text = re.sub(r"//[^/]*@", "//", text)
+    # A password may hold what ends an authority: then what follows its name is no port.
+    return re.sub(r"//(?!\[)[^/:]*:(?![0-9]*(?:/|$)).*", "//…", text, flags=re.DOTALL)[:500]
 
 
 def _server_origin(url: str) -> str | None:

@@ -261,10 +261,12 @@ class OciClient:
         return list(dict.fromkeys(found))
 
     def _pages(self, path: str, scope: str, *, accept: tuple[int, ...] = ()) -> Iterator[Answer]:
-        """Answers page by page, as `Link` leads on."""
+        """Answers page by page, as `Link` leads on. Raises BadManifest where that has no end."""
         url: str | None = self.http.url(path)
         seen: set[str] = set()
-        while url is not None and url not in seen and len(seen) < _PAGES:
+        while url is not None and url not in seen:
+            if len(seen) == _PAGES:
+                raise BadManifest(f"{self.http.url(path)} has more than {_PAGES} pages", cause="so many are not read")
             seen.add(url)
             answer = self.http.ask("GET", url, accept=accept, limit=_LIST_LIMIT, scope=scope)
             yield answer
@@ -274,12 +276,15 @@ class OciClient:
         link, _, rest = answer.headers.get("link", "").partition(">")
         if not link.startswith("<") or "next" not in rest:
             return None
-        url = urljoin(answer.url, link[1:])
-        if origin_of(url) != self.http.origin:
-            raise RemoteUnavailable(
-                f"{self.http.login} says that its list goes on elsewhere", cause=shown(url), hint="check the URL"
-            )
-        return url
+        try:
+            url = urljoin(answer.url, link[1:])
+            if origin_of(url) == self.http.origin:
+                return url
+        except ValueError:
+            url = link[1:]  # no URL of HTTP
+        raise RemoteUnavailable(
+            f"{self.http.login} says that its list goes on elsewhere", cause=shown(url), hint="check the URL"
+        )
 
     def _target(self, repository: str, rights: str, also: str | None = None) -> Target:
         scope = self._scope(repository, rights) + (f" {self._scope(also, 'pull')}" if also else "")

@@ -31,7 +31,7 @@ from deltareg.names import (
 )
 from deltareg.progress import Progress
 from deltareg.remote.authorization import RegistryAuthorization
-from deltareg.remote.credentials import Credentials, Secret, key_of
+from deltareg.remote.credentials import Credentials, Secret, check_plain, key_of
 from deltareg.remote.docker import find_docker_secret
 from deltareg.remote.http import HttpClient
 from deltareg.remote.network import Address, Network, parse_address
@@ -310,8 +310,16 @@ class OciRemote:
 
 
 def registry_secret(address: Address, kept: Credentials) -> Secret | None:
-    """The secret for an OCI registry: what `deltareg login` kept, else what docker or podman keep."""
-    return kept.find(key_of(address)) or find_docker_secret(address.host, address.path, os.environ)
+    """The secret for an OCI registry: what `deltareg login` kept, else what docker or podman keep.
+
+    Raises NotAllowed where that of docker or podman would travel without TLS: only a login of our own says that it may.
+    """
+    found = kept.find(key_of(address))
+    if found is None:
+        found = find_docker_secret(address.host, address.path, os.environ)
+        if found is not None:
+            check_plain(address, "what docker or podman keep")
+    return found
 
 
 def _client_of(address: Address, network: Network) -> OciClient:

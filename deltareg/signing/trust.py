@@ -139,13 +139,13 @@ def signer_of(statement: Statement) -> str:
         return f"key {statement.key}"
     try:
         certificate = _certificate(statement.certificates[0])
+        names = _identities(certificate) or [_subject(certificate)]
         fingerprint = certificate.fingerprint(load("cryptography.hazmat.primitives.hashes").SHA256()).hex()
     except SignatureInvalid:
         return "a certificate that cannot be read"
     except InvalidArgument:
         # Nothing is checked here: what is not installed is missed where something is.
         return "a certificate"
-    names = _identities(certificate) or [certificate.subject.rfc4514_string()]
     return f"{', '.join(names)} (certificate {fingerprint})"
 
 
@@ -154,15 +154,22 @@ def _identities(certificate: Any) -> list[str]:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         return [str(one.value) for one in names]
-    except (x509.ExtensionNotFound, ValueError):
+    except Exception:  # there are none; or the bytes are hostile, which are parsed only now
         return []
+
+
+def _subject(certificate: Any) -> str:
+    try:
+        return certificate.subject.rfc4514_string()
+    except Exception as error:  # as above
+        raise _malformed(error) from error
 
 
 def _check_dates(statement: Statement) -> None:
     now = datetime.now(UTC)
     for raw in statement.certificates:
         certificate = _certificate(raw)
-        name = certificate.subject.rfc4514_string()
+        name = _subject(certificate)
         if certificate.not_valid_after_utc < now:
             raise SignatureInvalid(
                 f"the certificate of {name} expired on {certificate.not_valid_after_utc:%Y-%m-%d}",
@@ -177,10 +184,15 @@ def _check_dates(statement: Statement) -> None:
 
 
 def _certificate(raw: bytes) -> Any:
+    x509 = load("cryptography.x509")
     try:
-        return load("cryptography.x509").load_der_x509_certificate(raw)
-    except ValueError as error:
-        raise SignatureInvalid(f"a certificate in the signature is malformed: {error}", cause=str(error)) from error
+        return x509.load_der_x509_certificate(raw)
+    except Exception as error:  # hostile bytes raise whatever cryptography raises
+        raise _malformed(error) from error
+
+
+def _malformed(error: Exception) -> SignatureInvalid:
+    return SignatureInvalid(f"a certificate in the signature is malformed: {error}", cause=str(error))
 
 
 def _verify(config: Any, root: Path, bundle: Path, what: str) -> None:

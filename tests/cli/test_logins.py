@@ -108,6 +108,22 @@ def test_token_is_tried_kept_used_and_forgotten(person: Workplace, site: Site) -
     assert person.run("whoami", "--remote", site.url).status == 4
 
 
+def test_what_a_hostile_server_says_moves_no_terminal(person: Workplace) -> None:
+    names = ("\x1b]0;owned\x07", "[bold]x[/bold]", "[/nothing]", "user")
+    told = {"user": "ann\x1b[2J", "namespaces": [{"namespace": name, "role": "owner\x1b[2J"} for name in names]}
+    person.environment["DELTAREG_TOKEN"] = TOKEN
+    with serve_site(lambda asked, before: say(asked, 200, told)) as site:
+        done = person.ok("whoami", "--remote", site.url)
+        assert "\x1b" not in done.out + done.err
+        assert re.search(r"user +ann", done.out)
+        assert re.search(r"\[bold\]x\[/bold\] +owner", done.out)
+    problem = {"code": "DR0002", "message": "no\x1b[2J", "data": {"explanation": [1, None, "\x1b[2J"]}}
+    with serve_site(lambda asked, before: say(asked, 404, problem)) as site:
+        done = person.run("list", "acme/search", "--remote", site.url)
+        assert done.status != 0
+        assert "\x1b" not in done.out + done.err
+
+
 def test_login_takes_the_name_of_a_remote(person: Workplace, site: Site) -> None:
     person.ok("remote", "add", "team", site.url)
     assert log_in(person, "team", TOKEN).startswith("0 ")

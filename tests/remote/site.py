@@ -58,6 +58,8 @@ class Site(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: Site
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    # Head and body are two writes, the second of which would wait 40 ms for an acknowledgement of the first.
 
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))

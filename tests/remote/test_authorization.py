@@ -26,7 +26,7 @@ SCOPE = "repository:deltas/acme/search:pull"
 class Clock:
     """A clock that stands until it is moved."""
 
-    now: float = 0
+    now: float = 0.0
 
     def __call__(self) -> float:
         return self.now
@@ -148,6 +148,21 @@ def test_registry_with_tls_cannot_send_a_password_where_others_listen(realm: str
             authorization.challenged(challenges, SCOPE, None)
     else:
         assert not authorization.challenged(challenges, SCOPE, None)
+
+
+@pytest.mark.parametrize("realm", ["http://evil.example/token", "http://127.०.०.१/token"])
+def test_registry_on_this_machine_cannot_send_a_password_where_others_listen(realm: str) -> None:
+    authorization = RegistryAuthorization(parse_address("oci+http://localhost:5000"), IMPATIENT, lambda: SECRET)
+    with pytest.raises(NotAllowed, match="sends its users to"):
+        authorization.challenged([f'Bearer realm="{realm}"'], SCOPE, None)
+
+
+@pytest.mark.parametrize("lives", ["1e999", f"1{'0' * 400}", "-1e999"])
+def test_token_that_lives_absurdly_long_is_taken(lives: str) -> None:
+    body = f'{{"token": "t", "expires_in": {lives}}}'.encode()
+    with closed_registry(lambda asked, before: say(asked, 200, body)) as closed:
+        closed.valid.add("t")
+        assert client(closed).ask("GET", "x", scope=SCOPE).status == 200
 
 
 def test_registry_that_never_is_content_is_asked_twice() -> None:

@@ -13,9 +13,11 @@ import keyring
 import pytest
 
 from deltareg.errors import BadConfig, DiskFull, NotAllowed, UsageError
+from deltareg.remote import open_remote
 from deltareg.remote.credentials import Credentials, Secret, server_secret
 from deltareg.remote.docker import find_docker_secret
 from deltareg.remote.network import Network, parse_address
+from deltareg.remote.oci_remote import registry_secret
 from tests.disks import read_only, small_disk
 from tests.remote.keyring_in_memory import LockedKeyring, MemoryKeyring
 
@@ -213,6 +215,19 @@ def test_what_no_header_can_hold_is_no_token(text: str) -> None:
 # --- URLs ---
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("https://ann:sec/ret@host/x", "https://ann:sec?ret@host", "oci://ann:sec#ret@host", "hf://ann:secret@acme"),
+        *("hf://secret@acme", "file://ann:secret@host/x"),
+    ],
+)
+def test_password_that_ends_an_address_is_not_shown(url: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        open_remote(url)
+    assert "sec" not in str(raised.value.as_dict())
+
+
 @pytest.mark.parametrize("url", ["https://ann:secret@host/x", "oci://ann:secret@host", "https://secret@host"])
 def test_url_with_a_password_is_refused_without_showing_it(url: str) -> None:
     with pytest.raises(UsageError, match="password") as raised:
@@ -311,6 +326,57 @@ def test_program_that_is_not_there_is_done_without(tmp_path: Path, helper: objec
 @pytest.mark.parametrize("auths", [None, [], {"registry": 7}, {"registry": {"auth": "%"}}, {"registry": {}}])
 def test_entry_that_cannot_be_read_is_none(tmp_path: Path, auths: object) -> None:
     assert find_docker_secret("registry", "", docker_config(tmp_path, {"auths": auths})) is None
+
+
+@pytest.mark.parametrize("entry", [{"username": "\ud800", "password": "b"}, {"identitytoken": "\ud800"}])
+def test_secret_that_is_no_text_is_none(tmp_path: Path, entry: dict[str, str]) -> None:
+    assert find_docker_secret("registry", "", docker_config(tmp_path, {"auths": {"registry": entry}})) is None
+
+
+def docker_helper(directory: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = directory / "docker-credential-tests"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        *("printf '\\377'", "echo '[1]'", "exit 1", "head -c 100000 /dev/zero | tr '\\0' '['", "kill -9 $$"),
+        """echo '{"Username": "\\ud800", "Secret": "b"}'""",
+    ],
+)
+def test_program_that_says_no_secret_is_done_without(
+    tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker_helper(tmp_path, script, monkeypatch)
+    config = {"credsStore": "tests", "auths": {"registry": {"auth": packed("ann:b")}}}
+    assert find_docker_secret("registry", "", docker_config(tmp_path, config)) == Secret("b", "ann")
+
+
+def test_program_that_hangs_is_asked_once_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    docker_helper(tmp_path, f"echo >> {tmp_path}/asked; exec sleep 20", monkeypatch)
+    environment = docker_config(tmp_path, {"credsStore": "tests"})
+    with pytest.raises(NotAllowed, match="docker-credential-tests does not answer"):
+        find_docker_secret("registry", "/a/b", environment, seconds=0.5)
+    assert (tmp_path / "asked").read_text() == "\n"
+
+
+def test_login_of_docker_is_not_sent_where_others_listen(
+    kept: Credentials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = docker_config(tmp_path, {"auths": {"registry": {"auth": packed("ann:b")}}})
+    for name in ("REGISTRY_AUTH_FILE", "DOCKER_CONFIG", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", environment["HOME"])
+    assert registry_secret(parse_address("oci://registry/x"), kept) == Secret("b", "ann")
+    with pytest.raises(NotAllowed, match="docker or podman") as raised:
+        registry_secret(parse_address("oci+http://registry/x"), kept)
+    assert "login --insecure" in (raised.value.hint or "")
+    assert registry_secret(parse_address("oci+http://other/x"), kept) is None
+    kept.keep("oci+http://registry", Secret("c", "ann"))
+    assert registry_secret(parse_address("oci+http://registry/x"), kept) == Secret("c", "ann")
 
 
 def test_file_of_docker_that_is_no_json_is_told_without_what_is_in_it(tmp_path: Path) -> None:

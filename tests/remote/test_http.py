@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,29 @@ def test_answer_without_end_is_refused() -> None:
         assert len(client(site.url).ask("GET", "x", limit=1000).body) == 1000
 
 
+def drip(asked: Asked, status: int = 200) -> None:
+    """One byte after another, each well in time, of an answer that would take hours."""
+    asked.handler.send_response(status)
+    asked.handler.send_header("Content-Length", "100000")
+    asked.handler.end_headers()
+    with suppress(OSError):
+        for _ in range(200):
+            asked.handler.wfile.write(b"x")
+            asked.handler.wfile.flush()
+            time.sleep(0.05)
+    asked.handler.close_connection = True
+
+
+@pytest.mark.parametrize("status", [200, 403])
+def test_answer_that_drips_is_not_waited_for_without_end(status: int) -> None:
+    begun = time.monotonic()
+    network = Network(patience=Patience(connect=1, silence=0.5, total=0.4, attempts=2))
+    with serve_site(lambda asked, before: drip(asked, status)) as site:
+        with stamina.set_testing(True, attempts=2), pytest.raises(RemoteUnavailable, match="took too long"):
+            client(site.url, network=network).ask("GET", "x")
+        assert time.monotonic() - begun < 5
+
+
 # --- downloads ---
 
 DATA = noise(300_000)
@@ -244,6 +268,26 @@ def test_server_that_sends_drops_is_given_up() -> None:
         with pytest.raises(RemoteUnavailable):
             received(site.url)
         assert len(site.requests) < 30
+
+
+def test_download_that_drips_is_given_up_and_a_slow_reader_is_waited_for() -> None:
+    begun = time.monotonic()
+    network = Network(patience=Patience(connect=1, silence=0.5, total=0.1, attempts=2))
+    wanted = Download("blob", 100_000, sha256(bytes(100_000)))
+    with (
+        serve_site(lambda asked, before: drip(asked, 206 if asked.offset else 200)) as site,
+        stamina.set_testing(True, attempts=2),
+        pytest.raises(RemoteUnavailable),
+    ):
+        list(client(site.url, network=network).download(wanted))
+    assert time.monotonic() - begun < 6
+    with serve_site(lambda asked, before: say(asked, 200, DATA)) as site:
+        pieces = client(site.url, network=network).download(Download("blob", len(DATA), sha256(DATA)))
+        found = bytearray(next(pieces))
+        time.sleep(0.6)
+        for piece in pieces:
+            found += piece
+        assert (bytes(found), len(site.requests)) == (DATA, 1)
 
 
 @pytest.mark.parametrize("headers", [{}, content_range(0), {"Content-Range": "bytes x-y/z"}, content_range(99)])
@@ -380,6 +424,15 @@ def test_secret_that_a_server_repeats_is_not_told() -> None:
         assert TOKEN not in str(raised.value.as_dict())
 
 
+@pytest.mark.parametrize("data", [{"echo": [{"of": f"Bearer {TOKEN}"}]}, {TOKEN.replace("-", "_"): 1, "x": TOKEN}])
+def test_secret_that_a_server_repeats_in_the_data_of_an_error_is_not_told(data: dict[str, object]) -> None:
+    problem = {"code": "DR0002", "message": "it is not there", "data": data}
+    with serve_site(lambda asked, before: say(asked, 404, problem)) as site:
+        with pytest.raises(NotFound, match="it is not there") as raised:
+            client(site.url, token=TOKEN).ask("GET", "x")
+        assert TOKEN not in str(raised.value.as_dict())
+
+
 def test_logs_show_no_signatures_and_no_tokens(caplog: pytest.LogCaptureFixture) -> None:
     def answer(asked: Asked, before: int) -> None:
         say(asked, *((302, b"", {"Location": "/blob?signature=abc123"}) if before == 0 else (200, b"", {})))
@@ -450,6 +503,18 @@ def test_certificates_that_are_not_there_are_a_setting_to_mend(monkeypatch: pyte
         client("https://127.0.0.1:1")
 
 
+@pytest.mark.parametrize(
+    "proxy",
+    ["foo://ann:secret@host", "http://ann:secret@[::1", "http://ann:sec/ret@host", "http://ann:secret\x01@host"],
+)
+def test_proxy_that_cannot_be_is_a_setting_to_mend(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    with pytest.raises(UsageError, match="proxy") as raised:
+        client("http://127.0.0.1:1")
+    assert "sec" not in str(raised.value.as_dict())
+    assert "HTTP_PROXY" in (raised.value.hint or "")
+
+
 # --- what servers say ---
 
 
@@ -462,7 +527,7 @@ def test_error_of_a_deltareg_server_is_raised_as_it_was_there() -> None:
         "detail": "acme/search:1.0.0 was published already",
         "cause": "versions never change",
         "hint": "publish under a new version number",
-        "data": {"found": "sha256:0", "message": "not this one", "no identifier": 1},
+        "data": {"found": "sha256:0", "message": "not this one", "no identifier": 1, "self": 2},
     }
     headers = {"Content-Type": "application/problem+json"}
     with (

@@ -318,6 +318,24 @@ def test_tampered_bundle_never_counts(registry: Registry, acme: KeyPair, how: st
     assert str(acme.public) in check(registry, acme.public)
 
 
+@pytest.mark.parametrize("how", keys.odd_certificates())
+def test_certificate_of_a_stranger_that_cannot_be_read_takes_nothing_away(
+    registry: Registry, acme: KeyPair, tmp_path: Path, how: str
+) -> None:
+    raw = base64.b64encode(keys.odd_certificates()[how]).decode()
+    material = {"x509CertificateChain": {"certificates": [{"rawBytes": raw}]}, "tlogEntries": []}
+    keys.sign(
+        registry.store,
+        NAME,
+        acme.private,
+        lambda bundle: changed(bundle, lambda one: one.update(verificationMaterial=material)),
+    )
+    with pytest.raises((SignatureInvalid, SignatureUntrusted)):
+        check(registry, certified(tmp_path, "root").root)
+    sign(registry, NAME, KeySigner(acme.private))
+    assert str(acme.public) in check(registry, acme.public)
+
+
 def test_huge_bundle_is_not_read(registry: Registry, acme: KeyPair) -> None:
     attach_bundle(registry.store, REFERENCE, registry.resolve(NAME), b" " * (BUNDLE_LIMIT + 1))
     with pytest.raises(SignatureInvalid, match="at most"):

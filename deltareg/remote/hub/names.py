@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from deltareg.errors import BadName, UsageError
 from deltareg.names import parse_reference
+from deltareg.remote.network import shown
 
 __all__ = ["HubPlace", "parse_place"]
 
@@ -78,7 +79,9 @@ def parse_place(url: str) -> HubPlace:
     parts = urlsplit(url)
     owner, prefix = parts.netloc, parts.path.strip("/")
     fault = None
-    if parts.fragment or _OWNER.fullmatch(owner) is None or "--" in owner or ".." in owner:
+    if "@" in url:
+        fault = "a URL holds no password and no revision"
+    elif parts.fragment or _OWNER.fullmatch(owner) is None or "--" in owner or ".." in owner:
         fault = f"{owner!r} is no account of the Hub"
     elif prefix and (_PREFIX.fullmatch(prefix) is None or len(prefix) > _LIMIT // 2):
         fault = f"{prefix!r} is no prefix: lower-case letters and digits, single '.', '_' or '-' between them"
@@ -88,7 +91,7 @@ def parse_place(url: str) -> HubPlace:
         fault = f"{parts.query!r} is neither visibility=public nor visibility=private"
     if fault is not None:
         raise UsageError(
-            f"{url!r} is no remote on the Hub: {fault}",
+            f"{shown(url)!r} is no remote on the Hub: {fault}",
             hint="write hf://owner or hf://owner/prefix, and ?visibility=public for repositories that all may read",
         )
     return HubPlace(owner, prefix or None, visibility == "public")

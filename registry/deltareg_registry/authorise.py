@@ -20,7 +20,10 @@ from deltareg_registry.database import Database
 from deltareg_registry.records.namespaces import is_public, make_namespace
 from deltareg_registry.state import State, address_of, state_of
 
-__all__ = ["COOKIE", "authorise", "may_make", "principal_from"]
+__all__ = ["ANONYMOUS_TOKEN", "COOKIE", "authorise", "may_make", "principal_from"]
+
+ANONYMOUS_TOKEN = "anonymous"
+"""What programs of the OCI world bring that were told to get a token, and have no password."""
 
 COOKIE = "deltareg_token"
 """The cookie in which a browser keeps its token. It counts for pages only."""
@@ -155,7 +158,7 @@ def _namespace_of(request: Request) -> str | None:
 def _token_of(request: Request) -> str | None:
     scheme, _, value = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
-        return value.strip()
+        return None if value.strip() == ANONYMOUS_TOKEN else value.strip()
     if scheme.lower() == "basic":
         # Programs of the OCI world know user and password: the password is the token, whoever the user is said to be.
         try:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -41,9 +42,9 @@ from deltareg.errors import (
     VersionExists,
 )
 from deltareg.manifest import Document
+from deltareg_registry.state import state_of
 
 __all__ = [
-    "CHALLENGE",
     "PROBLEM",
     "OciError",
     "Problem",
@@ -57,7 +58,7 @@ __all__ = [
 _log = logging.getLogger("deltareg_registry.faults")
 
 PROBLEM = "application/problem+json"
-CHALLENGE = 'Basic realm="deltareg"'
+_CHALLENGE = 'Basic realm="deltareg"'
 
 _STATUSES: tuple[tuple[type[DeltaregError], int], ...] = (
     (NotSignedIn, 401),
@@ -174,7 +175,7 @@ def answer(request: Request, error: DeltaregError) -> Response:
         problem = problem.model_copy(update={"cause": None})
     headers: dict[str, str] = {}
     if problem.status == HTTPStatus.UNAUTHORIZED:
-        headers["WWW-Authenticate"] = CHALLENGE
+        headers["WWW-Authenticate"] = _challenge(request)
     wait = error.data.get("retry_after")
     if isinstance(wait, (int, float)):
         headers["Retry-After"] = str(max(1, round(wait)))
@@ -188,6 +189,19 @@ def answer(request: Request, error: DeltaregError) -> Response:
     code = error.oci_code if isinstance(error, OciError) else _OCI_CODES.get(problem.status, "UNKNOWN")
     body = {"errors": [{"code": code, "message": problem.detail, "detail": content}]}
     return JSONResponse(body, problem.status, headers)
+
+
+def _challenge(request: Request) -> str:
+    """How to say who one is: by a password; under /v2 by a token that one gets for it, or without one."""
+    if not request.url.path.startswith("/v2"):
+        return _CHALLENGE
+    base = (state_of(request).settings.url or str(request.base_url)).rstrip("/").replace('"', "%22")
+    told = f'Bearer realm="{base}/v2/token",service="deltareg"'
+    namespace, name = request.path_params.get("namespace"), request.path_params.get("name")
+    if namespace is None or name is None:
+        return told
+    actions = "pull" if request.method in ("GET", "HEAD") else "pull,push"
+    return f'{told},scope="repository:{quote(namespace)}/{quote(name)}:{actions}"'
 
 
 def _wants_page(request: Request) -> bool:

@@ -170,7 +170,8 @@ TABLE: Mapping[str, Line] = MappingProxyType(
         # A digest that no version has would be answered by 404; one that is none tells whoever may ask from others.
         "PUT /api/v1/deltas/{namespace}/{name}/channels/{channel}": Line(PUBLISH, json={"digest": "x"}),
         "DELETE /api/v1/deltas/{namespace}/{name}/channels/{channel}": Line(PUBLISH),
-        "GET /v2/": Line(SIGN_IN),
+        "GET /v2/": Line(TOKEN),
+        "GET /v2/token": Line(NOTHING),
         "GET /v2/{namespace}/{name}/blobs/{digest}": Line(READ),
         "DELETE /v2/{namespace}/{name}/blobs/{digest}": Line(OWN),
         "POST /v2/{namespace}/{name}/blobs/uploads": Line(PUBLISH),

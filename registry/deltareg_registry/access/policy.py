@@ -108,6 +108,7 @@ ROUTES: Mapping[str, Need] = MappingProxyType(
         "PUT /api/v1/deltas/{namespace}/{name}/channels/{channel}": Need.CHANGE,
         "DELETE /api/v1/deltas/{namespace}/{name}/channels/{channel}": Need.CHANGE,
         "GET /v2/": Need.NOTHING,
+        "GET /v2/token": Need.NOTHING,
         "GET /v2/{namespace}/{name}/blobs/{digest}": Need.READ,
         "DELETE /v2/{namespace}/{name}/blobs/{digest}": Need.OWN,
         "POST /v2/{namespace}/{name}/blobs/uploads": Need.PUBLISH,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import re
+from pathlib import Path
 
 import httpx2
 
@@ -10,8 +12,9 @@ from deltareg.digest import sha256
 from deltareg.manifest import INDEX_TYPE, MANIFEST_TYPE
 from deltareg_registry.database import now
 from deltareg_registry.database.tables import manifests, namespaces, repositories, tags
+from deltareg_registry.settings import ServerSettings
 from tests.registry.oci.repository import EMPTY_TYPE, Repository, code_of
-from tests.servers.deltareg_server import RunningServer
+from tests.servers.deltareg_server import RunningServer, running_server
 
 
 def pages(client: httpx2.Client, path: str, key: str) -> list[list[str]]:
@@ -165,17 +168,66 @@ def test_base_tells_who_may_use_the_registry(server: RunningServer) -> None:
     with server.client(anonymous=True) as client:
         answer = client.get("/v2/")
         assert code_of(answer) == (401, "UNAUTHORIZED")
-        assert answer.headers["www-authenticate"] == 'Basic realm="deltareg"'
+        assert answer.headers["www-authenticate"] == f'Bearer realm="{server.url}/v2/token",service="deltareg"'
         assert client.get("/v2/", headers={"Authorization": f"Basic {basic}"}).status_code == 200
+        assert client.get("/v2/", headers={"Authorization": "Bearer anonymous"}).status_code == 401
         for wrong in (f"Basic {basic[:-8]}", "Basic !", "Bearer drt_wrong", "Digest x", f"Basic {nobody}"):
             assert client.get("/v2/", headers={"Authorization": wrong}).status_code == 401
         with server.state.database.writing() as connection:
             row = {"name": "open", "public": True, "created": now(), "policy": {}}
             connection.execute(namespaces.insert(), row)
-        answer = client.get("/v2/")
-        assert answer.status_code == 200
-        # Programs that have a password send it only where it was asked for.
-        assert answer.headers["www-authenticate"] == 'Basic realm="deltareg"'
+        # docker sends a password only where the first answer is a refusal that asks for one.
+        assert client.get("/v2/").status_code == 401
+        for nobodys in (f"Basic {nobody}", "Bearer anonymous"):
+            assert client.get("/v2/", headers={"Authorization": nobodys}).status_code == 200
+
+
+def challenge_of(answer: httpx2.Response) -> dict[str, str]:
+    assert answer.status_code == 401
+    scheme, _, told = answer.headers["www-authenticate"].partition(" ")
+    assert scheme == "Bearer"
+    return dict(re.findall(r'([a-z]+)="([^"]*)"', told))
+
+
+def test_token_is_got_as_docker_gets_it(server: RunningServer) -> None:
+    with server.client() as client:
+        for name, public in (("acme", False), ("open", True)):
+            assert client.post("/api/v1/namespaces", json={"name": name, "public": public}).status_code == 201
+            Repository(client, f"{name}/search").push_image("1")
+    rita = server.user("rita", acme="publisher")
+    with server.client(anonymous=True) as client:
+        place = challenge_of(client.get("/v2/"))
+        asked = {"service": place["service"], "scope": "repository:acme/search:pull,push"}
+        answer = client.get(place["realm"], params={**asked, "account": "rita"}, auth=("rita", rita))
+        assert answer.headers["cache-control"] == "no-store"
+        token = answer.json()["token"]
+        assert answer.json()["access_token"] == token and answer.json()["expires_in"] >= 60
+        anonymous = client.get(place["realm"], params=asked).json()["token"]
+        wrong = client.get(place["realm"], params=asked, auth=("rita", "drt_wrong"))
+        assert code_of(wrong) == (401, "UNAUTHORIZED")
+        # containerd tries a form first, and takes 404 for a registry that has none.
+        assert client.post(place["realm"], data={"grant_type": "password", "password": rita}).status_code == 404
+        for given, name, read, push in (
+            (token, "acme", 200, 202),
+            (token, "open", 200, 403),
+            (anonymous, "acme", 401, 401),
+            (anonymous, "open", 200, 401),
+            (None, "acme", 401, 401),
+            (None, "open", 200, 401),
+        ):
+            headers = {} if given is None else {"Authorization": f"Bearer {given}"}
+            found = client.get(f"/v2/{name}/search/manifests/1", headers=headers)
+            assert found.status_code == read, (given, name)
+            begun = client.post(f"/v2/{name}/search/blobs/uploads/", headers=headers)
+            assert begun.status_code == push, (given, name)
+        assert challenge_of(client.get("/v2/acme/search/manifests/1"))["scope"] == "repository:acme/search:pull"
+        assert challenge_of(begun)["scope"] == "repository:open/search:pull,push"
+
+
+def test_token_is_to_be_got_where_clients_reach_the_server(tmp_path: Path) -> None:
+    settings = ServerSettings(data=tmp_path / "server", url="https://registry.example.com/")
+    with running_server(settings.data, settings) as server, server.client(anonymous=True) as client:
+        assert challenge_of(client.get("/v2/"))["realm"] == "https://registry.example.com/v2/token"
 
 
 def test_names_that_no_repository_has_here_are_invalid(server: RunningServer) -> None:

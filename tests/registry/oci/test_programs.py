@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import oras.client
+import pytest
 
 from deltareg.digest import Digest
 from deltareg.manifest import Manifest, parse
@@ -94,6 +95,34 @@ def test_skopeo_deletes_an_image_and_not_a_version(server: RunningServer, local:
         refused = skopeo("delete", *credentials, f"{place}:1.0.0")
         assert refused.returncode != 0
         assert repository.tags() == ["1.0.0", "latest"]
+
+
+def test_private_and_public_are_read_and_written_by_oras_with_docker_tokens(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    (tmp_path / "card.md").write_text("a card")
+    host = server.url.removeprefix("http://")
+    with server.client() as client:
+        for name, public in (("acme", False), ("open", True)):
+            assert client.post("/api/v1/namespaces", json={"name": name, "public": public}).status_code == 201
+
+    def known(token: str | None) -> oras.client.OrasClient:
+        client = oras.client.OrasClient(insecure=True, auth_backend="token")
+        if token is not None:
+            client.auth.set_basic_auth("rita", token)
+        return client
+
+    rita = server.user("rita", acme="publisher", open="publisher")
+    for name in ("acme", "open"):
+        target = f"{host}/{name}/cards:draft"
+        answer = known(rita).push(target, files=[str(tmp_path / "card.md")], disable_path_validation=True)
+        assert answer.status_code == 201
+        found = known(rita).pull(target, outdir=str(tmp_path / f"{name} of rita"))
+        assert Path(found[0]).read_text() == "a card"
+    found = known(None).pull(f"{host}/open/cards:draft", outdir=str(tmp_path / "of nobody"))
+    assert Path(found[0]).read_text() == "a card"
+    with pytest.raises(ValueError, match="Unauthorized"):
+        known(None).pull(f"{host}/acme/cards:draft", outdir=str(tmp_path / "refused"))
 
 
 def test_oras_pushes_and_pulls_files(either: RunningServer, tmp_path: Path) -> None:

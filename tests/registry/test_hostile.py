@@ -225,6 +225,21 @@ def test_a_token_makes_none_that_outlives_it(server: RunningServer) -> None:
         assert client.post("/api/v1/users/owner/tokens", json={"name": "long"}).status_code == 201
 
 
+def test_who_takes_the_name_of_a_removed_namespace_reads_nothing_of_it(server: RunningServer) -> None:
+    rita, paul = server.user("rita"), server.user("paul")
+    with server.client(rita) as client:
+        assert client.post("/api/v1/namespaces", json={"name": "secret"}).status_code == 201
+        hook = {"url": "https://inside.example.com/", "events": ["version.publish"]}
+        assert client.post("/api/v1/namespaces/secret/webhooks", json=hook).status_code == 201
+        assert client.delete("/api/v1/namespaces/secret").status_code == 204
+    with server.client(paul) as client:
+        assert client.post("/api/v1/namespaces", json={"name": "secret"}).status_code == 201
+        told = client.get("/api/v1/audit", params={"namespace": "secret"}).json()["records"]
+        assert [(one["actor"], one["action"]) for one in told] == [("paul", "namespace.create")]
+    with server.client() as admin:
+        assert len(admin.get("/api/v1/audit", params={"namespace": "secret"}).json()["records"]) == 4
+
+
 def test_a_database_that_fails_tells_strangers_nothing_of_itself(any_settings: ServerSettings) -> None:
     with running_server(any_settings.data, any_settings) as server, server.client() as client:
         repository = Repository(client, "acme/search")

@@ -33,7 +33,7 @@ from deltareg_registry.database import at, now
 from deltareg_registry.database.tables import deliveries, webhooks
 from deltareg_registry.first import first_token
 from deltareg_registry.records.channels import remove_channel, set_channel
-from deltareg_registry.records.events import EVENTS, emit
+from deltareg_registry.records.events import EVENTS, emit, emit_to
 from deltareg_registry.records.marks import set_mark
 from deltareg_registry.records.namespaces import make_namespace
 from deltareg_registry.records.webhooks import (
@@ -293,6 +293,16 @@ def test_no_message_has_the_number_of_one_that_was_removed(any_state: State) -> 
         with any_state.database.writing() as connection:
             delete_webhook(connection, OWNER, "acme", hook.id)
     assert numbers[0] < numbers[1]
+
+
+def test_namespaces_take_turns_however_many_messages_one_has(any_state: State) -> None:
+    webhook(any_state, "https://hooks.invalid/")
+    happen(any_state, 30)
+    with any_state.database.writing() as connection:
+        make_namespace(connection, "other", OWNER, public=False)
+        made, _ = add_webhook(connection, OWNER, "other", "https://other.invalid/", [PUBLISH])
+        late = emit_to(connection, made.id, "other", PUBLISH, "other/search:1.0.0")
+        assert late in {due.id for due in claim(connection, limit=4)}
 
 
 @pytest.mark.parametrize(

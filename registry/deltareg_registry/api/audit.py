@@ -62,6 +62,7 @@ def audit_log(
     """What was changed: everything for administrators, for others what concerns the namespaces that they own."""
     query = AuditQuery(
         namespaces=_namespaces(asking, namespace),
+        before_made=asking.admin and asking.unlimited,
         actor=actor,
         action=action,
         since=None if since is None else parse_time(since),

@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, exists, insert, select
 
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.database import now
-from deltareg_registry.database.tables import audit
+from deltareg_registry.database.tables import audit, namespaces
 
 __all__ = ["AuditQuery", "Recorded", "find_records", "record"]
 
@@ -35,6 +35,8 @@ class AuditQuery:
     """Which changes are wanted; None: whichever. Times are those of the tables."""
 
     namespaces: Collection[str] | None = None
+    before_made: bool = True
+    """Also what concerns namespaces of the same names that were removed, and may have belonged to others."""
     actor: str | None = None
     action: str | None = None
     since: str | None = None
@@ -78,6 +80,9 @@ def find_records(connection: Connection, query: AuditQuery) -> list[Recorded]:
             wanted = wanted.where(column == value)
     if query.namespaces is not None:
         wanted = wanted.where(table.namespace.in_(sorted(query.namespaces)))
+    if not query.before_made:
+        made = (namespaces.c.name == table.namespace, namespaces.c.created <= table.time)
+        wanted = wanted.where(exists().where(*made))
     if query.since is not None:
         wanted = wanted.where(table.time >= query.since)
     if query.until is not None:

@@ -169,15 +169,21 @@ def anything_due(connection: Connection) -> bool:
 
 
 def claim(connection: Connection, *, limit: int) -> list[Due]:
-    """Take deliveries whose time has come: nobody else takes them before LEASE_SECONDS are over."""
+    """Take deliveries whose time has come: nobody else takes them before LEASE_SECONDS are over.
+
+    Namespaces take turns: one whose receivers are slow, and that has thousands of messages, holds up itself alone.
+    """
     table = deliveries.c
+    turn = func.row_number().over(partition_by=webhooks.c.namespace, order_by=(table.due, table.id))
+    waiting = select(table.id, turn.label("turn")).join(webhooks).where(table.due <= now()).subquery()
     free = (
         select(table.id)
+        .join(waiting, waiting.c.id == table.id)
         .where(table.due <= now())
-        .order_by(table.due)
+        .order_by(waiting.c.turn, table.due)
         .limit(limit)
         # Processes that claim at once get different ones. In SQLite one transaction writes at a time.
-        .with_for_update(skip_locked=True)
+        .with_for_update(of=deliveries, skip_locked=True)
     )
     chosen = list(connection.execute(free).scalars())
     if not chosen:

@@ -27,7 +27,8 @@ class Registry:
     """The deltas on this machine.
 
     `home` is `DELTAREG_HOME`, or else the platform's data directory, unless it is given. Without `create` it must
-    exist. Raises NotFound, NetworkFilesystem, NotAllowed, UnsupportedFormat, UsageError.
+    exist. Raises NotFound, InvalidArgument for a file, NetworkFilesystem, NotAllowed, UnsupportedFormat,
+    UsageError.
     """
 
     home: Path

@@ -12,7 +12,7 @@ from deltareg.catalog.catalog import Catalog
 from deltareg.catalog.rows import CatalogRow
 from deltareg.catalog.search import Query, SearchReport
 from deltareg.digest import Digest
-from deltareg.errors import NotFound
+from deltareg.errors import InvalidArgument, NotFound
 from deltareg.manifest import Fingerprint
 from deltareg.names import Reference, parse_reference
 from deltareg.paths import expand_home
@@ -27,7 +27,8 @@ class Registry:
     """The deltas on this machine.
 
     `home` is `DELTAREG_HOME`, or else the platform's data directory, unless it is given. Without `create` it must
-    exist. Raises NotFound, NetworkFilesystem, NotAllowed, UnsupportedFormat, UsageError.
+    exist. Raises NotFound, InvalidArgument for a file, NetworkFilesystem, NotAllowed, UnsupportedFormat,
+    UsageError.
     """
 
     home: Path
@@ -41,6 +42,10 @@ class Registry:
     ) -> None:
         self.policies = policies or Policies()
         self.home = expand_home(default_home() if home is None else home).absolute()
+        if self.home.exists() and not self.home.is_dir():
+            raise InvalidArgument(
+                f"{self.home} is no directory", hint="let DELTAREG_HOME name the directory of a registry"
+            )
         self.catalog = Catalog(self.home / "catalog.db")
         self.store = Store(self.home / "registry", create=create)
 

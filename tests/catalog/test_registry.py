@@ -49,6 +49,14 @@ def test_registry_that_must_exist_is_not_made(tmp_path: Path) -> None:
     Registry(tmp_path / "home", create=False)
 
 
+@pytest.mark.parametrize("create", [True, False])
+def test_file_is_no_home(tmp_path: Path, create: bool) -> None:
+    (tmp_path / "home").write_text("a file")
+    with pytest.raises(InvalidArgument, match="home is no directory") as caught:
+        Registry(tmp_path / "home", create=create)
+    assert "DELTAREG_HOME" in str(caught.value.hint)
+
+
 def test_unknown_repository_is_not_found(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
     with pytest.raises(NotFound, match="acme/search"):

@@ -158,7 +158,8 @@ def test_registry_from_a_copy_is_the_same(state: State, local: Store, tmp_path: 
     later = backup(state.database, state.storage, tmp_path / "copy")
     assert (later.blobs, later.copied) == (4, 1)
     other = open_state(ServerSettings(data=tmp_path / "restored"))
-    assert restore(tmp_path / "copy", other.database, other.storage).copied == 4
+    restored = restore(tmp_path / "copy", other.database, other.storage)
+    assert (restored.copied, restored.rows) == (4, later.rows), "what went out came in"
     assert inspect_registry(other.database, other.storage).model_dump() == {
         **inspect_registry(state.database, state.storage).model_dump()
     }

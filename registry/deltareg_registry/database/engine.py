@@ -190,7 +190,7 @@ def _translated(label: str) -> Generator[None]:
 def _error_of(error: DBAPIError, told: str, label: str) -> DeltaregError:
     code: str = getattr(error.orig, "sqlite_errorname", None) or getattr(error.orig, "sqlstate", None) or ""
     if code.startswith("SQLITE_FULL") or code == "53100":
-        return DiskFull("the database has no room left", cause=told, hint="give it a larger disk")
+        return DiskFull("the database of the registry has no room left", cause=told, hint="tell whoever runs it")
     if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "40")):
         return Busy("the database is busy", cause=told, hint="try again")
     if code.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN")) or code == "42501":

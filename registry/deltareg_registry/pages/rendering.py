@@ -111,6 +111,17 @@ def _breakable(text: str) -> Markup:
     return Markup("<wbr>").join(pieces)
 
 
+def _codes(text: str) -> Markup:
+    """A sentence in which what stands between backticks is code."""
+    pieces = text.split("`")
+    # Of an odd number of backticks the last one is itself.
+    end = [] if len(pieces) % 2 else ["`" + pieces.pop()]
+    made = (
+        Markup("<code>{}</code>").format(piece) if place % 2 else escape(piece) for place, piece in enumerate(pieces)
+    )
+    return Markup("").join([*made, *map(escape, end)])
+
+
 def _with_query(path: str, **values: object) -> str:
     told = {name: value for name, value in values.items() if value not in (None, "", False)}
     return f"{path}?{urlencode(told)}" if told else path
@@ -128,6 +139,7 @@ def _environment() -> Environment:
     filters.update(
         breakable=_breakable,
         clipped=_clipped,
+        codes=_codes,
         figure=_figure,
         number=_number,
         percent=_percent,

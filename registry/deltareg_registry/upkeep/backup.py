@@ -73,7 +73,8 @@ def backup(database: Database, storage: Storage, output: Path, *, progress: Prog
             temporary.replace(rows)
     finally:
         temporary.unlink(missing_ok=True)
-    return CopyReport(rows=count, blobs=len(wanted), copied=copied, bytes=size)
+    # The first line and the last are no rows.
+    return CopyReport(rows=count - 2, blobs=len(wanted), copied=copied, bytes=size)
 
 
 def restore(source: Path, database: Database, storage: Storage, *, progress: Progress = SILENT) -> CopyReport:

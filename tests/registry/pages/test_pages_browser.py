@@ -153,6 +153,33 @@ def test_pages_fit_a_telephone(visitor: Visitor, shown: RunningServer) -> None:
     assert {path: visitor.overflow() for path in PAGES if visitor.go(path) is None and visitor.overflow() > 0} == {}
 
 
+def test_a_word_without_end_is_broken_into_lines(visitor: Visitor) -> None:
+    visitor.protocol("Emulation.setDeviceMetricsOverride", width=375, height=740, deviceScaleFactor=1, mobile=False)
+    visitor.go("/")
+    visitor.browser.execute_script("document.querySelector('.results p').textContent = 'x'.repeat(400)")
+    assert visitor.overflow() <= 0
+
+
+def test_what_a_finger_has_to_meet_is_large_enough(visitor: Visitor, shown: RunningServer) -> None:
+    visitor.sign_in(shown.token)
+    for path in ("/", "/n", "/n/acme", "/tokens", "/d/acme/shark?version=1.0.0"):
+        visitor.go(path)
+        found = visitor.browser.find_elements(
+            By.CSS_SELECTOR, "main input:not([type=hidden]), main select, main button"
+        )
+        assert found and min(one.size["height"] for one in found) >= 24, path
+
+
+def test_publisher_moves_a_channel_in_the_browser(visitor: Visitor, shown: RunningServer) -> None:
+    visitor.sign_in(shown.token)
+    visitor.go("/d/acme/tiger")
+    visitor.one("#channel").send_keys("calm")
+    visitor.follow(visitor.one("#channel"), Keys.ENTER)
+    assert "calm leads to 1.0.0" in visitor.text()
+    assert visitor.one("#channels").text == "Channels"
+    assert visitor.faint() == []
+
+
 def test_texts_that_mean_harm_do_none(visitor: Visitor, shown: RunningServer) -> None:
     visitor.sign_in(shown.token)
     for path, title in (

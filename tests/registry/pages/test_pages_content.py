@@ -61,6 +61,7 @@ def test_page_of_a_delta_tells_what_there_is(shown: RunningServer) -> None:
         for told in ("antibody_4_2", "bit for bit", "MiB", "bsd-3-clause", "stable", "Norm of the delta by layer"):
             assert told in page
         assert page.count("<polyline") == 4, "two classes in two lists of layers"
+        assert "<dt>tied_embeddings</dt><dd>false</dd>" in page
         latest = client.get("/d/acme/shark").text
         assert "<strong>Deprecated:</strong> version 1.2.0 is smaller" in latest, "latest skips what is yanked"
         assert '<span class="version">1.0.0</span>' in client.get("/d/acme/shark?version=stable").text
@@ -217,6 +218,8 @@ def test_uploaded_files_are_judged(shown: RunningServer, anarcii_bf16: dict[str,
     with visiting(shown) as client:
         page = client.post("/fits", files={"config": ("any.name", config)}, data={"deltas": f"{FIRST}, {SECOND}"}).text
         assert "2 deltas judged" in page and "lineage-unknown" in page
+        assert page.count('<span class="badge homologous">') == 2, "the base of both, which does not say what it ties"
+        assert "Write <code>tie_word_embeddings</code> into <code>config.json</code>" in page
         nearest = client.post("/fits", files={"config": ("config.json", config)}).text
         assert "acme/<wbr>tiger" in nearest and "secret" not in nearest
         other = {

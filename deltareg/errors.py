@@ -56,6 +56,7 @@ __all__ = [
     "SignatureInvalid",
     "SignatureMissing",
     "SignatureUntrusted",
+    "TooLarge",
     "TooManyRequests",
     "UnsupportedFormat",
     "UsageError",
@@ -356,6 +357,15 @@ class QuotaExceeded(NotAllowed):
     """
 
     code = "DR0304"
+
+
+class TooLarge(NotAllowed):
+    """More bytes were sent than the remote takes: a document, a manifest or a blob is too long.
+
+    The message says how many may be sent. Of what can be told in parts, send less at a time.
+    """
+
+    code = "DR0305"
 
 
 class Conflict(NotAllowed):

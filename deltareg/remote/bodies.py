@@ -24,14 +24,14 @@ PIECE = 64 << 10
 class FilePart:
     """`length` bytes of the file at `path` from `offset` on; `digest` is of the whole file, for an error's message.
 
-    `sent` hears of the bytes that go out, once more for each try.
+    `sent` hears of the bytes that go out, and where in the file they begin; once more for each try.
     """
 
     path: Path
     offset: int
     length: int
     digest: str
-    sent: Callable[[bytes], None] | None = None
+    sent: Callable[[bytes, int], None] | None = None
 
 
 Body = bytes | FilePart
@@ -64,7 +64,7 @@ def stream(body: Body, bandwidth: Bandwidth) -> Iterator[bytes]:
                 raise mismatch(body.digest, body.path, expected=whole, found=whole - left)
             bandwidth.take(len(piece))
             if body.sent is not None:
-                body.sent(piece)
+                body.sent(piece, body.offset + body.length - left)
             left -= len(piece)
             yield piece
 

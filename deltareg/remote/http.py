@@ -21,7 +21,7 @@ import httpx2
 import stamina
 
 from deltareg import __version__
-from deltareg.errors import BadConfig, BadManifest, DeltaregError, RemoteUnavailable, UsageError
+from deltareg.errors import BadConfig, BadManifest, Busy, DeltaregError, RemoteUnavailable, UsageError
 from deltareg.remote.answers import PASSING, Answer, error_of, seconds_to_wait
 from deltareg.remote.bodies import Body, Download, FilePart, first_byte, stream
 from deltareg.remote.network import Network, origin_of, shown
@@ -320,8 +320,8 @@ class HttpClient:
         if response.status_code not in PASSING:
             return error
         wait = seconds_to_wait(answer.headers, time.time())
-        # 429 says that the request was not even looked at.
-        return _Failed(error, wait=wait, unsent=response.status_code == 429)
+        # 429 says that the request was not even looked at; and who is busy with another one has done nothing for this.
+        return _Failed(error, wait=wait, unsent=response.status_code == 429 or isinstance(error, Busy))
 
     def _failure(self, error: Exception, url: str) -> Exception:
         told = self._conceal(str(error))

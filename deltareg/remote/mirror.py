@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from deltareg.checkpoint.bucket import BucketName, library, open_store, parse_bucket_name, status_of, translated
-from deltareg.digest import Digest, parse_digest, parse_json
+from deltareg.digest import Digest, parse_digest, parse_json, sha256
 from deltareg.errors import BadManifest, CheckpointNotFound, NotAllowed, NotFound, RemoteUnavailable, UnsupportedFormat
 from deltareg.manifest import Descriptor
 from deltareg.names import Reference
@@ -86,8 +86,12 @@ class _Mirror(ABC):
         return self.read(digest, limit=MANIFEST_LIMIT)
 
     def read(self, digest: Digest, *, limit: int) -> bytes:
-        """The bytes of a small blob. Raises NotFound, BadManifest for more than `limit`."""
-        return self._file(_blob_name(parse_digest(digest)), limit)
+        """The bytes of a small blob, verified. Raises NotFound, DigestMismatch, BadManifest for more than `limit`."""
+        name = _blob_name(parse_digest(digest))
+        data = self._file(name, limit)
+        if sha256(data) != digest:
+            raise mismatch(digest, f"{self.url}/{name}")
+        return data
 
     def referrers(self, repository: str, digest: Digest, artifact_type: str | None = None) -> builtins.list[Descriptor]:
         """The referrers of a manifest."""

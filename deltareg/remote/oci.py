@@ -62,14 +62,19 @@ class _Referrers(Document):
 class OciClient:
     """A registry below `http.base`; `prefix` goes before each repository's name there.
 
+    `keeps_all`: it is known to keep what came of an upload whose connection was cut.
+
     Its methods may be called from any thread, and raise as HttpClient does. What they return is not verified, but for
     uploads, which the registry verifies, too.
     """
 
-    def __init__(self, http: HttpClient, *, prefix: str = "", memory: UploadMemory | None = None) -> None:
+    def __init__(
+        self, http: HttpClient, *, prefix: str = "", memory: UploadMemory | None = None, keeps_all: bool = False
+    ) -> None:
         self.http = http
         self._prefix = prefix.strip("/")
         self._memory = memory or default_memory()
+        self._keeps_all = keeps_all
         self._lock = threading.Lock()
         self._places: dict[str, str] = {}
 
@@ -116,6 +121,7 @@ class OciClient:
         lender = self._lender(digest, repository)
         target = self._target(repository, "pull,push", also=lender)
         sent = Uploader(target, blob, source, progress, self._memory).run(lender and self.name(lender))
+        self._keeps_all = target.keeps_all
         self._remember(digest, repository)
         return sent
 
@@ -277,7 +283,7 @@ class OciClient:
 
     def _target(self, repository: str, rights: str, also: str | None = None) -> Target:
         scope = self._scope(repository, rights) + (f" {self._scope(also, 'pull')}" if also else "")
-        return Target(self.http, self.name(repository), scope)
+        return Target(self.http, self.name(repository), scope, keeps_all=self._keeps_all)
 
     def _scope(self, repository: str, rights: str) -> str:
         return f"repository:{self.name(repository)}:{rights}"

@@ -94,7 +94,7 @@ class ServerRemote:
     def __init__(self, url: str, http: HttpClient) -> None:
         self.url = url
         self._http = http
-        self._bytes = OciClient(http)
+        self._bytes = OciClient(http, keeps_all=True)
 
     def capabilities(self) -> Capabilities:
         """What it can do. Whoever is not known to it may read at most."""

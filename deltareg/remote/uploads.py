@@ -7,17 +7,17 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
 
 from deltareg.digest import Digest
-from deltareg.errors import DeltaregError, RemoteUnavailable, translate_os_errors
+from deltareg.errors import Busy, DeltaregError, RemoteUnavailable, translate_os_errors
 from deltareg.manifest import Descriptor
 from deltareg.progress import Progress
 from deltareg.remote.answers import PASSING, Answer
-from deltareg.remote.bodies import FilePart
+from deltareg.remote.bodies import Body, FilePart
 from deltareg.remote.http import HttpClient
 from deltareg.remote.network import origin_of
 from deltareg.store.files import open_locked
@@ -31,8 +31,11 @@ _SMALLEST_CHUNK = 64 << 10
 _CHUNK_SECONDS = 0.5
 """How long a chunk should take: a try that is cut off within one loses it, at some registries all before it too."""
 _TRIES = 4
+_PAUSE_SECONDS = 0.2
 _NO_CHUNKS = frozenset({400, 404, 405, 415, 501})
 _LOST = frozenset({400, 404, 410, 416})
+_REFUSED = (*_LOST, 422)
+"""Answers to the end of an upload. 422: the registry has other bytes than were read here, of an earlier try."""
 _TOO_LARGE = 413
 _STALE_SECONDS = 7 * 86400
 _BINARY = "application/octet-stream"
@@ -97,12 +100,17 @@ class _Note:
 
 
 class Target:
-    """The repository that blobs are sent to: `name` is the whole one, as the registry calls it."""
+    """The repository that blobs are sent to: `name` is the whole one, as the registry calls it.
 
-    def __init__(self, http: HttpClient, name: str, scope: str) -> None:
+    `keeps_all` says that the registry is known to keep what came of a request that was cut off, until a proxy before it
+    turns out to take less at a time than a blob.
+    """
+
+    def __init__(self, http: HttpClient, name: str, scope: str, *, keeps_all: bool = False) -> None:
         self.http = http
         self.name = name
         self.scope = scope
+        self.keeps_all = keeps_all
 
     def begin(self, mount: Digest | None = None, source: str | None = None) -> str | None:
         """The location of a new upload; None where the blob could be mounted from another repository at once."""
@@ -121,11 +129,23 @@ class Target:
             raise RemoteUnavailable(f"{self.http.login} does not say where to send a blob", cause="no location")
         return found
 
-    def finish(self, location: str, digest: str, body: bytes | FilePart = b"", *, accept: tuple[int, ...] = ()) -> int:
-        """End an upload; returns the status."""
+    def finish(
+        self,
+        location: str,
+        digest: str,
+        body: Body = b"",
+        headers: Mapping[str, str] | None = None,
+        *,
+        accept: tuple[int, ...] = (),
+        repeatable: bool = True,
+    ) -> int:
+        """End an upload, with its last bytes; returns the status."""
         url = f"{location}{'&' if '?' in location else '?'}digest={quote(digest, safe='')}"
-        headers = {"Content-Type": _BINARY}
-        return self.http.ask("PUT", url, headers=headers, body=body, accept=accept, scope=self.scope).status
+        told = {"Content-Type": _BINARY, **(headers or {})}
+        answer = self.http.ask(
+            "PUT", url, headers=told, body=body, accept=accept, scope=self.scope, repeatable=repeatable
+        )
+        return answer.status
 
     def cancel(self, location: str) -> None:
         """Tell the registry that an upload is given up."""
@@ -161,7 +181,7 @@ class Uploader:
         self._progress = progress
         self._memory = memory
         self._hasher = hashlib.sha256()
-        self._offset = 0
+        self._offset = self._hashed = 0
         self._location = ""
         self._sent = 0
 
@@ -179,12 +199,13 @@ class Uploader:
                 return self._run(note, mount_from)
             except DeltaregError as error:
                 # What the network cut off may go on; what was refused must not be tried again in the same way.
-                if not isinstance(error, RemoteUnavailable):
+                if not isinstance(error, RemoteUnavailable | Busy):
                     note.remember("")
                 raise
 
     def _run(self, note: _Note, mount_from: str | None) -> int:
-        for attempt in range(_TRIES):
+        tries, before = _TRIES, 0
+        while tries:
             resumed = self._take_up(note.location) if note.location else False
             if not resumed:
                 self._rewind(0)
@@ -193,26 +214,42 @@ class Uploader:
                     self._progress.advance(self._blob.size)
                     return 0
                 self._location = location
+            # A cut that came further than the one before is no reason to give up.
+            tries, before = (_TRIES if self._offset > before else tries) - 1, self._offset
             try:
                 self._send(note)
-                self._check_source()
-                self._finish()
                 note.remember("")
                 return self._sent
             except _Lost:
                 note.remember("")
-                if attempt == _TRIES - 1:
-                    break
-            except RemoteUnavailable:
-                # Where does the registry think we are? Where it does not know, it is begun anew.
-                if attempt == _TRIES - 1:
+            except (RemoteUnavailable, Busy):
+                if not tries:
                     raise
+                # Where does the registry think we are? Where it does not know, it is begun anew.
+                time.sleep(_PAUSE_SECONDS)
         raise RemoteUnavailable(
             f"{self._target.http.login} lost the upload of {self._blob.digest} again and again",
             hint="run this again later",
         )
 
     def _send(self, note: _Note) -> None:
+        """What is left: at once where no cut can spoil it, else in chunks. Raises _Lost."""
+        if self._target.keeps_all:
+            note.remember(self._location)
+            if self._send_rest():
+                return
+        if self._send_chunks(note):
+            self._check_source()
+            self._end()
+            return
+        # One of the registries that take no chunks.
+        self._rewind(0)
+        self._location = self._target.begin() or ""
+        if not self._location or not self._send_rest():
+            raise RemoteUnavailable(f"{self._target.http.login} does not say how a blob is sent")
+
+    def _send_chunks(self, note: _Note) -> bool:
+        """All but the end of the upload; False where the registry takes no chunks."""
         length, most = _FIRST_CHUNK, _LARGEST_CHUNK
         while self._offset < self._blob.size:
             chunk = self._chunk(min(length, self._blob.size - self._offset))
@@ -223,18 +260,17 @@ class Uploader:
                 length = most = len(chunk) // 2
                 continue
             if status >= 300:
-                self._send_whole()
-                return
+                return False
             note.remember(self._location)
-            self._hasher.update(chunk)
             self._offset += len(chunk)
             self._sent += len(chunk)
             # After the registry has it: whoever interrupts here, interrupts between two chunks.
-            self._progress.advance(len(chunk))
+            self._pass(chunk)
             if time.monotonic() - begun < _CHUNK_SECONDS:
                 length = min(2 * length, most)
             else:
                 length = max(length // 2, min(_FIRST_CHUNK, most))
+        return True
 
     def _patch(self, chunk: bytes) -> int:
         """Send one chunk; the status tells of a registry that takes none, or none so large. Raises _Lost."""
@@ -257,37 +293,46 @@ class Uploader:
         self._location = self._target.location(answer, self._location)
         return answer.status
 
-    def _send_whole(self) -> None:
-        """All in one request, for registries that take no chunks."""
-        with translate_os_errors("read a blob", self._source), self._source.open("rb", buffering=0) as file:
-            while piece := file.read(BLOCK):
-                self._hasher.update(piece)
-        self._check_source()
-        location = self._target.begin()
-        if location is None:
-            raise RemoteUnavailable(f"{self._target.http.login} does not say where to send a blob")
-        told = 0
+    def _send_rest(self) -> bool:
+        """All that is left with the request that ends the upload; False where a proxy takes less at a time."""
+        begin, left = self._offset, self._blob.size - self._offset
 
-        def sent(piece: bytes) -> None:
-            # A second try sends the same bytes again, which are told once.
-            nonlocal told
-            count = min(len(piece), self._blob.size - told)
-            told += count
-            self._progress.advance(count)
+        def sent(piece: bytes, at: int) -> None:
+            # A second try, say with a password, sends the same bytes again.
+            if at <= self._hashed:
+                self._pass(piece[self._hashed - at :])
+            self._sent += len(piece)
 
-        body = FilePart(self._source, 0, self._blob.size, self._blob.digest, sent)
-        self._target.finish(location, self._blob.digest, body)
-        self._offset = self._sent = self._blob.size
-        self._location = ""
+        body = FilePart(self._source, begin, left, self._blob.digest, sent)
+        status = self._target.finish(
+            self._location,
+            self._blob.digest,
+            body,
+            {"Content-Range": f"{begin}-{self._blob.size - 1}"} if begin and left else {},
+            accept=(*_REFUSED, _TOO_LARGE),
+            repeatable=not self._target.keeps_all,  # what was kept is gone on with, and not sent again
+        )
+        if status == _TOO_LARGE:
+            self._target.keeps_all = False
+            self._rewind(begin)
+            return False
+        if self._hashed == self._blob.size:
+            self._check_source()
+        self._ended(status)
+        return True
 
-    def _finish(self) -> None:
-        if not self._location:
-            return
-        # 422: the registry has other bytes than were read here just now, of an earlier try.
-        status = self._target.finish(self._location, self._blob.digest, accept=(*_LOST, 422))
+    def _end(self) -> None:
+        self._ended(self._target.finish(self._location, self._blob.digest, accept=_REFUSED))
+
+    def _ended(self, status: int) -> None:
         # Lost may also mean that an earlier try, whose answer was cut off, has ended it.
         if status >= 300 and self._target.size(self._blob.digest) != self._blob.size:
             raise _Lost
+
+    def _pass(self, piece: bytes) -> None:
+        self._hasher.update(piece)
+        self._hashed += len(piece)
+        self._progress.advance(len(piece))
 
     def _check_source(self) -> None:
         if f"sha256:{self._hasher.hexdigest()}" != self._blob.digest:
@@ -310,8 +355,8 @@ class Uploader:
     def _rewind(self, offset: int) -> None:
         """Be at `offset`, with all before it hashed and told."""
         self._hasher = hashlib.sha256()
-        self._progress.advance(offset - self._offset)
-        self._offset = offset
+        self._progress.advance(offset - self._hashed)
+        self._offset = self._hashed = offset
         done = 0
         while done < offset:
             piece = self._chunk(min(BLOCK, offset - done), done)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Set
 from typing import Protocol
 
 from deltareg.digest import Digest, parse_digest, sha256
-from deltareg.errors import BadManifest, DeltaregError, NotAllowed
+from deltareg.errors import BadManifest, DeltaregError, NotAllowed, RemoteUnavailable
 from deltareg.manifest import MANIFEST_TYPE, Descriptor, Index, ReferrerManifest, parse
 from deltareg.store.index import REF_NAME
 
@@ -67,7 +67,7 @@ def is_untagged(descriptor: Descriptor) -> bool:
 
 
 def subject_of(blobs: Readable, descriptor: Descriptor) -> Digest | None:
-    """The subject of an untagged entry of the index; None where it has none, or cannot be read."""
+    """The subject of an untagged entry of the index; None where there is none, or damage. Raises RemoteUnavailable."""
     told = (descriptor.annotations or {}).get(SUBJECT)
     try:
         if told is not None:
@@ -75,6 +75,9 @@ def subject_of(blobs: Readable, descriptor: Descriptor) -> Digest | None:
         digest = parse_digest(descriptor.digest)
         manifest = parse_referrer(blobs.read(digest, limit=REFERRER_LIMIT), what=digest)
         return parse_digest(manifest.subject.digest)
+    except RemoteUnavailable:
+        # Or a signature that cannot be read now would count as one that is missing.
+        raise
     except DeltaregError:
         # Another program's, which need not be one of ours; `fsck` tells what is wrong with those that are.
         return None
@@ -83,7 +86,7 @@ def subject_of(blobs: Readable, descriptor: Descriptor) -> Digest | None:
 def referrers_among(
     blobs: Readable, untagged: Iterable[Descriptor], digest: Digest, artifact_type: str | None
 ) -> list[Descriptor]:
-    """The referrers of a manifest, by their digests, without the store's own annotation."""
+    """The referrers of a manifest, by their digests, without the store's own annotation. Raises RemoteUnavailable."""
     found: dict[str, Descriptor] = {}
     for descriptor in untagged:
         if artifact_type is not None and descriptor.artifact_type not in (None, artifact_type):
@@ -102,6 +105,8 @@ def _as_told(blobs: Readable, descriptor: Descriptor) -> Descriptor:
     if kind is None:
         try:
             kind = parse_referrer(blobs.read(Digest(descriptor.digest), limit=REFERRER_LIMIT), what="a referrer").kind
+        except RemoteUnavailable:
+            raise
         except DeltaregError:
             kind = None
     return descriptor.model_copy(update={"artifact_type": kind, "annotations": annotations or None})

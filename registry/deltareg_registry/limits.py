@@ -19,7 +19,7 @@ from fastapi import FastAPI, Request
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deltareg.errors import DeltaregError, TooManyRequests
+from deltareg.errors import DeltaregError, TooLarge, TooManyRequests
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.problems import OciError, answer
 from deltareg_registry.settings import ServerSettings
@@ -169,7 +169,7 @@ class _Body:
             return {"type": "http.disconnect"}
         self._left -= len(message.get("body", b""))
         if self._left < 0:
-            self.fault = OciError("SIZE_INVALID", 413, f"the body has more than {self._size} bytes")
+            self.fault = TooLarge(f"the body has more than {self._size} bytes", hint="send less at a time")
             return {"type": "http.disconnect"}
         self._complete = not message.get("more_body", False)
         return message

@@ -33,6 +33,7 @@ from deltareg.errors import (
     NotSignedIn,
     QuotaExceeded,
     RemoteUnavailable,
+    TooLarge,
     TooManyRequests,
     UnsupportedFormat,
     UsageError,
@@ -61,6 +62,7 @@ _STATUSES: tuple[tuple[type[DeltaregError], int], ...] = (
     (ChannelMoved, 409),
     (Conflict, 409),
     (QuotaExceeded, 403),
+    (TooLarge, 413),
     (NotAllowed, 403),
     (NotFound, 404),
     (BadCheckpoint, 422),
@@ -85,6 +87,7 @@ _OCI_CODES = {
     404: "NAME_UNKNOWN",
     405: "UNSUPPORTED",
     409: "DENIED",
+    413: "SIZE_INVALID",
     416: "BLOB_UPLOAD_INVALID",
     422: "MANIFEST_INVALID",
     429: "TOOMANYREQUESTS",
@@ -201,6 +204,8 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     told: DeltaregError
     if error.status_code == HTTPStatus.NOT_FOUND:
         told = NotFound(f"there is nothing at {request.url.path}")
+    elif error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        told = TooLarge(str(error.detail), hint="send less at a time")
     else:
         told = OciError(_OCI_CODES.get(error.status_code, "UNKNOWN"), error.status_code, str(error.detail))
     response = answer(request, told)

@@ -82,8 +82,10 @@ def test_a_document_that_is_too_long_is_not_read(slow_server: RunningServer) -> 
     with slow_server.client() as client:
         for content in (b'{"name": "' + b"x" * 20_000 + b'"}', iter([b"x" * 6000] * 3)):
             answer = client.post("/api/v1/namespaces", content=content, headers={"Content-Type": "application/json"})
-            assert (answer.status_code, answer.json()["code"]) == (413, "DR0001")
+            assert (answer.status_code, answer.json()["code"]) == (413, "DR0305")
+            assert answer.headers["content-type"] == "application/problem+json"
             assert "more than 10000 bytes" in answer.json()["detail"]
+            assert answer.json()["title"].startswith("More bytes were sent than the remote takes")
         assert client.post("/api/v1/namespaces", json={"name": "acme"}).status_code == 201
 
 

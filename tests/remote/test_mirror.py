@@ -19,19 +19,25 @@ from deltareg.errors import (
     NotAllowed,
     NotFound,
     RemoteUnavailable,
+    SignatureMissing,
+    SignatureUntrusted,
     UnsupportedFormat,
     UsageError,
 )
 from deltareg.manifest import Manifest, parse
+from deltareg.mirroring import mirror as make_mirror
 from deltareg.names import parse_reference
 from deltareg.progress import Progress
 from deltareg.remote import Remote, open_remote
 from deltareg.remote.credentials import Secret
 from deltareg.remote.logins import log_in, log_out, who_am_i
 from deltareg.remote.network import Network
-from deltareg.store import Store
+from deltareg.signatures import verify_signed
+from deltareg.signing import SIGNATURE_TYPE, trusted
+from deltareg.store import Store, parse_referrer
 from deltareg.transfer import pull, push
-from tests.deltas import add_delta, descriptor, noise
+from tests.deltas import SCAN, add_delta, add_referrer, descriptor, noise
+from tests.keys import KeyPair, make_key, sign
 from tests.remote.site import IMPATIENT, Asked, say, serve_site
 from tests.servers.nginx import serve_nginx
 from tests.servers.object_store import Bucket
@@ -48,13 +54,22 @@ def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 @pytest.fixture(scope="module")
-def origin(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def acme(tmp_path_factory: pytest.TempPathFactory) -> KeyPair:
+    """The key of the publisher."""
+    return make_key(tmp_path_factory.mktemp("acme"), "acme")
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory, acme: KeyPair) -> Store:
     """What is mirrored. Read only."""
     store = Store(tmp_path_factory.mktemp("origin"))
     for version, packs in (("1.0.0", [noise(5_000_000), b"small"]), ("1.1.0", [b"other"])):
         store.publish(parse_reference(f"{REPOSITORY}:{version}"), add_delta(store, packs))
     store.yank(parse_reference(f"{REPOSITORY}:1.1.0"), "wrong")
-    store.set_channel(REPOSITORY, "prod", store.resolve(parse_reference(f"{REPOSITORY}:1.0.0")), None)
+    digest = store.resolve(parse_reference(f"{REPOSITORY}:1.0.0"))
+    store.set_channel(REPOSITORY, "prod", digest, None)
+    sign(store, f"{REPOSITORY}:1.0.0", acme.private)
+    store.put_referrer(REPOSITORY, add_referrer(store, digest))
     return store
 
 
@@ -152,6 +167,54 @@ def test_version_is_pulled_from_a_mirror_and_not_pushed_to_it(mirror: Remote, tm
     home.store.publish(parse_reference("acme/new:1.0.0"), add_delta(home.store, [b"new"]))
     with pytest.raises(NotAllowed):
         push(home, "acme/new:1.0.0", mirror)
+
+
+# --- signatures, and what else refers to a version ---
+
+
+def test_mirror_tells_and_gives_what_refers_to_a_version(mirror: Remote, origin: Store) -> None:
+    digest = origin.resolve(parse_reference("acme/search:1.0.0"))
+    found = mirror.referrers(REPOSITORY, digest)
+    assert found == origin.referrers(REPOSITORY, digest)
+    assert sorted(str(one.artifact_type) for one in found) == [SCAN, SIGNATURE_TYPE]
+    (scan,) = mirror.referrers(REPOSITORY, digest, SCAN)
+    manifest = parse_referrer(mirror.get_manifest(REPOSITORY, Digest(scan.digest)), what="test")
+    assert manifest.subject.digest == digest
+    assert [b"".join(mirror.get_blob(REPOSITORY, layer, 0)) for layer in manifest.layers] == [b"a scan"]
+    assert mirror.referrers(REPOSITORY, digest, "application/spdx+json") == []
+    assert mirror.referrers(REPOSITORY, origin.resolve(parse_reference("acme/search:1.1.0"))) == []
+    assert mirror.referrers(REPOSITORY, sha256(b"nothing")) == []
+    with pytest.raises(NotAllowed, match="static mirror"):
+        mirror.put_referrer(REPOSITORY, origin.read(Digest(scan.digest)))
+
+
+def test_signature_comes_from_a_mirror_and_is_verified(
+    mirror: Remote, origin: Store, acme: KeyPair, tmp_path: Path
+) -> None:
+    signers = [trusted(str(acme.public))]
+    digest = origin.resolve(parse_reference("acme/search:1.0.0"))
+    there = verify_signed(mirror, "acme/search:1.0.0", signers)
+    assert [row.trusted for row in there.signatures] == [str(acme.public)]
+    with pytest.raises(SignatureMissing):
+        verify_signed(mirror, "acme/search:1.1.0", signers)
+    with pytest.raises(SignatureUntrusted):
+        verify_signed(mirror, "acme/search:1.0.0", [trusted(str(make_key(tmp_path, "mallory").public))])
+    home = Registry(tmp_path / "home")
+    report = pull(home, "acme/search:1.0.0", mirror)
+    assert (report.referrers, report.warnings) == (2, [])
+    assert home.store.referrers(REPOSITORY, digest) == origin.referrers(REPOSITORY, digest)
+    assert verify_signed(home, "acme/search:1.0.0", signers).signatures[0].trusted == str(acme.public)
+
+
+def test_registry_that_is_filled_from_a_mirror_has_the_signatures_too(
+    mirror: Remote, origin: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "copy").mkdir()
+    report = make_mirror(mirror, str(tmp_path / "copy"))
+    assert (report.ok, report.count("copied"), report.count("referrer")) == (True, 2, 2)
+    digest = origin.resolve(parse_reference("acme/search:1.0.0"))
+    assert Store(tmp_path / "copy").referrers(REPOSITORY, digest) == origin.referrers(REPOSITORY, digest)
+    assert make_mirror(mirror, str(tmp_path / "copy")).rows == []
 
 
 # --- what changes, and what does not ---

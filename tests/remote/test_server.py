@@ -10,14 +10,18 @@ import pytest
 
 from deltareg.catalog import Registry
 from deltareg.catalog.search import Query
+from deltareg.digest import Digest
 from deltareg.errors import NotAllowed, NotFound, NotSignedIn, RemoteUnavailable
 from deltareg.remote import Network, Remote, is_searchable, open_remote
 from deltareg.remote.network import Patience
+from deltareg.store import Store
 from deltareg.transfer import pull, push
-from tests.contracts.remote_contract import RemoteContract
-from tests.deltas import publish
+from tests.contracts.remote_contract import REPOSITORY, Counted, RemoteContract, received, send, stored
+from tests.deltas import noise, publish
 from tests.registry.deltas import pack_of
+from tests.remote.cutting import cutting
 from tests.servers.deltareg_server import RunningServer, running_server
+from tests.servers.nginx import serve_nginx
 
 
 def client(url: str, token: str | None) -> Remote:
@@ -39,6 +43,58 @@ class TestServerRemote(RemoteContract):
 
     def another(self, remote: Remote) -> Remote:
         return client(remote.url, self._token)
+
+
+# --- uploads ---
+
+
+def test_upload_whose_connection_is_cut_goes_on_where_it_was(server: RunningServer, tmp_path: Path) -> None:
+    local = Store(tmp_path / "local")
+    blob = stored(local, noise(24_000_000))
+    with cutting(server.url, after=4_000_000, times=5) as url:
+        counted = Counted()
+        # More cuts than there are tries: each one came further. What a cut left in sockets' buffers is sent again.
+        assert send(client(url, server.token), local, blob, counted) < 1.5 * blob.size
+        assert counted.total == blob.size
+    assert received(client(server.url, server.token), blob) == noise(24_000_000)
+
+
+def test_upload_that_gets_nowhere_is_given_up_and_gone_on_with_later(server: RunningServer, tmp_path: Path) -> None:
+    local = Store(tmp_path / "local")
+    blob = stored(local, noise(3_000_000))
+    with cutting(server.url, after=1_000, times=50) as url, pytest.raises(RemoteUnavailable):
+        send(client(url, server.token), local, blob)
+    assert client(server.url, server.token).missing(REPOSITORY, [Digest(blob.digest)]) == {blob.digest}
+    assert send(client(server.url, server.token), local, blob) <= blob.size
+    assert received(client(server.url, server.token), blob) == noise(3_000_000)
+
+
+def test_proxy_that_takes_little_at_a_time_gets_chunks(server: RunningServer, tmp_path: Path) -> None:
+    local = Store(tmp_path / "local")
+    first, second = stored(local, noise(2_000_000)), stored(local, noise(2_000_000, 1))
+    rule = f"client_max_body_size 300k; proxy_pass {server.url}; proxy_set_header Host $http_host;"
+    with serve_nginx(f"location / {{ {rule} }}") as url:
+        remote, counted = client(url, server.token), Counted()
+        # One blob is refused as a whole, to find that out.
+        assert first.size < send(remote, local, first, counted) <= 2 * first.size
+        assert send(remote, local, second, counted) == second.size
+        assert counted.total == 2 * first.size
+        assert received(remote, first) == noise(2_000_000)
+        assert received(remote, second) == noise(2_000_000, 1)
+
+
+def test_blob_goes_in_one_request(server: RunningServer, tmp_path: Path) -> None:
+    local = Store(tmp_path / "local")
+    blob = stored(local, noise(20_000_000))
+    with server.client(anonymous=True) as plain:
+
+        def uploads() -> float:
+            lines = plain.get("/metrics").text.splitlines()
+            return sum(float(line.split()[-1]) for line in lines if "_requests_total" in line and "/uploads/" in line)
+
+        before = uploads()
+        send(client(server.url, server.token), local, blob)
+        assert uploads() - before == 2
 
 
 # --- two homes and a server ---

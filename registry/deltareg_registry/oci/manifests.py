@@ -16,6 +16,7 @@ from deltareg.errors import (
     DigestMismatch,
     NotAllowed,
     NotFound,
+    TooLarge,
     UnsupportedFormat,
     VersionExists,
 )
@@ -111,7 +112,7 @@ async def _body(request: Request, limit: int) -> bytes:
     async for piece in request.stream():
         data += piece
         if len(data) > limit:
-            raise OciError("MANIFEST_INVALID", 413, BadManifest(f"a manifest may have {limit} bytes"))
+            raise OciError("MANIFEST_INVALID", 413, TooLarge(f"a manifest may have {limit} bytes"))
     return bytes(data)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 
 from anyio import CancelScope
 from anyio.to_thread import run_sync
 from fastapi import Request
 
-from deltareg.errors import DeltaregError
+from deltareg.errors import Busy, DeltaregError, TooLarge
 from deltareg_registry.problems import OciError
 from deltareg_registry.records.uploads import Upload, advance
 from deltareg_registry.state import State, state_of
@@ -20,20 +20,30 @@ __all__ = ["exclusive", "receive"]
 
 # So much is sent again at most after a crash of the server.
 _NOTED = 64 << 20
+_PAUSE = 0.02
 
 
 @asynccontextmanager
-async def exclusive(state: State, identity: str) -> AsyncGenerator[None]:
-    """Keep other requests from an upload. Raises Busy."""
+async def exclusive(state: State, identity: str, *, patience: float = 0) -> AsyncGenerator[None]:
+    """Keep other requests from an upload. Raises Busy where one still has it after `patience` seconds."""
+    end = asyncio.get_running_loop().time() + patience
     with ExitStack() as stack:
-        await run_sync(stack.enter_context, state.storage.uploads.exclusive(identity))
+        while True:
+            try:
+                await run_sync(stack.enter_context, state.storage.uploads.exclusive(identity))
+                break
+            except Busy:
+                if asyncio.get_running_loop().time() >= end:
+                    raise
+                await asyncio.sleep(_PAUSE)
         yield
 
 
 async def receive(request: Request, upload: Upload, limit: int) -> Upload:
     """Append the body of a request to an upload. What arrived stays, also where the client goes away in the middle.
 
-    Raises OciError above `limit` bytes and after a long silence, ClientDisconnect, DiskFull, BucketUnavailable, Busy.
+    Raises TooLarge above `limit` bytes, OciError after a long silence, ClientDisconnect, DiskFull, BucketUnavailable,
+    Busy.
     """
     with ExitStack() as stack:
         state = state_of(request)
@@ -53,48 +63,53 @@ class _Receiver:
         self.upload = upload
         self._state = state
         self._writer = writer
-        self._buffer = bytearray()
+        self._waiting: list[bytes | memoryview] = []
+        self._size = 0
         self._writing: asyncio.Future[None] | None = None
         self._failed = False
 
     async def take(self, request: Request, limit: int) -> None:
         """Write the whole body."""
         received = 0
-        async for data in _heard(request, self._state.settings.silence):
-            received += len(data)
-            if received > limit:
-                self._failed = True
-                raise OciError("SIZE_INVALID", 413, f"more than {limit} bytes cannot be taken here")
-            self._buffer += data
-            while len(self._buffer) >= self._writer.piece:
-                await self._written()
-                piece, self._buffer = self._split()
-                self._writing = asyncio.ensure_future(run_sync(self._write, piece))
+        async with aclosing(_heard(request, self._state.settings.silence)) as body:
+            async for data in body:
+                received += len(data)
+                if received > limit:
+                    self._failed = True
+                    raise TooLarge(f"more than {limit} bytes cannot be taken here")
+                self._waiting.append(data)
+                self._size += len(data)
+                while self._size >= self._writer.piece:
+                    await self._written()
+                    self._writing = asyncio.ensure_future(run_sync(self._write, self._piece()))
         await self._written()
 
     async def settle(self) -> None:
         """Write what is left, and note how far the upload has come, unless writing is what failed."""
         try:
             await self._written()
-            if self._buffer and not self._failed:
-                piece, self._buffer = self._buffer, bytearray()
-                await run_sync(self._write, piece)
+            if self._size and not self._failed:
+                rest, self._waiting, self._size = self._waiting, [], 0
+                await run_sync(self._write, rest)
         finally:
             await run_sync(self._note)
 
-    def _split(self) -> tuple[bytearray, bytearray]:
-        size = self._writer.piece
-        if len(self._buffer) == size:
-            return self._buffer, bytearray()
-        view = memoryview(self._buffer)
-        return bytearray(view[:size]), bytearray(view[size:])
+    def _piece(self) -> list[bytes | memoryview]:
+        """The next piece, of exactly the size that the storage takes; what was received is not copied for it."""
+        piece, over = self._waiting, self._size - self._writer.piece
+        self._waiting, self._size = [], over
+        if over:
+            last = memoryview(piece.pop())
+            piece.append(last[:-over])
+            self._waiting.append(last[-over:])
+        return piece
 
     async def _written(self) -> None:
         writing, self._writing = self._writing, None
         if writing is not None:
             await writing
 
-    def _write(self, piece: bytearray) -> None:
+    def _write(self, piece: list[bytes | memoryview]) -> None:
         try:
             self._writer.write(piece)
         except DeltaregError:
@@ -114,13 +129,15 @@ async def _heard(request: Request, silence: float) -> AsyncGenerator[bytes]:
 
     Whoever lost the connection could not go on while the server still waits at the other end of it.
     """
-    stream = request.stream()
-    while True:
-        try:
-            async with asyncio.timeout(silence):
-                data = await anext(stream)
-        except StopAsyncIteration:
-            return
-        except TimeoutError as error:
-            raise OciError("BLOB_UPLOAD_INVALID", 408, f"nothing was sent for {silence:g} seconds") from error
-        yield data
+    stream, clock = request.stream(), asyncio.get_running_loop().time
+    try:
+        async with asyncio.timeout(None) as patience:
+            while True:
+                patience.reschedule(clock() + silence)
+                data = await anext(stream, None)
+                patience.reschedule(None)
+                if data is None:
+                    return
+                yield data
+    except TimeoutError as error:
+        raise OciError("BLOB_UPLOAD_INVALID", 408, f"nothing was sent for {silence:g} seconds") from error

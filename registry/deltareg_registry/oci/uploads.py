@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request, Response
@@ -10,7 +11,7 @@ from sqlalchemy import Connection
 from starlette.requests import ClientDisconnect
 
 from deltareg.digest import Digest, sha256
-from deltareg.errors import BadName, DeltaregError, DigestMismatch, NotFound, QuotaExceeded
+from deltareg.errors import BadName, Busy, DeltaregError, DigestMismatch, NotFound, QuotaExceeded, TooLarge
 from deltareg.names import parse_reference
 from deltareg_registry.access.principal import Role
 from deltareg_registry.oci.names import (
@@ -28,12 +29,14 @@ from deltareg_registry.records.blobs import add_blob, keep_a_while, mount_blob
 from deltareg_registry.records.namespaces import is_public, make_repository, repository_id
 from deltareg_registry.records.quotas import check_room, lock_quota, room_of
 from deltareg_registry.records.uploads import Upload, find_upload, forget_upload, start_upload, unknown_upload
+from deltareg_registry.storage import Storage
 from deltareg_registry.storage.uploads import NOTHING_YET
 
 __all__ = ["uploads_router"]
 
 uploads_router = APIRouter(prefix="/v2", tags=["oci"], dependencies=[Depends(checked_name)])
 
+_SETTLING = 2.0
 _IDENTITY = re.compile("[0-9a-f]{32}")
 _RANGE = re.compile(r"(?:bytes[ =])?(?P<first>[0-9]{1,19})-(?P<last>[0-9]{1,19})(?:/(?:[0-9]{1,19}|\*))?", re.ASCII)
 
@@ -68,6 +71,11 @@ async def begin_upload(request: Request, asking: Asking) -> Response:
 async def upload_status(identity: str, request: Request, asking: Asking) -> Response:
     """How much of an upload has arrived."""
     asked = asked_of(request)
+    await run_sync(_found, asked, identity)
+    # Who asks after a cut comes before the request that was cut has put down its last bytes.
+    with suppress(Busy):
+        async with exclusive(asked.state, identity, patience=_SETTLING):
+            pass
     return _status(asked, await run_sync(_found, asked, identity), 204)
 
 
@@ -146,10 +154,10 @@ def _announced(request: Request, upload: Upload) -> int | None:
 
 
 def _room(asked: Asked, upload: Upload, length: int | None, digest: Digest | None) -> int:
-    """How many bytes may be appended. Raises OciError, QuotaExceeded where it is known that they are too many."""
+    """How many bytes may be appended. Raises TooLarge, QuotaExceeded where it is known that they are too many."""
     limit, size = asked.state.settings.blob_limit, upload.progress.size
     if size + (length or 0) > limit:
-        raise OciError("SIZE_INVALID", 413, f"a blob may have {limit} bytes")
+        raise TooLarge(f"a blob may have {limit} bytes")
     with asked.state.database.reading() as connection:
         check_room(connection, asked.namespace, digest, size + (length or 0))
         free = room_of(connection, asked.namespace, digest)
@@ -192,11 +200,28 @@ def _finished(asked: Asked, upload: Upload, digest: Digest) -> None:
             check_room(connection, asked.namespace, digest, size)
             add_blob(connection, upload.repository, digest, size)
             forget_upload(connection, upload.id)
-    except QuotaExceeded:
-        # Others used it up meanwhile. The bytes are no upload any more, and the collector's if nobody has them.
+            _check_kept(asked.state.storage, digest, size)
+    except (QuotaExceeded, OciError):
+        # Others used the room up, or the bytes are gone. Those that are there are no upload any more, and the
+        # collector's if nobody has them.
         _dropped(asked, upload.id)
         raise
     uploads.remove(upload.id)
+
+
+def _check_kept(storage: Storage, digest: Digest, size: int) -> None:
+    """Raise OciError where a collector has removed the bytes of a blob, between their end and the blob's row.
+
+    To be asked in the transaction that writes the row: a collector holds the row of what it removes until the bytes are
+    gone, so it has come to its end, or meets the row that is written here.
+    """
+    try:
+        kept = storage.size(digest) == size
+    except NotFound:
+        kept = False
+    if not kept:
+        told = NotFound(f"{digest} was collected before it was known", hint="send it again")
+        raise OciError("BLOB_UPLOAD_UNKNOWN", 404, told)
 
 
 def _dropped(asked: Asked, identity: str) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,15 +177,18 @@ class _FileWriter:
         """The bytes that were written."""
         return Progress(self.hashed.size)
 
-    def write(self, data: bytes | bytearray) -> None:
+    def write(self, data: Sequence[bytes | memoryview]) -> None:
         """Append."""
-        view = memoryview(data)
+        end = self.hashed.size
         with translated(None, "an upload"):
-            done = 0
-            while done < len(view):
-                done += os.pwrite(self._file, view[done:], self.hashed.size + done)
-        self.hashed.state.update(view)
-        self.hashed.size += len(view)
+            for part in data:
+                done = 0
+                while done < len(part):
+                    done += os.pwrite(self._file, memoryview(part)[done:], end + done)
+                end += done
+        for part in data:
+            self.hashed.state.update(part)
+        self.hashed.size = end
         if self.hashed.size - self._flushed >= _FLUSH:
             with translated(None, "an upload"):
                 os.fdatasync(self._file)

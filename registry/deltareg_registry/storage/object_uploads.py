@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -132,15 +132,16 @@ class _ObjectWriter:
         self._number = 0
         self.progress = progress
 
-    def write(self, data: bytes | bytearray) -> None:
+    def write(self, data: Sequence[bytes | memoryview]) -> None:
         """Put one piece."""
+        piece = b"".join(data)
         if len(self.progress.runs) >= _RUNS:
             raise InvalidArgument("the upload came in too many requests", hint="send it again in larger chunks")
         key = f"{self._prefix}/{self._label}-{self._number:06}"
         with translated(self._bucket, "a piece of the upload"):
-            obstore.put(self._store, key, data, use_multipart=False)
+            obstore.put(self._store, key, piece, use_multipart=False)
         self._number += 1
-        self.progress = self.progress.with_piece(self._label, len(data))
+        self.progress = self.progress.with_piece(self._label, len(piece))
 
 
 def _with_starts(progress: Progress) -> Iterator[tuple[Run, int]]:

@@ -63,8 +63,10 @@ class UploadWriter(Protocol):
         """What has been written."""
         ...
 
-    def write(self, data: bytes | bytearray) -> None:
-        """Write what follows. Raises DiskFull, BucketUnavailable, NotAllowed; `progress` is then as before."""
+    def write(self, data: Sequence[bytes | memoryview]) -> None:
+        """Write what follows, one part behind the other. Raises DiskFull, BucketUnavailable, NotAllowed:
+        `progress` is then as before.
+        """
         ...
 
 

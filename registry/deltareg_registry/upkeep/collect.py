@@ -1,9 +1,10 @@
 """Collection while the server runs: blobs that nothing names go, and none that somebody counts on.
 
-A blob's row is deleted, where nothing names it, in the transaction in which its bytes are removed. Whoever sends the
-same blob meanwhile has touched its row first, which keeps it for the grace period, and that is to be longer than bytes
-take to be put into place; whoever publishes locks the rows of its blobs before it names them. So neither can meet a
-blob that is half gone.
+A blob's row is deleted, where nothing names it, in the transaction in which its bytes are removed. Whoever publishes
+locks the rows of its blobs before it names them. Whoever sends the same blob meanwhile has touched its row first, which
+keeps it for the grace period; where its bytes take longer than that to be put into place, it finds them gone when it
+writes the row, and is told to send them again. Files without a row are given one for as long as they are removed. So
+nobody can meet a blob that is half gone, whatever the grace period.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, exists, select
 from deltareg.digest import Digest
 from deltareg.errors import InvalidArgument
 from deltareg.manifest import Document
-from deltareg_registry.database import Database, from_now
+from deltareg_registry.database import Database, from_now, now
 from deltareg_registry.database.tables import (
     blobs,
     manifest_blobs,
@@ -26,6 +27,7 @@ from deltareg_registry.database.tables import (
     tags,
     versions,
 )
+from deltareg_registry.records.namespaces import insert_if_absent
 from deltareg_registry.storage import Storage
 from deltareg_registry.upkeep.uploads import remove_expired_uploads
 
@@ -160,10 +162,21 @@ def _orphans(database: Database, storage: Storage, seconds: float, *, dry_run: b
     """Files that a killed process left: no row knows them, and they are older than any push takes."""
     count = 0
     for some in storage.listed(before=datetime.now(UTC) - timedelta(seconds=seconds)):
-        with database.reading() if dry_run else database.writing() as connection:
-            known = connection.execute(select(blobs.c.digest).where(blobs.c.digest.in_(some))).scalars().all()
-            unknown = [one for one in some if one not in set(known)]
-            if not dry_run:
-                storage.delete(unknown)
-        count += len(unknown)
+        if dry_run:
+            with database.reading() as connection:
+                known = connection.execute(select(blobs.c.digest).where(blobs.c.digest.in_(some))).scalars().all()
+            count += len(set(some) - set(known))
+        else:
+            count += _remove_unknown(database, storage, some)
     return count
+
+
+def _remove_unknown(database: Database, storage: Storage, some: Iterable[Digest]) -> int:
+    with database.writing() as connection:
+        # Their rows are nobody's to see, and keep whoever has just sent the same bytes from writing one until these are
+        # gone. In one order, or two collectors would wait for one another.
+        row = {"size": 0, "created": now(), "touched": now()}
+        unknown = [one for one in sorted(some) if insert_if_absent(connection, blobs, {"digest": one, **row})]
+        storage.delete(unknown)
+        connection.execute(delete(blobs).where(blobs.c.digest.in_(unknown)))
+    return len(unknown)

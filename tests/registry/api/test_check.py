@@ -170,7 +170,7 @@ def test_long_description_is_read_and_endless_one_is_refused(served: RunningServ
         # The server may hang up before all was sent.
         with suppress(httpx2.WriteError):
             answer = client.post("/api/v1/check", content=body(60))
-            assert (answer.status_code, answer.json()["code"]) == (413, "DR0001")
+            assert (answer.status_code, answer.json()["code"]) == (413, "DR0305")
 
 
 def test_damaged_delta_does_not_hide_the_others(

@@ -210,7 +210,10 @@ def test_manifest_above_the_limit_is_refused_and_one_of_four_megabytes_is_not(re
     large = document(annotations={"a": "x" * (4 * 1024 * 1024 - len(whole))})
     assert repository.put("draft", large).status_code == 201
     assert repository.manifest("draft").content == large
-    assert code_of(repository.put("draft", large + b" ")) == (413, "MANIFEST_INVALID")
+    refused = repository.put("draft", large + b" ")
+    assert code_of(refused) == (413, "MANIFEST_INVALID")
+    detail = refused.json()["errors"][0]["detail"]
+    assert (detail["code"], detail["status"], detail["detail"]) == ("DR0305", 413, "a manifest may have 4194304 bytes")
 
 
 def test_manifest_whose_blobs_are_missing_is_refused(repository: Repository, local: Store, delta: bytes) -> None:

@@ -226,13 +226,16 @@ def test_blob_above_the_limit_is_refused(tmp_path: Path) -> None:
         repository = Repository(client, "acme/search")
         place = repository.begin()
         assert append(repository, place, b"x" * 60) == (202, "0-59")
-        assert append(repository, place, b"x" * 41)[0] == 413
+        announced = client.patch(place, content=b"x" * 41)
+        assert code_of(announced) == (413, "SIZE_INVALID")
+        assert announced.json()["errors"][0]["detail"]["code"] == "DR0305"
 
         def unannounced() -> object:
             yield b"x" * 41
 
         answer = client.patch(place, content=unannounced())  # type: ignore[arg-type]
         assert code_of(answer) == (413, "SIZE_INVALID")
+        assert answer.json()["errors"][0]["detail"]["code"] == "DR0305"
         assert client.get(place).headers["range"] == "0-59"
         assert append(repository, place, b"x" * 40) == (202, "0-99")
         assert close(repository, place, sha256(b"x" * 100))[0] == 201

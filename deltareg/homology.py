@@ -122,6 +122,13 @@ FINDINGS: Mapping[str, FindingKind] = MappingProxyType(
             "delta's are not, the output gets an output embedding of its own and `tie_word_embeddings` false.",
             "lm_head.weight: shape [32000, 4096] against absent",
         ),
+        "tied-unknown": FindingKind(
+            "note",
+            "Nothing that is known of the target tells whether its input and output embedding are one tensor.",
+            "Write `tie_word_embeddings` into `config.json`, or let `deltareg check` look at the tensors. `apply` does "
+            "right by both.",
+            "tied_embeddings: false against not told",
+        ),
         "prefix": FindingKind(
             "warning",
             "Names differ by the prefix of a wrapping module only.",
@@ -526,6 +533,9 @@ def compare_fingerprints(
     findings = compare_configurations(ours, target, untied=True)
     findings += compare_tokenizer_fingerprints(base.tokenizer, tokenizer, embedding=True)
     severities = {found.severity for found in findings}
+    tied = ours.structure.get(_TIED)
+    if digests is None and tied is not None and _TIED not in target.structure:
+        findings.append(finding("tied-unknown", _TIED, _shown_value(tied), "not told"))
     if digests is None or digests[0] == base.digest:
         return findings
     if digests[1] != base.space:

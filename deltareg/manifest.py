@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from deltareg.digest import canonical_json, json_keys, parse_json
@@ -29,6 +29,7 @@ __all__ = [
     "PACK_TYPE",
     "SIDE_FILE_TYPE",
     "TITLE",
+    "Annotations",
     "Conflict",
     "DeltaConfig",
     "Descriptor",
@@ -94,6 +95,26 @@ def _checked_range(text: str) -> str:
     return text
 
 
+def _checked_texts(found: object) -> object:
+    entries = cast("dict[object, object]", found) if isinstance(found, dict) else {}
+    for key, value in entries.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{str(key)[:100]!r} has a value that is no text")
+    return found
+
+
+def _checked_count(found: object) -> object:
+    if isinstance(found, dict) and len(cast("dict[object, object]", found)) > _MOST_KEYS:
+        raise ValueError(f"more than {_MOST_KEYS} keys")
+    return found
+
+
+# A document has room for millions of bad entries, and all of their faults together take all memory: of lists (FailFast)
+# and of dictionaries the first fault is enough.
+_MOST_KEYS = 1000
+_Few = BeforeValidator(_checked_count)
+Annotations = Annotated[dict[str, str], BeforeValidator(_checked_texts)]
+
 _PART = "[a-z0-9]+(?:[._-][a-z0-9]+)*"
 RepositoryText = Annotated[str, Field(pattern=f"^{_PART}/{_PART}$", max_length=129), AfterValidator(_checked_name)]
 RangeText = Annotated[str, Field(pattern=r"^[0-9A-Za-z.*^~<>=!, -]{1,256}$"), AfterValidator(_checked_range)]
@@ -119,7 +140,7 @@ class Descriptor(Document):
     digest: DigestText
     size: Count
     artifact_type: str | None = None
-    annotations: dict[str, str] | None = None
+    annotations: Annotations | None = None
 
     @property
     def title(self) -> str | None:
@@ -142,8 +163,8 @@ class Manifest(Document):
     media_type: Literal["application/vnd.oci.image.manifest.v1+json"] = MANIFEST_TYPE
     artifact_type: Literal["application/vnd.deltareg.delta.v1+json"] = DELTA_TYPE
     config: Descriptor
-    layers: list[Descriptor]
-    annotations: dict[str, str] | None = None
+    layers: Annotated[list[Descriptor], FailFast()]
+    annotations: Annotations | None = None
 
     def layers_of(self, media_type: str) -> list[Descriptor]:
         """The layers of one media type, in order."""
@@ -164,7 +185,7 @@ class ReferrerManifest(Document):
     config: Descriptor
     layers: list[Descriptor] = Field(max_length=100)
     subject: Descriptor
-    annotations: dict[str, str] | None = None
+    annotations: Annotations | None = None
 
     @property
     def kind(self) -> str:
@@ -187,8 +208,8 @@ class Index(Document):
 
     schema_version: Literal[2] = 2
     media_type: Literal["application/vnd.oci.image.index.v1+json"] = INDEX_TYPE
-    manifests: list[Descriptor] = []
-    annotations: dict[str, str] | None = None
+    manifests: Annotated[list[Descriptor], FailFast()] = []
+    annotations: Annotations | None = None
 
 
 class Parent(Document):
@@ -199,7 +220,7 @@ class Parent(Document):
     digest: str = Field(
         pattern=r"^blake3:[0-9a-f]{64}$", description="digest of the tensors: names, dtypes, shapes, bytes"
     )
-    dtypes: dict[str, Count] = Field(description="elements of each dtype")
+    dtypes: Annotated[dict[str, Count], _Few] = Field(max_length=_MOST_KEYS, description="elements of each dtype")
     parameters: Count = Field(description="elements of all tensors")
     size: Count = Field(description="bytes of all tensors")
     licence: str | None = Field(default=None, description="SPDX identifier")
@@ -293,7 +314,9 @@ class DeltaConfig(Document):
     exactness: Exactness
     licence: str | None = Field(default=None, description="SPDX identifier of the delta")
     preset: Preset
-    norms: dict[str, Norms] = Field(description="by module class: attention, mlp, embedding, norm, lm_head, other")
+    norms: Annotated[dict[str, Norms], _Few] = Field(
+        max_length=_MOST_KEYS, description="by module class: attention, mlp, embedding, norm, lm_head, other"
+    )
     requires: list[Requirement] = Field(
         default=[], max_length=100, description="deltas that this one is stacked on, or needs"
     )
@@ -330,7 +353,6 @@ class Inventory(Document):
     """Every tensor of base and post, ordered by name's place in the checkpoint."""
 
     format_version: Literal[1] = 1
-    # Every fault of millions of bad entries would take all memory. The first is enough.
     tensors: Annotated[list[TensorEntry], FailFast()]
 
 

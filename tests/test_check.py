@@ -291,8 +291,8 @@ CASES: Mapping[str, tuple[Model, Model, Model]] = {
         BASE.without(*[name for name in TENSORS if name != NORM]),
     ),
 }
-# Taken on top of another: below. An approximation: in tests/test_lossy.py.
-ELSEWHERE = {"delta-lossy", "delta-stacked"}
+# Taken on top of another: below. An approximation: in tests/test_lossy.py. No tensors: in tests/test_homology.py.
+ELSEWHERE = {"delta-lossy", "delta-stacked", "tied-unknown"}
 
 
 def test_every_code_is_found_by_a_test() -> None:

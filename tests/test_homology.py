@@ -12,6 +12,7 @@ from deltareg.homology import (
     Severity,
     Verdict,
     compare_configurations,
+    compare_fingerprints,
     compare_shapes,
     compare_spaces,
     compare_tokenizer_fingerprints,
@@ -19,7 +20,7 @@ from deltareg.homology import (
     refuse_mismatch,
     verdict_of,
 )
-from deltareg.manifest import Inventory, TensorEntry, TokenizerFingerprint
+from deltareg.manifest import Fingerprint, Inventory, TensorEntry, TokenizerFingerprint
 from tests import docs
 
 BASE = {"a": (2, 3), "b": (), "c": (0, 4)}
@@ -195,6 +196,28 @@ def test_fields_with_a_remedy_and_fields_that_are_told() -> None:
     told = {"vocabulary_size": "behaviour-field", "tied_embeddings": "tied-head", "rope_scaling": "behaviour-field"}
     assert fields(base, other) == told
     assert fields(base, other, untied=False) == told | {"tied_embeddings": "behaviour-field"}
+
+
+@pytest.mark.parametrize(
+    ("base", "target", "expected"),
+    [
+        (False, None, {"tied_embeddings": "tied-unknown"}),
+        (True, None, {"tied_embeddings": "tied-unknown"}),
+        (False, True, {"tied_embeddings": "tied-head"}),
+        (False, False, {}),
+        (None, True, {}),
+    ],
+)
+def test_ties_that_a_target_without_tensors_does_not_tell_are_no_difference(
+    base: bool | None, target: bool | None, expected: dict[str, str]
+) -> None:
+    sides = [{} if tied is None else {"tied_embeddings": tied} for tied in (base, target)]
+    digest = "sha256:" + "0" * 64
+    fingerprint = Fingerprint(digest=digest, space=digest, inventory=digest, structure=sides[0])
+    found = compare_fingerprints(fingerprint, Structure(None, sides[1], {}), None, None)
+    assert {one.subject: one.code for one in found} == expected
+    verdicts = {"tied-unknown": "homologous", "tied-head": "adaptable"}
+    assert verdict_of(found) == next((verdicts[code] for code in expected.values()), "identical")
 
 
 def test_long_values_are_cut() -> None:

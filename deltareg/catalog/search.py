@@ -44,6 +44,7 @@ class SearchReport(Document):
 
     results: list[SearchRow] = Field(description="best fit first, then newest first")
     total: int = Field(description="deltas that were found; the results are the first of them")
+    total_is_exact: bool = Field(default=True, description="false where there are more than total")
     seconds: float = Field(description="time that the query took")
     warnings: list[str] = Field(default=[], description="remotes that did not answer, versions that cannot be read")
 

@@ -110,7 +110,7 @@ def whoami(remote: RemoteOption = None, json: Json = False) -> None:
     fields = {"server": url, "user": f"{identity.user} (admin)" if identity.admin else identity.user}
     if token is not None:
         fields["token"] = f"{token.name}, until {token.expires}" if token.expires else token.name
-        fields["scopes"] = ", ".join(token.scopes) or "all"
+        fields["scopes"] = "all" if token.scopes is None else ", ".join(map(str, token.scopes)) or "none"
     fields |= {one.namespace: one.role for one in identity.namespaces}
     print_fields(fields)
 

@@ -107,7 +107,8 @@ def search(
         ]
         print_table(columns, [_cells(row) for row in found.results], right=["size"])
         if found.total > len(found.results):
-            hint(f"{found.total} were found; --limit N shows more")
+            least = "" if found.total_is_exact else "more than "
+            hint(f"{least}{found.total} were found; --limit N shows more")
     else:
         hint("nothing was found; deltareg list shows all that there is")
 

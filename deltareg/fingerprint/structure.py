@@ -74,7 +74,7 @@ def structure_of(config: Mapping[str, Any] | None, shapes: Mapping[str, tuple[in
 
     Raises nothing: `read_config` says what becomes of values that are wrong, huge or deep. Sizes that the config does
     not say come from the shapes where they are plain there; heads and activation never are. Embeddings are tied as
-    the config says; where it does not, they are if no output embedding is stored.
+    the config says; where it does not, they are if no output embedding is stored; without shapes that is not known.
     """
     fields = Fields(None, {}, {}, None) if config is None else read_config(config)
     structure = fields.structure
@@ -82,7 +82,9 @@ def structure_of(config: Mapping[str, Any] | None, shapes: Mapping[str, tuple[in
     for key, value in sizes_of(canonical, structure).items():
         structure.setdefault(key, value)
     tied = fields.tied
-    if tied is None and (config is not None or any(is_token_embedding(*tensor) for tensor in canonical.items())):
+    # What an architecture does by default differs between versions of transformers: not said is not known.
+    told = config is not None and bool(canonical)
+    if tied is None and (told or any(is_token_embedding(*tensor) for tensor in canonical.items())):
         rows = _vocabularies(canonical, structure)
         tied = not any(len(shape) == 2 and is_output(name, shape, rows) for name, shape in canonical.items())
     if tied is not None:

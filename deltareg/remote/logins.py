@@ -6,7 +6,15 @@ import re
 
 from pydantic import Field
 
-from deltareg.errors import BadManifest, InvalidArgument, NotAllowed, NotFound, NotSignedIn, UsageError
+from deltareg.errors import (
+    BadManifest,
+    InvalidArgument,
+    NotAllowed,
+    NotFound,
+    NotSignedIn,
+    RemoteUnavailable,
+    UsageError,
+)
 from deltareg.manifest import Document, parse
 from deltareg.remote.authorization import RegistryAuthorization
 from deltareg.remote.credentials import Credentials, Secret, check_plain, key_of, server_secret
@@ -15,11 +23,31 @@ from deltareg.remote.network import Address, Network, parse_address, shown
 from deltareg.remote.oci import OciClient
 from deltareg.remote.web import authorization_of, web_client
 
-__all__ = ["Identity", "LoginReport", "LogoutReport", "Membership", "TokenDetails", "log_in", "log_out", "who_am_i"]
+__all__ = [
+    "Identity",
+    "LoginReport",
+    "LogoutReport",
+    "Membership",
+    "TokenDetails",
+    "TokenScope",
+    "log_in",
+    "log_out",
+    "who_am_i",
+]
 
 _SECRET = re.compile(r"[^\x00-\x1f\x7f]{1,8192}")
 _TOKEN = re.compile(r"[\x21-\x7e]{1,8192}")
 _IDENTITY_LIMIT = 4 << 20
+
+
+class TokenScope(Document):
+    """What a token may do at most, in one namespace or (`*`) in all that its user has a role in."""
+
+    namespace: str = Field(description="a namespace, or * for all")
+    action: str = Field(description="read, publish or own: each includes those before it")
+
+    def __str__(self) -> str:
+        return f"{self.namespace}:{self.action}"
 
 
 class TokenDetails(Document):
@@ -27,7 +55,7 @@ class TokenDetails(Document):
 
     name: str
     expires: str | None = Field(default=None, description="RFC 3339; null for never")
-    scopes: list[str] = Field(default=[])
+    scopes: list[TokenScope] | None = Field(default=None, description="null: all that the user may do")
 
 
 class Membership(Document):
@@ -114,7 +142,14 @@ def _try_on_the_web(address: Address, secret: Secret, network: Network) -> tuple
         return _identity(client).user, True
     except NotFound:
         # No deltareg server: a mirror that lets not everybody in.
-        client.ask("GET", "oci-layout")
+        try:
+            client.ask("GET", "oci-layout")
+        except NotFound as error:
+            raise RemoteUnavailable(
+                f"there is neither a deltareg server nor a static mirror at {address.url}",
+                cause=error.message,
+                hint=f"check the URL; an OCI registry is written oci://{address.host}{address.path}",
+            ) from error
         return secret.username, _refuses_strangers(address, network, "oci-layout")
     finally:
         client.close()
@@ -148,6 +183,7 @@ def _refuses_strangers(address: Address, network: Network, path: str) -> bool:
 
 
 def _identity(client: HttpClient) -> Identity:
+    """Raises NotFound where nothing of the kind answers."""
     answer = client.ask("GET", "api/v1/whoami", limit=_IDENTITY_LIMIT)
     try:
         return parse(Identity, answer.body, what=shown(answer.url))

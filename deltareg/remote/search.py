@@ -156,6 +156,7 @@ def search_remotes(
     return SearchReport(
         results=_best(rows)[: query.limit],
         total=sum(report.total for report in found.values()),
+        total_is_exact=all(report.total_is_exact for report in found.values()),
         seconds=perf_counter() - began,
         warnings=[
             *(f"{name} did not answer: {error.message}" for name, error in failed.items()),

@@ -44,8 +44,12 @@ class _Asked:
 async def authorise(request: Request) -> Principal:
     """Who asks; kept as `request.state.principal`. Raises NotSignedIn, NotAllowed, NotFound.
 
-    A dependency of every router. A namespace that is absent is made where whoever publishes to it may make one.
+    A dependency of every router; asked a second time, it tells what it found. A namespace that is absent is made where
+    whoever publishes to it may make one.
     """
+    judged: Principal | None = getattr(request.state, "judged", None)
+    if judged is not None:
+        return judged
     state = state_of(request)
     route = cast(APIRoute, request.scope["route"])
     name = f"{'GET' if request.method == 'HEAD' else request.method} {route.path}"
@@ -62,6 +66,7 @@ async def authorise(request: Request) -> Principal:
     if asked.need is not Need.NOTHING:
         principal = await run_sync(_judge, state, asked, principal)
         request.state.principal = principal
+    request.state.judged = principal
     return principal
 
 
@@ -114,7 +119,10 @@ def _check_role(principal: Principal, namespace: str, public: bool | None, neede
     _signed_in(principal)
     # What one may not read, one is not told of either.
     if public is None or role is Role.NONE:
-        raise NotFound(f"there is no namespace {namespace} that you may see", hint="ask its owners to add you")
+        raise NotFound(
+            f"there is no namespace {namespace} that you may see",
+            hint="check the name; if it is private, ask its owners to add you",
+        )
     raise NotAllowed(
         f"you are {role.label} of {namespace}; that needs {needed.label}", hint=f"ask an owner of {namespace}"
     )

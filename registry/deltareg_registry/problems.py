@@ -5,6 +5,7 @@ What a browser asks for elsewhere is answered by a page.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -52,6 +53,8 @@ __all__ = [
     "problem_of",
     "status_of",
 ]
+
+_log = logging.getLogger("deltareg_registry.faults")
 
 PROBLEM = "application/problem+json"
 CHALLENGE = 'Basic realm="deltareg"'
@@ -165,6 +168,10 @@ def answer(request: Request, error: DeltaregError) -> Response:
     """The answer that an error is, to a request."""
     identity = request.scope.get("state", {}).get("request_id")
     problem = problem_of(error, request.url.path).model_copy(update={"request_id": identity})
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR and problem.cause is not None:
+        # Hosts, users, paths, statements: of the server itself, strangers are told that it failed, and its log why.
+        _log.warning("%s: %s", problem.detail, problem.cause)
+        problem = problem.model_copy(update={"cause": None})
     headers: dict[str, str] = {}
     if problem.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = CHALLENGE

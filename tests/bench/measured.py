@@ -34,7 +34,8 @@ class Row:
 
     `size` is in bytes with everything counted, `bits` the same for each parameter of post; `pack` and `unpack` are
     10^9 bytes of post's tensors a second; `seconds` are wall time, `memory` is peak resident bytes; `error` is
-    ‖Δ − Δ̂‖ / ‖Δ‖ of what is not exact.
+    ‖Δ − Δ̂‖ / ‖Δ‖ of what is not exact. `p50`, `p95` and `p99` are seconds that so many of a
+    hundred requests took at most.
     """
 
     case: str
@@ -46,6 +47,9 @@ class Row:
     seconds: float | None = None
     memory: int | None = None
     error: float | None = None
+    p50: float | None = None
+    p95: float | None = None
+    p99: float | None = None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from tests import raw, weights
 from tests.bench import peers
 from tests.bench.device import measure_device
 from tests.bench.engine import measure_engine
+from tests.bench.large_blob import measure_large_blob
+from tests.bench.load import Load, measure_load
 from tests.bench.lossy import measure_lossy
 from tests.bench.measured import Case, Goal, Row
 from tests.bench.methods import measure_methods
@@ -68,6 +70,8 @@ _PARTS: dict[str, Callable[[Path], Iterator[Row | Goal]]] = {
     "engine": lambda scratch: measure_engine(_generated(), _large(), scratch),
     "resolving": measure_resolving,
     "serving": measure_serving,
+    "load": measure_load,
+    "large-blob": measure_large_blob,
     "device": lambda scratch: measure_device(_generated, scratch),
 }
 
@@ -116,7 +120,7 @@ def row_table(rows: list[Row]) -> Table:
     """The rows as a person reads them, case by case."""
     shown = Table(title="deltareg and its peers")
     shown.add_column("who", no_wrap=True)
-    for name in ("bytes", "bits/param", "pack GB/s", "unpack GB/s", "seconds", "peak MB", "error"):
+    for name in ("bytes", "bits/param", "pack GB/s", "unpack GB/s", "seconds", "peak MB", "error", "p50/p95/p99 ms"):
         shown.add_column(name, justify="right", no_wrap=True)
     before = ""
     for row in rows:
@@ -127,7 +131,8 @@ def row_table(rows: list[Row]) -> Table:
         memory = None if row.memory is None else row.memory / 1e6
         figures = [(row.size, "{:,.0f}"), (row.bits, "{:.3f}"), (row.pack, "{:.2f}"), (row.unpack, "{:.2f}")]
         figures += [(row.seconds, "{:.3f}"), (memory, "{:,.0f}"), (row.error, "{:.5f}")]
-        shown.add_row(f"  {row.subject}", *(_figure(value, form) for value, form in figures))
+        latency = "/".join(f"{1000 * value:.0f}" for value in (row.p50, row.p95, row.p99) if value is not None)
+        shown.add_row(f"  {row.subject}", *(_figure(value, form) for value, form in figures), latency)
     return shown
 
 
@@ -163,7 +168,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--case", action="append", choices=[*CASES, *_PARTS], help="measure this one only; may be repeated"
     )
     parser.add_argument("--output", type=Path, default=Path("bench.json"), help="the JSON file (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=Load.minutes, help="how long `load` goes on (%(default)g)")
+    parser.add_argument("--deltas", type=int, default=Load.deltas, help="deltas that `load` searches (%(default)d)")
+    parser.add_argument("--postgresql", action="store_true", help="`load` over PostgreSQL, with two servers")
     chosen = parser.parse_args(arguments)
+    load = Load(chosen.deltas, chosen.minutes, chosen.postgresql)
+    parts = {**_PARTS, "load": lambda scratch: measure_load(scratch, load)}
     found: list[Row | Goal] = []
     wanted: list[str] = chosen.case or [*CASES, *_PARTS]
     for name in (name for name in wanted if name in CASES):
@@ -174,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in (name for name in wanted if name in _PARTS):
         print(f"measuring {name}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=weights.CACHE, prefix="bench-") as scratch:
-            found += _PARTS[name](Path(scratch))
+            found += parts[name](Path(scratch))
     with tempfile.TemporaryDirectory(dir=weights.CACHE, prefix="bench-") as scratch:
         found += measure_start_up(Path(scratch))
         print("measuring check", file=sys.stderr, flush=True)

@@ -7,11 +7,14 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from deltareg_registry.access.principal import Scope
 from tests.cli.program import Workplace
 from tests.remote.site import Asked, Site, say, serve_site
+from tests.servers.deltareg_server import running_server
 from tests.servers.docker_registry import DockerRegistry, serve_docker_registry
 
 TOKEN = "a-token-that-nobody-may-see"
@@ -19,7 +22,11 @@ DELTA = "acme/search:1.0.0"
 IDENTITY = {
     "user": "ann",
     "admin": True,
-    "token": {"name": "laptop", "expires": "2027-03-01T00:00:00Z", "scopes": ["read", "publish"]},
+    "token": {
+        "name": "laptop",
+        "expires": "2027-03-01T00:00:00Z",
+        "scopes": [{"namespace": "acme", "action": "publish"}],
+    },
     "namespaces": [{"namespace": "acme", "role": "owner"}],
 }
 
@@ -67,6 +74,24 @@ def log_in(person: Workplace, url: str, secret: str, *more: str) -> str:
 
 def tokens(site: Site) -> list[str | None]:
     return [asked.headers.get("authorization") for asked in site.requests]
+
+
+def test_server_of_a_team_takes_a_login(person: Workplace, tmp_path: Path) -> None:
+    with running_server(tmp_path / "server") as server:
+        told = log_in(person, server.url, server.token)
+        assert told.startswith(f"0 logged in at {server.url} as owner"), told
+        done = person.ok("whoami", "--remote", server.url)
+        assert re.search(r"user +owner \(admin\)", done.out) and re.search(r"scopes +all", done.out)
+        with server.client() as client:
+            assert client.post("/api/v1/namespaces", json={"name": "acme"}).status_code == 201
+        limited = server.user("paul", scopes=[Scope(namespace="acme", action="publish")], acme="owner")
+        assert log_in(person, server.url, limited).startswith("0 ")
+        done = person.ok("whoami", "--remote", server.url)
+        assert re.search(r"scopes +acme:publish", done.out) and re.search(r"acme +\w+", done.out)
+        token = person.ok("whoami", "--remote", server.url, "--json").document("whoami")["token"]
+        assert token["scopes"] == [{"namespace": "acme", "action": "publish"}]
+        told = log_in(person, f"{server.url}/elsewhere", server.token).replace("\n", " ")
+        assert told.startswith("6 error[DR0500]: there is neither a deltareg server nor a static mirror"), told
 
 
 def test_token_is_tried_kept_used_and_forgotten(person: Workplace, site: Site) -> None:

@@ -126,7 +126,7 @@ def test_real_fine_tune_with_a_longer_vocabulary_shares_the_space(anarcii: Mappi
     ("name", "expected"),
     [
         ("LLAMA_3_8B", {"layers": 32, "hidden_size": 4096, "heads": 32, "kv_heads": 8, "head_size": 128}),
-        ("GEMMA_2_9B", {"head_size": 256, "activation": "gelu_tanh", "tied_embeddings": True}),
+        ("GEMMA_2_9B", {"head_size": 256, "activation": "gelu_tanh", "tied_embeddings": None}),
         ("GPT_2", {"layers": 12, "hidden_size": 768, "heads": 12, "kv_heads": 12, "activation": "gelu_tanh"}),
         ("MIXTRAL_8X7B", {"experts": 8, "intermediate_size": 14336}),
         ("DEEPSEEK_V3", {"experts": 256, "shared_experts": 1, "expert_intermediate_size": 2048, "head_size": None}),
@@ -134,7 +134,7 @@ def test_real_fine_tune_with_a_longer_vocabulary_shares_the_space(anarcii: Mappi
         ("WHISPER_TINY", {"layers": None, "encoder.layers": 4, "decoder.heads": 6, "hidden_size": 384}),
         ("MAMBA_130M", {"state_size": 16, "conv_kernel": 4, "time_step_rank": 48, "heads": None}),
         ("PHI_3_MINI", {"head_size": 96, "kv_heads": 32}),
-        ("BERT", {"activation": "gelu", "tied_embeddings": True, "head_size": 64}),
+        ("BERT", {"activation": "gelu", "tied_embeddings": None, "head_size": 64}),
         ("FALCON_7B", {"kv_heads": 1, "heads": 71}),
         ("FALCON_40B", {"kv_heads": 8, "heads": 128}),
         ("QWEN_2_VL_7B", {"text.hidden_size": 3584, "vision.layers": 32, "vision.head_size": 80, "hidden_size": None}),
@@ -450,6 +450,13 @@ def test_size_that_published_config_leaves_out_comes_from_the_shapes() -> None:
 def test_stored_head_decides_where_config_does_not_say(stored: bool, tied: bool) -> None:
     config = {key: value for key, value in configs.LLAMA_3_8B.items() if key != "tie_word_embeddings"}
     assert structure_of(config, decoder_shapes(config, head=stored)).structure["tied_embeddings"] is tied
+
+
+def test_config_alone_tells_nothing_of_ties_that_it_does_not_say() -> None:
+    config = {key: value for key, value in configs.LLAMA_3_8B.items() if key != "tie_word_embeddings"}
+    assert "tied_embeddings" not in structure_of(config, {}).structure
+    for tied in (True, False):
+        assert structure_of(config | {"tie_word_embeddings": tied}, {}).structure["tied_embeddings"] is tied
 
 
 # --- hostile ------------------------------------------------------------------------------------------------------

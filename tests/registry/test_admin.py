@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from deltareg.errors import DeltaregError
+from deltareg.errors import DeltaregError, NotFound
 from deltareg_registry.cli.app import app
 from deltareg_registry.settings import ServerSettings
 from tests.servers.deltareg_server import ROOT, RunningServer, running_server
@@ -127,9 +127,25 @@ def test_errors_are_told_to_people_and_to_programs(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["error"]["code"] == "DR0002"
     assert done.stderr.splitlines() == [
         f"error[DR0002]: there is no registry in {tmp_path}",
-        f"hint: deltareg-registry serve --data {tmp_path}",
+        "cause: it has no registry.db",
+        f"hint: check --data; a new registry is made by deltareg-registry serve --data {tmp_path}",
     ]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["gc"], ["fsck"], ["backup", "copy"]], ids=lambda given: given[0])
+def test_a_misspelt_directory_does_not_become_an_empty_registry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "other").mkdir()
+    for name, cause in (("absent", "it is no directory"), ("file", "it is no directory"), ("other", "no registry.db")):
+        result = CliRunner().invoke(app, [*arguments, "--data", name])
+        assert isinstance(result.exception, NotFound)
+        assert result.exception.message == f"there is no registry in {tmp_path / name}"
+        assert cause in (result.exception.cause or "")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "other"]
 
 
 def test_a_host_that_webhooks_may_reach_is_checked_when_the_server_starts(tmp_path: Path) -> None:

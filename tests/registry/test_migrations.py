@@ -13,12 +13,12 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 from deltareg.errors import UnsupportedFormat
-from deltareg_registry.database import Database
+from deltareg_registry.database import SCHEMA, Database
+from deltareg_registry.database.migrating import MIGRATIONS
 from deltareg_registry.database.tables import metadata
 from deltareg_registry.settings import ServerSettings
 from tests.servers.deltareg_server import ROOT
 
-MIGRATIONS = ROOT / "registry" / "deltareg_registry" / "database" / "migrations"
 # What triggers.py makes: tables of words, which SQLAlchemy does not know.
 OUTSIDE = ("words", "ix_words_vector")
 
@@ -55,7 +55,26 @@ def test_migrations_do_not_read_the_tables_of_today() -> None:
     # They would change with them, and leave databases that were made before as they are.
     for path in (MIGRATIONS / "versions").glob("0*.py"):
         assert "database.tables" not in path.read_text()[path.read_text().index("import") :], path.name
-    assert len(ScriptDirectory(MIGRATIONS).get_heads()) == 1
+
+
+def test_the_schema_that_the_program_asks_for_is_that_of_the_last_migration() -> None:
+    assert ScriptDirectory(MIGRATIONS).get_heads() == [SCHEMA]
+
+
+def test_a_database_that_is_up_to_date_is_opened_without_alembic(database: Database) -> None:
+    database.upgrade()
+    database.close()
+    code = """
+import sys
+from deltareg_registry.app import create_app
+from deltareg_registry.database import Database
+Database(sys.argv[1]).upgrade()
+print(sorted({"alembic", "psycopg"} & set(sys.modules)))
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'registry'}"}
+    command = [sys.executable, "-c", code, str(database.engine.url.render_as_string(hide_password=False))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == str([] if database.is_sqlite else ["psycopg"])
 
 
 def test_database_of_a_newer_program_is_refused_and_left_as_it_is(database: Database) -> None:

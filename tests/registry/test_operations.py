@@ -184,7 +184,7 @@ def test_readiness_asks_the_storage_and_liveness_asks_nothing(tmp_path: Path) ->
         server.state.readiness._seconds = 0.0
         answer = client.get("/readyz")
         assert (answer.status_code, answer.json()["code"]) == (503, "DR0500")
-        assert "is not in the storage" in answer.json()["cause"]
+        assert "cause" not in answer.json(), "it names the directory, which is nobody's affair"
         assert client.get("/healthz").status_code == 200
         (tmp_path / "server" / "storage").mkdir()
         assert client.get("/readyz").status_code == 200

@@ -101,6 +101,7 @@ TABLE: Mapping[str, Line] = MappingProxyType(
         "POST /sign-out": Line(NOTHING),
         "GET /d/{namespace}/{name}": Line(READ),
         "POST /d/{namespace}/{name}/versions/{version}": Line(PUBLISH, form={"action": "unyank"}),
+        "POST /d/{namespace}/{name}/versions/{version}/channels": Line(PUBLISH, form={"channel": "stable"}),
         "GET /fits": Line(NOTHING),
         "POST /fits": Line(NOTHING),
         "GET /compare": Line(NOTHING),

@@ -310,6 +310,13 @@ def test_no_message_has_the_number_of_one_that_was_removed(any_state: State) -> 
         "http://172.16.0.1/",
         "http://192.168.1.1/",
         "http://169.254.169.254/latest/meta-data/",
+        "http://192.0.0.192/opc/v2/",
+        "http://168.63.129.16/machine",
+        "http://[fec0::1]/",
+        "http://[::127.0.0.1]/",
+        "http://[::ffff:0:127.0.0.1]/",
+        "http://[64:ff9b:1::7f00:1]/",
+        "http://[3fff::1]/",
         "http://100.64.0.1/",
         "http://0.0.0.0/",
         "http://224.0.0.1/",
@@ -330,6 +337,7 @@ def test_operators_allow_hosts_and_networks() -> None:
     with pytest.raises(NotAllowed):
         resolve(check_url("http://10.0.0.1/", ("127.0.0.0/8", "::/0")), ("127.0.0.0/8", "::/0"))
     assert resolve(check_url("http://8.8.8.8/", ()), ()) == ["8.8.8.8"]
+    assert resolve(check_url("http://[2606:4700::1111]/", ()), ()) == ["2606:4700::1111"]
     for wrong in ("", "a b", "https://host", "10.0.0.1/8"):
         with pytest.raises(InvalidArgument):
             parse_host(wrong)

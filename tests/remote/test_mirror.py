@@ -329,7 +329,7 @@ def test_mirror_behind_a_password_takes_a_login(origin: Store, tmp_path: Path) -
 
 
 def test_token_is_tried_at_a_server_before_it_is_kept(tmp_path: Path) -> None:
-    identity = {"user": "ann", "admin": False, "token": {"name": "laptop", "expires": None, "scopes": ["read"]}}
+    identity = {"user": "ann", "admin": False, "token": {"name": "laptop", "expires": None, "scopes": None}}
 
     def answer(asked: Asked, before: int) -> None:
         if asked.path == "/deltas/api/v1":

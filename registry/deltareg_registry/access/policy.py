@@ -36,6 +36,7 @@ PAGES: Mapping[str, Need] = MappingProxyType(
         "POST /sign-out": Need.NOTHING,
         "GET /d/{namespace}/{name}": Need.READ,
         "POST /d/{namespace}/{name}/versions/{version}": Need.CHANGE,
+        "POST /d/{namespace}/{name}/versions/{version}/channels": Need.CHANGE,
         "GET /fits": Need.NOTHING,
         "POST /fits": Need.NOTHING,
         "GET /compare": Need.NOTHING,

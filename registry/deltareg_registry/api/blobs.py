@@ -8,13 +8,15 @@ from pydantic import Field
 from deltareg.digest import parse_digest
 from deltareg.manifest import DigestText, Document
 from deltareg_registry.api.asking import Asking
+from deltareg_registry.api.bodies import bounded
+from deltareg_registry.api.documents import DOCUMENT_LIMIT
 from deltareg_registry.records.blobs import sizes_of, touch
 from deltareg_registry.records.namespaces import repository_id
 from deltareg_registry.state import state_of
 
 __all__ = ["blobs_router"]
 
-blobs_router = APIRouter(prefix="/api/v1/deltas", tags=["versions"])
+blobs_router = APIRouter(prefix="/api/v1/deltas", tags=["versions"], route_class=bounded(DOCUMENT_LIMIT))
 
 _MOST = 1000
 

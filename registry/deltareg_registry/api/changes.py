@@ -10,13 +10,20 @@ from deltareg.manifest import DigestText, Document
 from deltareg.names import Reference, parse_reference
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.api.asking import PROBLEMS, Asking, problems
+from deltareg_registry.api.bodies import bounded
+from deltareg_registry.api.documents import DOCUMENT_LIMIT
 from deltareg_registry.records.channels import remove_channel, set_channel
 from deltareg_registry.records.marks import Mark, set_mark
 from deltareg_registry.state import address_of, state_of
 
 __all__ = ["changes_router"]
 
-changes_router = APIRouter(prefix="/api/v1/deltas", tags=["names"], responses=PROBLEMS)
+changes_router = APIRouter(
+    prefix="/api/v1/deltas",
+    tags=["names"],
+    responses=PROBLEMS | problems(413),
+    route_class=bounded(DOCUMENT_LIMIT),
+)
 
 
 class Reason(Document):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from deltareg.artifact import Artifact
 from deltareg.check import CheckedDelta, fit_description, fitter
 from deltareg.checkpoint import Checkpoint, described_checkpoint
 from deltareg.checkpoint.layout import side_files_of
-from deltareg.errors import Busy, DeltaregError, InvalidArgument
+from deltareg.errors import DeltaregError, InvalidArgument
 from deltareg.fingerprint import fingerprint_of, tokenizer_fingerprint
 from deltareg.fingerprint.structure import Structure, structure_of
 from deltareg.fingerprint.tokenizer import tokenizer_of
@@ -28,6 +27,7 @@ from deltareg_registry.access.principal import Principal
 from deltareg_registry.api.artifacts import open_delta
 from deltareg_registry.api.asking import PROBLEMS, Asking, problems
 from deltareg_registry.api.bodies import bounded
+from deltareg_registry.api.turns import turn
 from deltareg_registry.records.searching import Search, search
 from deltareg_registry.state import State, state_of
 
@@ -35,10 +35,7 @@ __all__ = ["CheckAnswer", "CheckRequest", "check_router"]
 
 _MOST_TENSORS = 500_000
 _MOST = 20
-_AT_ONCE = 2
-_PATIENCE = 20.0
 _CONFIG = "config.json"
-_TURN = threading.BoundedSemaphore(_AT_ONCE)
 
 CHECK_LIMIT = 48 << 20
 """Bytes of a description: a tokenizer or samples of a large model may have 20 MB."""
@@ -64,8 +61,9 @@ class CheckRequest(Document):
     """
 
     fingerprint: Fingerprint | None = Field(default=None, description="as `deltareg fingerprint` tells it")
+    # Every fault of half a million bad entries would take all memory. The first is enough.
     tensors: list[TargetTensor] | None = Field(
-        default=None, max_length=_MOST_TENSORS, description="every tensor of the target"
+        default=None, max_length=_MOST_TENSORS, fail_fast=True, description="every tensor of the target"
     )
     files: dict[str, str] = Field(
         default={}, max_length=32, description="texts by name: config.json, tokenizer.json and other tokenizer files"
@@ -95,7 +93,7 @@ def check(request: Request, asking: Asking, body: CheckRequest) -> CheckAnswer:
     """Judge deltas for a target; nothing of what is sent is kept."""
     started = time.monotonic()
     state = state_of(request)
-    with _turn(), _target(body) as target:
+    with turn(), _target(body) as target:
         fingerprint = fingerprint_of(target) if body.tensors is not None else body.fingerprint
         judge = _judge(body, target)
         found: list[CheckedDelta] = []
@@ -109,17 +107,6 @@ def check(request: Request, asking: Asking, body: CheckRequest) -> CheckAnswer:
                 # One that is damaged must not hide the others.
                 warnings.append(f"{name}: {error.message}")
     return CheckAnswer(deltas=found, fingerprint=fingerprint, warnings=warnings, seconds=time.monotonic() - started)
-
-
-@contextmanager
-def _turn() -> Generator[None]:
-    """So many checks at once, as they take memory and time. Raises Busy."""
-    if not _TURN.acquire(timeout=_PATIENCE):
-        raise Busy("too many checks are under way", hint="try again", retry_after=5)
-    try:
-        yield
-    finally:
-        _TURN.release()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from deltareg.sketch.comparison import ComparisonReport, estimate
 from deltareg_registry.api.artifacts import open_delta
 from deltareg_registry.api.asking import PROBLEMS, Asking
 from deltareg_registry.api.caching import Cache
+from deltareg_registry.api.turns import turn
 from deltareg_registry.state import state_of
 
 __all__ = ["compare_router"]
@@ -37,6 +38,7 @@ def compare(request: Request, asking: Asking, first: _Name, second: _Name) -> Co
     key = " ".join(f"{name} {artifact.digest}" for name, artifact in deltas)
     found = _CACHE.get(key)
     if found is None:
-        found = estimate(deltas)
+        with turn():
+            found = estimate(deltas)
         _CACHE.put(key, found)
     return found

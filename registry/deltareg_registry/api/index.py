@@ -17,7 +17,7 @@ from deltareg_registry.api.caching import Cache
 from deltareg_registry.records.index import index_revision, index_rows
 from deltareg_registry.state import State, state_of
 
-__all__ = ["NDJSON", "IndexLine", "index_router"]
+__all__ = ["NDJSON", "IndexLine", "index_router", "lines_of"]
 
 NDJSON = "application/x-ndjson"
 
@@ -98,12 +98,13 @@ def _compressed(state: State, asking: Principal, revision: str) -> tuple[bytes, 
         return data, revision
     with state.database.reading() as connection:
         made = index_revision(connection, asking)
-        data = b"".join(_deflated(_lines(index_rows(connection, asking))))
+        data = b"".join(_deflated(lines_of(index_rows(connection, asking))))
     _CACHE.put(made, data)
     return data, made
 
 
-def _lines(rows: Iterable[dict[str, object]]) -> Iterator[bytes]:
+def lines_of(rows: Iterable[dict[str, object]]) -> Iterator[bytes]:
+    """The lines of rows, as `index_rows` gives them."""
     for row in rows:
         line = IndexLine.model_validate(row, by_name=True).model_dump(by_alias=True, exclude_none=True)
         yield canonical_json(line) + b"\n"

@@ -11,7 +11,7 @@ from pydantic import Field
 from deltareg.catalog import SearchRow
 from deltareg.manifest import Document
 from deltareg_registry.api.asking import PROBLEMS, Asking
-from deltareg_registry.records.searching import FACET_ROWS, Facet, Order, Search, search
+from deltareg_registry.records.searching import COUNTED, Facet, Order, Search, search
 from deltareg_registry.state import state_of
 
 __all__ = ["search_router"]
@@ -53,7 +53,8 @@ class SearchPage(Document):
     """Some of the versions that were found, in the order that was asked for."""
 
     results: list[FoundDelta]
-    total: int = Field(description="versions that were found, on all pages")
+    total: int = Field(description=f"versions that were found, on all pages; {COUNTED} where there are more")
+    total_is_exact: bool = Field(description="false where there are more than total")
     seconds: float = Field(description="time that the query took")
     next_cursor: str | None = Field(default=None, description="cursor of the next page; null after the last")
     facets: Facets | None = Field(default=None, description="null where they were not asked for")
@@ -109,6 +110,7 @@ def find(
     return SearchPage(
         results=[_shown(dict(row)) for row in found.rows],
         total=found.total,
+        total_is_exact=found.total_is_exact,
         seconds=perf_counter() - began,
         next_cursor=found.next_cursor,
         facets=None if found.facets is None else _facets(found.facets, found.total),
@@ -135,5 +137,5 @@ def _facets(counted: dict[str, list[Facet]], total: int) -> Facets:
         licence=shown["licence"],
         model_type=shown["model_type"],
         base=shown["base"],
-        rows=min(total, FACET_ROWS),
+        rows=total,
     )

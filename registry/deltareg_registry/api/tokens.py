@@ -25,6 +25,7 @@ __all__ = [
     "NewToken",
     "TokenList",
     "TokenRecord",
+    "check_end",
     "give_token",
     "given_token",
     "token_record",
@@ -98,6 +99,7 @@ def create_token(request: Request, asking: Asking, wanted: NewToken) -> GivenTok
     if not asking.unlimited:
         raise NotAllowed("a limited token cannot make tokens", hint="use one without scopes")
     assert asking.user is not None
+    check_end(asking, wanted)
     with state.database.writing() as connection:
         for scope in wanted.scopes or ():
             _check_scope(connection, state, asking, scope)
@@ -149,6 +151,16 @@ def _may_revoke(asking: Principal, token: KeptToken) -> bool:
     if asking.unlimited:
         return asking.admin or token.user == asking.user
     return asking.token == token.id
+
+
+def check_end(asking: Principal, wanted: NewToken) -> None:
+    """Raise NotAllowed for a token that would outlive the one it is made with: a stolen one would have no end."""
+    end = expiry(wanted.expires, wanted.days)
+    if asking.expires is not None and (end is None or end > asking.expires):
+        raise NotAllowed(
+            f"your token ends at {asking.expires}, and so does what is made with it",
+            hint="give an earlier end, or use a token without one",
+        )
 
 
 def _check_scope(connection: Connection, state: State, asking: Principal, scope: NewScope) -> None:

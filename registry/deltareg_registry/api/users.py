@@ -9,7 +9,7 @@ from deltareg.manifest import Document
 from deltareg_registry.api.asking import PROBLEMS, Asking, problems
 from deltareg_registry.api.bodies import bounded
 from deltareg_registry.api.documents import DOCUMENT_LIMIT, NAME, After, Change, Limit, Shown, UserPath
-from deltareg_registry.api.tokens import GivenToken, NewToken, give_token
+from deltareg_registry.api.tokens import GivenToken, NewToken, check_end, give_token
 from deltareg_registry.records.users import User, add_user, change_user, list_users
 from deltareg_registry.state import address_of, state_of
 
@@ -81,6 +81,8 @@ def patch_user(request: Request, asking: Asking, user: UserPath, wanted: UserCha
 @users_router.post("/{user}/tokens", status_code=201)
 def create_user_token(request: Request, asking: Asking, user: UserPath, wanted: NewToken) -> GivenToken:
     """Make a token for a user, who is worth with it what the user may do. It is shown this once."""
+    if user == asking.user:
+        check_end(asking, wanted)
     with state_of(request).database.writing() as connection:
         return give_token(connection, asking, user, wanted, address_of(request))
 

@@ -12,8 +12,9 @@ import typer
 
 if TYPE_CHECKING:
     from deltareg_registry.database import Database
+    from deltareg_registry.settings import ServerSettings
 
-__all__ = ["Data", "DatabaseUrl", "Json", "LogFormat", "Makers", "StorageUrl", "open_database"]
+__all__ = ["Data", "DatabaseUrl", "Json", "LogFormat", "Makers", "StorageUrl", "check_made", "open_database"]
 
 
 class Makers(StrEnum):
@@ -61,16 +62,29 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @contextmanager
 def open_database(data: Path, url: str | None) -> Generator[Database]:
     """The database of a registry that was made before, brought up to date. Raises DeltaregError, NotFound."""
-    from deltareg.errors import NotFound
     from deltareg_registry.database import Database
     from deltareg_registry.settings import ServerSettings
 
     settings = ServerSettings(data=data.absolute(), database=url)
-    if url is None and not (settings.data / "registry.db").is_file():
-        raise NotFound(f"there is no registry in {data}", hint=f"deltareg-registry serve --data {data}")
+    check_made(settings)
     database = Database(settings.database_url)
     try:
         database.upgrade()
         yield database
     finally:
         database.close()
+
+
+def check_made(settings: ServerSettings) -> None:
+    """Raise NotFound where the data directory should hold the database of a registry, and holds none.
+
+    A directory that is misspelt must not become an empty registry, which is sound, and of which a copy holds nothing.
+    """
+    from deltareg.errors import NotFound
+
+    if settings.database is None and not (settings.data / "registry.db").is_file():
+        raise NotFound(
+            f"there is no registry in {settings.data}",
+            cause="it has no registry.db" if settings.data.is_dir() else "it is no directory",
+            hint=f"check --data; a new registry is made by deltareg-registry serve --data {settings.data}",
+        )

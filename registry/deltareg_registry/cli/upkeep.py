@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltareg_registry.cli.options import Data, DatabaseUrl, Json, StorageUrl
+from deltareg_registry.cli.options import Data, DatabaseUrl, Json, StorageUrl, check_made
 
 if TYPE_CHECKING:
     from deltareg.manifest import Document
@@ -99,16 +99,20 @@ def restore(
     """
     from deltareg_registry.upkeep import backup as copying
 
-    with _opened(data, database, storage) as state:
+    with _opened(data, database, storage, new=True) as state:
         _print(copying.restore(source.absolute(), state.database, state.storage), json=json)
 
 
 @contextmanager
-def _opened(data: Path, database: str | None, storage: str | None) -> Generator[State]:
+def _opened(data: Path, database: str | None, storage: str | None, *, new: bool = False) -> Generator[State]:
+    """The registry; `new`: it may have to be made. Raises DeltaregError, NotFound."""
     from deltareg_registry.app import open_state
     from deltareg_registry.settings import ServerSettings
 
-    state = open_state(ServerSettings(data=data.absolute(), database=database, storage=storage))
+    settings = ServerSettings(data=data.absolute(), database=database, storage=storage)
+    if not new:
+        check_made(settings)
+    state = open_state(settings)
     try:
         yield state
     finally:
@@ -126,4 +130,5 @@ def _print(report: Document, *, json: bool) -> None:
             for fault in value:  # type: ignore[reportUnknownVariableType]
                 typer.echo(f"{fault['kind']}: {fault['message']}")
         else:
-            typer.echo(f"{name.replace('_', ' ')}: {value}")
+            shown = ("yes" if value else "no") if isinstance(value, bool) else value
+            typer.echo(f"{name.replace('_', ' ')}: {shown}")

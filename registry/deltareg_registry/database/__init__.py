@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from deltareg_registry.database.engine import Database, at, from_now, now, parse_time
+from deltareg_registry.database.engine import SCHEMA, Database, at, from_now, now, parse_time
 
-__all__ = ["Database", "at", "from_now", "now", "parse_time"]
+__all__ = ["SCHEMA", "Database", "at", "from_now", "now", "parse_time"]

@@ -6,13 +6,9 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, cast
 
-from alembic import command
-from alembic.config import Config
-from alembic.util.exc import CommandError
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
@@ -24,12 +20,13 @@ from deltareg.errors import (
     InvalidArgument,
     NotAllowed,
     RemoteUnavailable,
-    UnsupportedFormat,
 )
 
-__all__ = ["Database", "at", "from_now", "now", "parse_time"]
+__all__ = ["SCHEMA", "Database", "at", "from_now", "now", "parse_time"]
 
-_MIGRATIONS = Path(__file__).parent / "migrations"
+SCHEMA = "0001"
+"""The last of the migrations: the tables that this program works with."""
+
 _BUSY_SECONDS = 30
 _CONNECT_SECONDS = 10
 _POOL = 20
@@ -83,31 +80,31 @@ class Database:
 
         Raises UnsupportedFormat where a newer program has brought them further.
         """
+        if self._is_current():
+            return
+        from deltareg_registry.database.migrating import migrate
+
         with (
             _translated(self.label),
             self.engine.connect().execution_options(deltareg_writes=True) as connection,
         ):
-            if not self.is_sqlite:
-                connection.execute(text("select pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
-                connection.commit()
-            config = Config()
-            config.set_main_option("script_location", str(_MIGRATIONS))
-            config.attributes["connection"] = connection
+            if self.is_sqlite:
+                migrate(connection)
+                return
+            connection.execute(text("select pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
+            connection.commit()
             try:
-                command.upgrade(config, "head")
-                connection.commit()
-            except CommandError as error:
-                connection.rollback()
-                raise UnsupportedFormat(
-                    "the database is one of a newer deltareg-registry",
-                    cause=str(error),
-                    hint="install the version that brought it up to date, or a newer one",
-                ) from error
+                migrate(connection)
             finally:
-                if not self.is_sqlite:
-                    connection.rollback()
-                    connection.execute(text("select pg_advisory_unlock(:key)"), {"key": _MIGRATION_LOCK})
-                    connection.commit()
+                connection.rollback()
+                connection.execute(text("select pg_advisory_unlock(:key)"), {"key": _MIGRATION_LOCK})
+                connection.commit()
+
+    def _is_current(self) -> bool:
+        with self.reading() as connection:
+            if not inspect(connection).has_table("alembic_version"):
+                return False
+            return connection.execute(text("select version_num from alembic_version")).scalars().all() == [SCHEMA]
 
     def connections(self) -> tuple[int, int]:
         """How many connections are kept, and how many of them are in use."""
@@ -200,4 +197,4 @@ def _error_of(error: DBAPIError, told: str, label: str) -> DeltaregError:
         return NotAllowed("the database may not be written", cause=told, hint="check who owns it")
     if error.connection_invalidated or isinstance(error, OperationalError):
         return RemoteUnavailable("the registry's database does not answer", cause=told, hint="try again later")
-    return DeltaregError(f"the database failed: {label}", cause=told)
+    return DeltaregError("the database failed", cause=told)

@@ -68,8 +68,7 @@ async def list_repositories(request: Request, asking: Asking) -> Response:
 async def list_referrers(digest: str, request: Request, asking: Asking) -> Response:
     """The manifests whose subject is a digest, whether that is here or not."""
     asked, subject = asked_of(request), digest_of(digest)
-    artifact_type = request.query_params.get("artifactType") or None
-    last = request.query_params.get("last", "")
+    artifact_type, last = _text(request, "artifactType") or None, _text(request, "last")
     shown, more = await run_sync(_referrers, asked, subject, artifact_type, last)
     headers: dict[str, str] = {} if artifact_type is None else {"OCI-Filters-Applied": "artifactType"}
     if more:
@@ -86,7 +85,15 @@ def _page(request: Request) -> _Page:
     if text is not None and not (text.isascii() and text.isdecimal()):
         raise OciError("UNSUPPORTED", 400, InvalidArgument(f"n is a number, not {text!r:.40}"))
     limit = _MOST if text is None else min(_MOST, int(text[:20]))
-    return _Page(limit, request.query_params.get("last", ""))
+    return _Page(limit, _text(request, "last"))
+
+
+def _text(request: Request, name: str) -> str:
+    """A parameter, which is empty where it is absent. PostgreSQL takes no NUL in a text, and nothing here has one."""
+    found = request.query_params.get(name, "")
+    if "\0" in found:
+        raise OciError("UNSUPPORTED", 400, InvalidArgument(f"{name} has a character that nothing here has: NUL"))
+    return found
 
 
 def _following(path: str, page: _Page, last: str) -> dict[str, str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, aclosing, asynccontextmanager
 
 from anyio import CancelScope
 from anyio.to_thread import run_sync
 from fastapi import Request
+from sqlalchemy import Connection
 
 from deltareg.errors import Busy, DeltaregError, TooLarge
 from deltareg_registry.problems import OciError
@@ -39,16 +40,16 @@ async def exclusive(state: State, identity: str, *, patience: float = 0) -> Asyn
         yield
 
 
-async def receive(request: Request, upload: Upload, limit: int) -> Upload:
+async def receive(request: Request, upload: Upload, limit: int, check: Callable[[Connection, int], None]) -> Upload:
     """Append the body of a request to an upload. What arrived stays, also where the client goes away in the middle.
 
-    Raises TooLarge above `limit` bytes, OciError after a long silence, ClientDisconnect, DiskFull, BucketUnavailable,
-    Busy.
+    `check` raises unless the upload may have so many bytes; it is asked whenever they are noted. Raises what it does,
+    TooLarge above `limit` bytes, OciError after a long silence, ClientDisconnect, DiskFull, BucketUnavailable, Busy.
     """
     with ExitStack() as stack:
         state = state_of(request)
         writer = await run_sync(stack.enter_context, state.storage.uploads.writer(upload.id, upload.progress))
-        receiver = _Receiver(state, upload, writer)
+        receiver = _Receiver(state, upload, writer, check)
         try:
             await receiver.take(request, limit)
         finally:
@@ -59,10 +60,13 @@ async def receive(request: Request, upload: Upload, limit: int) -> Upload:
 
 
 class _Receiver:
-    def __init__(self, state: State, upload: Upload, writer: UploadWriter) -> None:
+    def __init__(
+        self, state: State, upload: Upload, writer: UploadWriter, check: Callable[[Connection, int], None]
+    ) -> None:
         self.upload = upload
         self._state = state
         self._writer = writer
+        self._check = check
         self._waiting: list[bytes | memoryview] = []
         self._size = 0
         self._writing: asyncio.Future[None] | None = None
@@ -121,6 +125,7 @@ class _Receiver:
     def _note(self) -> None:
         if self._writer.progress.size != self.upload.progress.size:
             with self._state.database.writing() as connection:
+                self._check(connection, self._writer.progress.size)
                 self.upload = advance(connection, self.upload, self._writer.progress)
 
 

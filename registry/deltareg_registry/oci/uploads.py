@@ -121,7 +121,18 @@ async def cancel_upload(identity: str, request: Request, asking: Asking) -> Resp
 async def _continued(request: Request, asked: Asked, upload: Upload, digest: Digest | None = None) -> Upload:
     length = _announced(request, upload)
     room = await run_sync(_room, asked, upload, length, digest)
-    return await receive(request, upload, room if length is None else min(room, length))
+
+    def check(connection: Connection, size: int) -> None:
+        # Others send at the same time, and each of them was told of the same room.
+        lock_quota(connection, asked.namespace)
+        check_room(connection, asked.namespace, digest, size, upload=upload.id)
+
+    try:
+        return await receive(request, upload, room if length is None else min(room, length), check)
+    except QuotaExceeded:
+        # Bytes that no row counts must not stay.
+        await run_sync(_dropped, asked, upload.id)
+        raise
 
 
 async def _ended(request: Request, asked: Asked, upload: Upload, digest: Digest) -> None:
@@ -159,8 +170,8 @@ def _room(asked: Asked, upload: Upload, length: int | None, digest: Digest | Non
     if size + (length or 0) > limit:
         raise TooLarge(f"a blob may have {limit} bytes")
     with asked.state.database.reading() as connection:
-        check_room(connection, asked.namespace, digest, size + (length or 0))
-        free = room_of(connection, asked.namespace, digest)
+        check_room(connection, asked.namespace, digest, size + (length or 0), upload=upload.id)
+        free = room_of(connection, asked.namespace, digest, upload=upload.id)
     return limit - size if free is None else max(0, min(limit, free) - size)
 
 
@@ -183,7 +194,7 @@ def _finished(asked: Asked, upload: Upload, digest: Digest) -> None:
     database, uploads = asked.state.database, asked.state.storage.uploads
     size = upload.progress.size
     with database.writing() as connection:
-        check_room(connection, asked.namespace, digest, size)
+        check_room(connection, asked.namespace, digest, size, upload=upload.id)
         # A collector that looks at this blob now must see that it is wanted before its bytes are put down anew.
         keep_a_while(connection, digest)
     if upload.progress == NOTHING_YET and digest != sha256(b""):
@@ -197,7 +208,7 @@ def _finished(asked: Asked, upload: Upload, digest: Digest) -> None:
     try:
         with database.writing() as connection:
             lock_quota(connection, asked.namespace)
-            check_room(connection, asked.namespace, digest, size)
+            check_room(connection, asked.namespace, digest, size, upload=upload.id)
             add_blob(connection, upload.repository, digest, size)
             forget_upload(connection, upload.id)
             _check_kept(asked.state.storage, digest, size)

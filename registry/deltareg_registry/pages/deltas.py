@@ -9,18 +9,19 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from deltareg.errors import DeltaregError, InvalidArgument, NotFound
+from deltareg.errors import BadName, ChannelMoved, DeltaregError, InvalidArgument, NotFound
 from deltareg.manifest import DeltaConfig, Norms
 from deltareg.names import Reference, parse_reference
 from deltareg.store import Entry, version_among
 from deltareg_registry.access.principal import Principal, Role
 from deltareg_registry.api.artifacts import open_delta
-from deltareg_registry.api.changes import Reason, deprecate, undeprecate, unyank, yank
+from deltareg_registry.api.changes import ChannelMove, Reason, deprecate, move_channel, undeprecate, unyank, yank
 from deltareg_registry.api.deltas import version_details
 from deltareg_registry.pages.forms import Asking, Posted, model_of
-from deltareg_registry.pages.lineage import MOST, lineage_of
+from deltareg_registry.pages.lineage import lineage_of
 from deltareg_registry.pages.norms import LayerNorms, layer_norms
 from deltareg_registry.pages.rendering import render, server_url
+from deltareg_registry.problems import status_of
 from deltareg_registry.records.names import entries_of, entry_of
 from deltareg_registry.records.namespaces import repository_id
 from deltareg_registry.records.statistics import pulls_by_digest
@@ -42,8 +43,52 @@ def delta_page(
     namespace: str,
     name: str,
     version: Annotated[str | None, Query(max_length=200)] = None,
+    older: Annotated[str | None, Query(max_length=200)] = None,
 ) -> Response:
-    """A version of a delta, the latest unless another is asked for, or a channel."""
+    """A version of a delta, the latest unless another is asked for, or a channel; `older` is a place in its lineage."""
+    return _page(request, asking, namespace, name, version, older=older)
+
+
+@delta_pages.post("/d/{namespace}/{name}/versions/{version}")
+def mark_version(request: Request, asking: Asking, namespace: str, name: str, version: str, form: Posted) -> Response:
+    """Yank or deprecate a version, or take that back."""
+    action = form.text("action")
+    place = (request, asking, namespace, name, version)
+    if action in _MARKS:
+        _MARKS[action](*place, model_of(Reason, {"reason": form.text("reason") or ""}))
+    elif action in _UNMARKS:
+        _UNMARKS[action](*place)
+    else:
+        raise InvalidArgument("nothing is said of what to do with the version")
+    return RedirectResponse(f"/d/{namespace}/{name}?{urlencode({'version': version})}", 303)
+
+
+@delta_pages.post("/d/{namespace}/{name}/versions/{version}/channels")
+def lead_channel(request: Request, asking: Asking, namespace: str, name: str, version: str, form: Posted) -> Response:
+    """Let a channel lead to a version, if it still leads where the page said; who comes second is told."""
+    channel = form.text("channel")
+    if channel is None:
+        raise InvalidArgument("no channel is named")
+    digest = version_details(request, asking, namespace, name, version).digest
+    move = model_of(ChannelMove, {"digest": digest, "expected": form.text("expected")})
+    try:
+        move_channel(request, asking, namespace, name, channel, move)
+    except (BadName, ChannelMoved) as error:
+        return _page(request, asking, namespace, name, version, error=error)
+    return RedirectResponse(f"/d/{namespace}/{name}?{urlencode({'version': version})}#channels", 303)
+
+
+def _page(
+    request: Request,
+    asking: Principal,
+    namespace: str,
+    name: str,
+    version: str | None,
+    *,
+    older: str | None = None,
+    error: BadName | ChannelMoved | None = None,
+) -> Response:
+    """The page; `error` is what came of moving a channel."""
     state = state_of(request)
     wanted = Reference(namespace, name) if version is None else parse_reference(f"{namespace}/{name}:{version}")
     with state.database.reading() as connection:
@@ -60,6 +105,7 @@ def delta_page(
     return render(
         request,
         "delta.html",
+        status=200 if error is None else status_of(error),
         this=this,
         details=details,
         config=config,
@@ -69,26 +115,41 @@ def delta_page(
         norms=norms,
         norms_fault=fault,
         classes=_classes(config),
-        lineage=lineage_of(state, asking, this, details.digest, config),
-        looked_at=MOST,
+        lineage=lineage_of(state, asking, this, details.digest, config, older),
+        older=older,
         digests=_digests(config),
         # Whether the namespace is public makes nobody a publisher.
         publisher=asking.role_in(namespace, public=False) >= Role.PUBLISHER,
+        channels=_channels(entries),
+        fault=None if error is None else _why_not_moved(error, entries),
     )
 
 
-@delta_pages.post("/d/{namespace}/{name}/versions/{version}")
-def mark_version(request: Request, asking: Asking, namespace: str, name: str, version: str, form: Posted) -> Response:
-    """Yank or deprecate a version, or take that back."""
-    action = form.text("action")
-    place = (request, asking, namespace, name, version)
-    if action in _MARKS:
-        _MARKS[action](*place, model_of(Reason, {"reason": form.text("reason") or ""}))
-    elif action in _UNMARKS:
-        _UNMARKS[action](*place)
-    else:
-        raise InvalidArgument("nothing is said of what to do with the version")
-    return RedirectResponse(f"/d/{namespace}/{name}?{urlencode({'version': version})}", 303)
+def _channels(entries: Sequence[Entry]) -> list[tuple[str, str, str]]:
+    """The channels by name, each with the version that it leads to and its digest."""
+    return [
+        (str(entry.reference.tag), _version_of(entries, entry.digest), entry.digest)
+        for entry in entries
+        if entry.reference.version is None
+    ]
+
+
+def _version_of(entries: Sequence[Entry], digest: str) -> str:
+    found = (entry for entry in entries if entry.digest == digest and entry.reference.version is not None)
+    return next((str(entry.reference.tag) for entry in found), digest)
+
+
+def _why_not_moved(error: BadName | ChannelMoved, entries: Sequence[Entry]) -> str:
+    if isinstance(error, BadName):
+        return f"{error.message}. {error.hint or ''}".strip()
+    found, expected = error.data.get("found"), error.data.get("expected")
+    if expected is None:
+        return f"There is a channel of that name already: it leads to {_version_of(entries, str(found))}."
+    now = "is gone" if found is None else f"leads to {_version_of(entries, str(found))} now"
+    return (
+        f"The channel {now}, and not to {_version_of(entries, str(expected))}: somebody changed it after you opened "
+        "the page. It was left alone. Below is how it stands; move it again if that is still right."
+    )
 
 
 def _layers(state: State, asking: Principal, name: str) -> tuple[LayerNorms | None, str | None]:

@@ -19,10 +19,9 @@ from deltareg_registry.state import State
 __all__ = ["MOST", "Lineage", "Relative", "lineage_of"]
 
 MOST = 200
-"""The versions of the same parameter space that are looked at, the newest."""
+"""The versions of the same parameter space that are looked at at a time, the newest first."""
 
 _CONFIG_LIMIT = 16 << 20
-_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Relative:
 
 @dataclass(frozen=True)
 class Lineage:
-    """The relatives that whoever asks may read; of each kind the newest."""
+    """The relatives that whoever asks may read, among some versions; of each kind the newest first."""
 
     parents: list[Relative]
     """Those whose post is this delta's base."""
@@ -59,14 +58,23 @@ class Lineage:
     """Those that require this delta."""
     siblings: list[Relative]
     """Those of the same base."""
-    complete: bool
-    """Whether all versions of the parameter space were looked at."""
+    looked_at: int
+    """The versions of the parameter space that were looked at."""
+    total: int
+    """All of them."""
+    older: str | None
+    """What leads to those that come next; None where there are none."""
 
 
-def lineage_of(state: State, principal: Principal, this: Reference, digest: str, config: DeltaConfig) -> Lineage:
-    """The relatives of a version."""
+def lineage_of(
+    state: State, principal: Principal, this: Reference, digest: str, config: DeltaConfig, older: str | None = None
+) -> Lineage:
+    """The relatives of a version among the newest versions, or among those that `older` leads to.
+
+    Raises InvalidArgument for an `older` that is of no lineage.
+    """
     with state.database.reading() as connection:
-        asked = Search(space=config.fingerprint.space, order="newest", limit=MOST)
+        asked = Search(space=config.fingerprint.space, order="newest", limit=MOST, cursor=older)
         found = search(connection, principal, asked)
     required = {one.reference for one in config.requires}
     parents: dict[str, Relative] = {}
@@ -89,7 +97,12 @@ def lineage_of(state: State, principal: Principal, this: Reference, digest: str,
         if row["base_digest"] == config.base.digest and needed is None and name not in required:
             siblings.setdefault(name, one)
     kinds = (parents, children, dependants, siblings)
-    return Lineage(*(list(kind.values())[:_SHOWN] for kind in kinds), complete=found.next_cursor is None)
+    return Lineage(
+        *(list(kind.values()) for kind in kinds),
+        looked_at=len(found.rows),
+        total=found.total,
+        older=found.next_cursor,
+    )
 
 
 def _needs(requires: tuple[Requirement, ...], this: Reference, digest: str) -> str | None:

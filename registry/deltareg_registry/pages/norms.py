@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from deltareg.artifact import Artifact
 from deltareg.sketch.comparison import ALL, Side, norms_of
 from deltareg_registry.api.caching import Cache
+from deltareg_registry.api.turns import turn
 from deltareg_registry.pages.charts import MOST_LAYERS, LineChart, line_chart
 
 __all__ = ["LayerNorms", "layer_norms"]
@@ -33,7 +34,8 @@ def layer_norms(artifact: Artifact) -> LayerNorms:
     """The norms of a delta's layers. Raises what reading its inventory raises."""
     found = _CACHE.get(artifact.digest)
     if found is None:
-        found = _read(artifact)
+        with turn():
+            found = _read(artifact)
         _CACHE.put(artifact.digest, found)
     return found
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from deltareg.errors import InvalidArgument
 from deltareg_registry.pages.forms import Asking
 from deltareg_registry.pages.rendering import render
-from deltareg_registry.records.searching import FACET_ROWS, Order, Search, search
+from deltareg_registry.records.searching import Order, Search, search
 from deltareg_registry.state import state_of
 
 __all__ = ["search_pages"]
@@ -76,7 +76,6 @@ def search_page(
         yanked=bool(yanked),
         found=found,
         facets={kind: (label, (found.facets or {})[kind]) for kind, label in _FACETS.items()},
-        facet_rows=FACET_ROWS,
         first=not cursor,
     )
 

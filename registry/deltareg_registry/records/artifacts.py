@@ -9,12 +9,24 @@ from pydantic import Field
 
 from deltareg.digest import Digest, parse_digest, sha256
 from deltareg.errors import BadManifest
-from deltareg.manifest import DELTA_TYPE, INDEX_TYPE, MANIFEST_TYPE, Count, Descriptor, DigestText, Document, parse
+from deltareg.manifest import (
+    DELTA_TYPE,
+    INDEX_TYPE,
+    MANIFEST_TYPE,
+    Annotations,
+    Count,
+    Descriptor,
+    DigestText,
+    Document,
+    parse,
+)
 
 __all__ = ["MEDIA_TYPES", "Artifact", "parse_artifact"]
 
 _DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 _DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+# What PostgreSQL takes for a text: no NUL.
+_PRINTED = "^[ -~]+$"
 _INDEXES = (INDEX_TYPE, _DOCKER_LIST)
 MEDIA_TYPES = (MANIFEST_TYPE, INDEX_TYPE, _DOCKER_MANIFEST, _DOCKER_LIST)
 """What can be stored as a manifest."""
@@ -23,7 +35,7 @@ MEDIA_TYPES = (MANIFEST_TYPE, INDEX_TYPE, _DOCKER_MANIFEST, _DOCKER_LIST)
 class _Named(Document):
     """A descriptor of another blob or manifest; what it says besides is its own affair."""
 
-    media_type: str = Field(min_length=1, max_length=255)
+    media_type: str = Field(pattern=_PRINTED, max_length=255)
     digest: DigestText
     size: Count
 
@@ -33,12 +45,12 @@ class _AnyManifest(Document):
 
     schema_version: Literal[2]
     media_type: str | None = Field(default=None, max_length=255)
-    artifact_type: str | None = Field(default=None, max_length=255)
+    artifact_type: str | None = Field(default=None, pattern=_PRINTED, max_length=255)
     config: _Named | None = None
-    layers: list[_Named] | None = None
-    manifests: list[_Named] | None = None
+    layers: list[_Named] | None = Field(default=None, fail_fast=True)
+    manifests: list[_Named] | None = Field(default=None, fail_fast=True)
     subject: _Named | None = None
-    annotations: dict[str, str] | None = None
+    annotations: Annotations | None = None
 
 
 @dataclass(frozen=True)

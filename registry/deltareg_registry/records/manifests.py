@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, delete, select
 
@@ -30,6 +31,7 @@ __all__ = [
 _BATCH = 500
 _DEPTH = 8
 _NESTED = 10_000
+_REFERRERS_SIZE = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,10 @@ def drop_manifest(connection: Connection, repository: int, digest: Digest) -> No
 def referrers_of(
     connection: Connection, repository: int, subject: Digest, artifact_type: str | None, after: str, limit: int
 ) -> list[Mapping[str, object]]:
-    """Descriptors of the manifests whose subject is a digest, by their own digest, from the one after `after` on."""
+    """Descriptors of the manifests whose subject is a digest, by their own digest, from the one after `after` on.
+
+    At most `limit`, and of some megabytes of manifests: their annotations may be as long as they are.
+    """
     columns = (
         manifests.c.media_type,
         manifests.c.size,
@@ -165,7 +170,19 @@ def referrers_of(
     where = [manifests.c.repository == repository, manifests.c.subject == subject, manifests.c.digest > after]
     if artifact_type is not None:
         where.append(manifests.c.artifact_type == artifact_type)
-    rows = connection.execute(select(*columns).where(*where).order_by(manifests.c.digest).limit(limit))
+    sizes = select(manifests.c.digest, manifests.c.size).where(*where).order_by(manifests.c.digest).limit(limit)
+    chosen: list[str] = []
+    total = 0
+    for row in connection.execute(sizes):
+        chosen.append(row.digest)
+        total += row.size
+        # One more than fits: whoever asks sees that there are more.
+        if total > _REFERRERS_SIZE and len(chosen) > 1:
+            break
+    rows: list[Any] = []
+    for start in range(0, len(chosen), _BATCH):
+        batch = (manifests.c.repository == repository, manifests.c.digest.in_(chosen[start : start + _BATCH]))
+        rows += connection.execute(select(*columns).where(*batch).order_by(manifests.c.digest))
     return [
         {
             "mediaType": row.media_type,

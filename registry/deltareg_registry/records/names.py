@@ -10,13 +10,16 @@ from sqlalchemy import Connection, RowMapping, and_, exists, select, tuple_
 from deltareg.digest import Digest
 from deltareg.errors import NotFound
 from deltareg.names import LATEST, Reference, is_channel, latest_of
-from deltareg.store import Entry, latest_tag
+from deltareg.store import REFERRER_LIMIT, Entry, latest_tag
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.database.tables import manifests, repositories, tags, versions
 from deltareg_registry.records.cursors import read_cursor, write_cursor
 from deltareg_registry.records.readable import readable
 
 __all__ = ["Delta", "Page", "entries_of", "entry_of", "list_deltas", "referrers_of", "version_row"]
+
+_MOST_REFERRERS = 100
+_REFERRERS_SIZE = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def entry_of(entries: Iterable[Entry], wanted: Reference) -> Entry:
         raise NotFound(
             f"{wanted} is not in the registry",
             cause=f"{wanted.repository} has {there}" if there else f"{wanted.repository} has no version",
-            hint=f"deltareg list {wanted.repository}",
+            hint=f"deltareg list {wanted.repository} --remote URL",
             reference=str(wanted),
         )
     return found
@@ -119,14 +122,27 @@ def version_row(connection: Connection, repository: int, reference: Reference) -
 def referrers_of(
     connection: Connection, repository: int, digest: str, artifact_type: str | None = None
 ) -> list[RowMapping]:
-    """The manifests whose subject is `digest`, those that came first in front."""
+    """The manifests whose subject is `digest`, those that came first in front: of those that are no larger than a
+    referrer may be, the first hundred, of two megabytes together. Whoever publishes may push any number of them, with
+    annotations as long as they are.
+    """
     columns = manifests.c
+    where = [columns.repository == repository, columns.subject == digest, columns.size <= REFERRER_LIMIT]
+    if artifact_type is not None:
+        where.append(columns.artifact_type == artifact_type)
+    order = (columns.created, columns.digest)
+    sizes = select(columns.digest, columns.size).where(*where).order_by(*order).limit(_MOST_REFERRERS)
+    chosen: list[str] = []
+    room = _REFERRERS_SIZE
+    for row in connection.execute(sizes):
+        room -= row.size
+        if room < 0:
+            break
+        chosen.append(row.digest)
     wanted = select(
         columns.digest, columns.media_type, columns.size, columns.artifact_type, columns.annotations, columns.created
-    ).where(columns.repository == repository, columns.subject == digest)
-    if artifact_type is not None:
-        wanted = wanted.where(columns.artifact_type == artifact_type)
-    return list(connection.execute(wanted.order_by(columns.created, columns.digest)).mappings())
+    ).where(columns.repository == repository, columns.digest.in_(chosen))
+    return list(connection.execute(wanted.order_by(*order)).mappings())
 
 
 def _described(connection: Connection, numbers: list[int]) -> list[Delta]:

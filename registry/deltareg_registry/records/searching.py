@@ -21,14 +21,14 @@ from deltareg_registry.records.fulltext import matching
 from deltareg_registry.records.readable import readable
 from deltareg_registry.records.searchable import term_numbers
 
-__all__ = ["FACETS", "FACET_ROWS", "Facet", "Found", "Order", "Search", "search"]
+__all__ = ["COUNTED", "FACETS", "Facet", "Found", "Order", "Search", "search"]
 
 Order = Literal["best", "newest", "oldest", "name", "size"]
 """`best`: the best fit first, of these the newest. `size`: the largest first."""
 
 FACETS = ("namespace", "licence", "model_type", "base")
-FACET_ROWS = 10_000
-"""The versions that facets are counted among, the newest: all of them would take too long."""
+COUNTED = 10_000
+"""The most versions that are counted, and the newest that facets are counted among: all would take too long."""
 
 _FITS: Sequence[Fit] = ("identical", "homologous", "adaptable")
 _SHOWN_FACETS = 20
@@ -67,11 +67,14 @@ class Facet:
 class Found:
     """A page of versions, each as its row in `versions`, with `fit`; `total` counts those of all pages.
 
-    `facets` are the most frequent values of each of FACETS among the newest FACET_ROWS; None where not asked for.
+    It ends at COUNTED: there are more unless `total_is_exact`.
+
+    `facets` are the most frequent values of each of FACETS among the newest COUNTED; None where not asked for.
     """
 
     rows: list[Mapping[str, Any]]
     total: int
+    total_is_exact: bool
     next_cursor: str | None
     facets: dict[str, list[Facet]] | None
 
@@ -93,11 +96,7 @@ def search(connection: Connection, principal: Principal, asked: Search) -> Found
     """
     plan = _planned(connection, principal, asked)
     counted = _newest(connection, plan) if asked.facets else None
-    if counted is not None and len(counted) < FACET_ROWS:
-        total = len(counted)
-    else:
-        every = select(func.count()).select_from(searchable).where(*plan.conditions)
-        total = connection.execute(every).scalar_one()
+    total = _count(connection, plan) if counted is None else len(counted)
     columns: list[ColumnElement[Any]] = [searchable.c.version, searchable.c.namespace, searchable.c.name]
     columns += [searchable.c.size] if plan.rank is None else [searchable.c.size, plan.rank.label("rank")]
     wanted = select(*columns).where(*plan.conditions)
@@ -106,14 +105,20 @@ def search(connection: Connection, principal: Principal, asked: Search) -> Found
     rows = connection.execute(wanted.order_by(*_sorting(plan, asked.order)).limit(asked.limit + 1)).mappings().all()
     shown = rows[: asked.limit]
     following = write_cursor([asked.order, *_place(asked.order, shown[-1])]) if len(rows) > len(shown) else None
-    facets = None if counted is None else _facets(connection, counted)
-    return Found(_details(connection, shown), total, following, facets)
+    facets = None if counted is None else _facets(connection, counted[:COUNTED])
+    return Found(_details(connection, shown), min(total, COUNTED), total <= COUNTED, following, facets)
+
+
+def _count(connection: Connection, plan: _Plan) -> int:
+    """How many there are, COUNTED + 1 for more."""
+    some = select(searchable.c.version).where(*plan.conditions).limit(COUNTED + 1).subquery()
+    return connection.execute(select(func.count()).select_from(some)).scalar_one()
 
 
 def _newest(connection: Connection, plan: _Plan) -> Sequence[Row[Any]]:
-    """What facets are counted among."""
+    """What facets are counted among, and one more where there is."""
     columns = [searchable.c[kind] for kind in FACETS]
-    wanted = select(*columns).where(*plan.conditions).order_by(searchable.c.version.desc()).limit(FACET_ROWS)
+    wanted = select(*columns).where(*plan.conditions).order_by(searchable.c.version.desc()).limit(COUNTED + 1)
     return connection.execute(wanted).all()
 
 

@@ -17,6 +17,10 @@ _PORTS = {"http": 80, "https": 443}
 _HINT = "name a host that everybody can reach, or let the operator allow it: serve --webhook-host HOST"
 # Networks whose addresses stand for others, which hide in them: NAT64, and 6to4.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# The rest of IPv6 is not given out: there lie translated addresses and site-local ones, which `ipaddress` calls global.
+_GIVEN_OUT = ipaddress.ip_network("2000::/3")
+# Not global, whatever versions of `ipaddress` say: protocols and documentation; and where clouds answer their machines.
+_SPECIAL = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "3fff::/20", "168.63.129.16/32")))
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,9 @@ def _may_reach(address: IPv4Address | IPv6Address, allowed: Sequence[str]) -> bo
     networks = [ipaddress.ip_network(each) for each in map(parse_host, allowed) if "/" in each]
     if any(real in network for network in networks if network.version == real.version):
         return True
-    return real.is_global and not real.is_multicast
+    given_out = real.version == 4 or real in _GIVEN_OUT
+    special = any(real in network for network in _SPECIAL if network.version == real.version)
+    return real.is_global and not real.is_multicast and given_out and not special
 
 
 def _real(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:

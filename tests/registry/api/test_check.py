@@ -130,6 +130,18 @@ def test_config_and_tokenizer_alone_find_deltas_of_the_same_kind(served: Running
     assert (found.verdict, found.findings[0].subject) == ("incompatible", "layers")
 
 
+def test_config_that_does_not_say_whether_embeddings_are_tied_is_no_other_model(
+    served: RunningServer, anarcii_bf16: Mapping[str, Path]
+) -> None:
+    config = (anarcii_bf16["antibody_4_2"] / "config.json").read_text()
+    assert "tie_word_embeddings" not in config
+    (own,) = checked(served, files={"config.json": config}, deltas=[SHARK])
+    assert (own.verdict, {one.code for one in own.findings}) == ("homologous", {"tied-unknown", "lineage-unknown"})
+    told = {tied: config.replace("{", f'{{"tie_word_embeddings": {tied},', 1) for tied in ("true", "false")}
+    found = {tied: checked(served, files={"config.json": text}, deltas=[SHARK])[0] for tied, text in told.items()}
+    assert {tied: one.verdict for tied, one in found.items()} == {"true": "adaptable", "false": "homologous"}
+
+
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from deltareg_registry.access.principal import ANONYMOUS, Principal, Role
 from deltareg_registry.database.tables import searchable, versions
 from deltareg_registry.records.marks import set_mark
 from deltareg_registry.records.publishing import publish
-from deltareg_registry.records.searching import Found, Search, search
+from deltareg_registry.records.searching import COUNTED, Found, Search, search
 from deltareg_registry.state import State
+from tests.cli.program import Workplace
 from tests.deltas import add_delta
 from tests.registry.deltas import OWNER, publish_delta, put_blobs
 from tests.registry.rows import digest, put_versions
@@ -223,6 +225,35 @@ def test_facets_count_values_among_what_was_found(state: State) -> None:
     assert (fewer.total, len(fewer.rows)) == (2, 1)
 
 
+def test_counting_ends_where_it_would_take_long(state: State) -> None:
+    searches: list[dict[str, Any]] = [{}, {"facets": True}, {"text": "spring"}, {"text": "spring", "facets": True}]
+    put(state, *({"description": "spring"} for _ in range(COUNTED)))
+    for asked in searches:
+        result = found(state, **asked)
+        assert (result.total, result.total_is_exact) == (COUNTED, True)
+    put(state, {"name": "more", "description": "spring", "licence": "mit"})
+    for asked in searches:
+        result = found(state, **asked)
+        assert (result.total, result.total_is_exact, names(result)[0]) == (COUNTED, False, "acme/more:1.0.0")
+    facets = found(state, facets=True).facets
+    assert facets is not None
+    assert [(one.value, one.count) for one in facets["licence"]] == [("apache-2.0", COUNTED - 1), ("mit", 1)]
+    assert (found(state, licence="mit").total, found(state, licence="mit").total_is_exact) == (1, True)
+
+
+def test_who_asks_for_many_is_told_that_there_are_more(server: RunningServer, tmp_path: Path) -> None:
+    put(server.state, *({} for _ in range(COUNTED + 1)))
+    with server.client() as client:
+        told = client.get("/api/v1/search", params={"facets": "true"}).json()
+        page = client.get("/").text
+    assert (told["total"], told["totalIsExact"], told["facets"]["rows"]) == (10_000, False, 10_000)
+    assert "More than 10,000 versions" in page and "Counted among the newest 10,000 versions." in page
+    (tmp_path / "user").mkdir()
+    workplace = Workplace(tmp_path / "user")
+    done = workplace.ok("search", "--remote", server.url, DELTAREG_TOKEN=server.token)
+    assert "more than 10000 were found; --limit N shows more" in done.err
+
+
 def test_search_over_http(server: RunningServer) -> None:
     put(server.state, {"description": "d" * 5000}, {"licence": "mit", "base": "hf://other/base"}, {"yanked": "bad"})
     with server.client() as client:
@@ -230,6 +261,7 @@ def test_search_over_http(server: RunningServer) -> None:
         rest = client.get("/api/v1/search", params={"limit": 1, "cursor": page["nextCursor"]}).json()
         fits = client.get("/api/v1/search", params={"space": digest("space"), "modelType": "BERT"}).json()
         assert client.get("/api/v1/search", params={"yanked": "1"}).json()["total"] == 3
+    assert (page["totalIsExact"], rest["totalIsExact"]) == (True, True)
     assert (page["total"], [one["reference"] for one in page["results"]]) == (2, ["acme/d1:1.0.0"])
     assert page["results"][0]["licence"] == "mit"
     assert page["facets"]["rows"] == 2

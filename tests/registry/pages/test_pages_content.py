@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from deltareg import Registry
 from deltareg.digest import sha256
 from deltareg.manifest import INVENTORY_TYPE
+from deltareg_registry.pages.lineage import MOST
 from deltareg_registry.settings import ServerSettings
 from tests.registry.deltas import put_delta
 from tests.registry.pages.reading import READ, csrf, visiting
@@ -86,6 +89,73 @@ def test_publishers_yank_and_deprecate(server: RunningServer, registry: Registry
         assert client.post(place, data={**key, "action": "yank"}).status_code == 400, "a reason is needed"
         assert client.post(place, data={**key, "action": "burn"}).status_code == 400
         assert client.post("/d/pool/carp/versions/9.0.0", data={**key, "action": "unyank"}).status_code == 404
+
+
+def test_publishers_move_channels(server: RunningServer, registry: Registry) -> None:
+    for number in ("1.0.0", "1.1.0", "1.2.0"):
+        put_delta(server.state, registry, f"pool/carp:{number}", with_config(registry, FIRST, description=number))
+    with visiting(server, server.user("rita", pool="reader")) as client:
+        assert 'id="channels"' not in client.get("/d/pool/carp").text
+    with visiting(server, server.user("paul", pool="publisher")) as client:
+        page = client.get("/d/pool/carp?version=1.0.0").text
+        key = {"csrf": csrf(page)}
+        assert "There is none. A channel is" in page
+
+        def move(version: str, expected: str = "", channel: str = "stable") -> httpx2.Response:
+            place = f"/d/pool/carp/versions/{version}/channels"
+            return client.post(place, data={**key, "channel": channel, "expected": expected})
+
+        made = move("1.0.0")
+        assert (made.status_code, made.headers["Location"]) == (303, "/d/pool/carp?version=1.0.0#channels")
+        before = _expected(client.get("/d/pool/carp?version=1.1.0").text, "Move stable to 1.1.0")
+        assert "Move stable to" not in client.get(made.headers["Location"]).text, "it leads there already"
+        assert move("1.1.0", before).status_code == 303
+        assert '<span class="version">1.1.0</span>' in client.get("/d/pool/carp?version=stable").text
+
+        late = move("1.2.0", before)
+        assert late.status_code == 409
+        assert "leads to 1.1.0 now, and not to 1.0.0: somebody changed it after you opened the page" in late.text
+        assert move("1.2.0").status_code == 409 and "already: it leads to 1.1.0" in move("1.2.0").text
+        assert '<span class="version">1.1.0</span>' in client.get("/d/pool/carp?version=stable").text
+        again = _expected(late.text, "Move stable to 1.2.0")
+        assert move("1.2.0", again).status_code == 303, "the page that tells it can be sent again"
+
+        for name in ("latest", "Stable", "1.0.0"):
+            refused = move("1.0.0", channel=name)
+            assert refused.status_code == 400 and 'role="alert"' in refused.text, name
+        assert move("1.0.0", channel="").status_code == 400
+        assert move("1.0.0", "nonsense").status_code == 400
+        assert move("9.0.0").status_code == 404
+
+
+def _expected(page: str, button: str) -> str:
+    """Where a channel led when a page was made, as its form says."""
+    form = page[: page.index(f'aria-label="{button}"')].rpartition("<form")[2]
+    return form.partition('name="expected" value="')[2].partition('"')[0]
+
+
+def test_lineage_is_seen_whole_page_by_page(server: RunningServer, registry: Registry) -> None:
+    put_delta(server.state, registry, "pool/first:1.0.0", with_config(registry, FIRST, description="The first."))
+    plain = registry.store.read(registry.artifact(FIRST).digest)
+    for number in range(25):
+        put_delta(server.state, registry, f"pool/one-{number}:1.0.0", plain)
+    for number in range(MOST - 20):
+        put_delta(server.state, registry, f"pool/last:1.0.{number}", plain)
+    with visiting(server, server.token) as client:
+        page = client.get("/d/pool/last").text
+        lineage = page[page.index('id="lineage"') : page.index('id="versions"')]
+        assert f"{MOST} of {MOST + 6} versions of its parameter space were looked at, the newest" in lineage
+        assert "/d/pool/one-24?version" in lineage and "/d/pool/first?" not in lineage
+        assert "<summary>" not in lineage, "twenty fit"
+        following = re.search(r'href="([^"]*older=[^"]*)" rel="next"', lineage)
+        assert following is not None
+        older = client.get(unescape(following[1])).text
+        lineage = older[older.index('id="lineage"') : older.index('id="versions"')]
+        assert f"6 of {MOST + 6} versions" in lineage and "/d/pool/first?" in lineage and "The newest</a>" in lineage
+        assert 'rel="next"' not in lineage
+        whole = client.get("/d/pool/first").text
+        assert "<summary>1 more</summary>" in whole[whole.index('id="lineage"') :], "none is left out"
+        assert client.get("/d/pool/last?older=nonsense").status_code == 400
 
 
 def test_lineage_tells_what_is_stacked_on_a_delta_and_what_lies_beside_it(shown: RunningServer) -> None:

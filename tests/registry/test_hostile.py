@@ -188,7 +188,7 @@ def test_uploads_at_once_share_the_room_that_there_is(server: RunningServer, rep
     statuses: list[int] = []
 
     def send() -> None:
-        def pieces() -> object:
+        def pieces() -> Iterator[bytes]:
             yield b"x" * 30
             begun.wait(20)
             go_on.wait(20)

@@ -20,6 +20,7 @@ from deltareg_registry.storage import Storage
 from deltareg_registry.storage.uploads import Progress, Uploads
 from deltareg_registry.upkeep.collect import collect
 from deltareg_registry.upkeep.inspect import inspect_registry
+from tests.registry.deltas import store_blob
 from tests.registry.oci.repository import Repository, code_of
 from tests.servers.deltareg_server import RunningServer, running_server
 
@@ -143,7 +144,7 @@ def test_row_is_not_written_while_the_collector_removes_the_bytes(server: Runnin
 
 def test_blob_sent_anew_where_an_old_file_lay_is_not_taken_for_that_file(server: RunningServer) -> None:
     """With the longest grace period, too: the file was old when it was listed, and is new when it is removed."""
-    server.state.storage.put(DATA)
+    store_blob(server.state, DATA)
     grow_old(server)
     with ending(server) as (halted, end):
         answers: list[Future[httpx2.Response]] = []
@@ -159,7 +160,7 @@ def test_blob_sent_anew_where_an_old_file_lay_is_not_taken_for_that_file(server:
 
 
 def test_row_is_not_written_while_an_old_file_is_removed(server: RunningServer) -> None:
-    server.state.storage.put(DATA)
+    store_blob(server.state, DATA)
     grow_old(server)
     with ending(server) as (halted, end):
         answers: list[Future[httpx2.Response]] = []

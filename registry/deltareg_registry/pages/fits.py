@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -19,8 +20,9 @@ fits_pages = APIRouter(include_in_schema=False)
 _FILES = {"config": "config.json", "tokenizer": "tokenizer.json", "tokenizer_config": "tokenizer_config.json"}
 
 
-async def _uploaded(request: Request, _: Asking) -> Values:
-    return await read_form(request, CHECK_LIMIT)
+async def _uploaded(request: Request, _: Asking) -> AsyncGenerator[Values]:
+    async with read_form(request, CHECK_LIMIT) as values:
+        yield values
 
 
 _Uploaded = Annotated[Values, Depends(_uploaded)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from typing import Annotated, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -71,8 +72,12 @@ def csrf_of(token: str) -> str:
     return hmac.new(token.encode("utf-8", "surrogatepass"), b"deltareg forms", hashlib.sha256).hexdigest()
 
 
-async def read_form(request: Request, limit: int) -> Values:
-    """The form that a page sent. Raises NotAllowed for one of another site, HTTPException 413 above `limit` bytes."""
+@asynccontextmanager
+async def read_form(request: Request, limit: int) -> AsyncGenerator[Values]:
+    """The form that a page sent; its files are there as long as the body runs.
+
+    Raises NotAllowed for one of another site, HTTPException 413 above `limit` bytes.
+    """
     _refuse_strangers(request)
     seconds = state_of(request).settings.body_seconds
     end, taken = anyio.current_time() + seconds, 0
@@ -94,12 +99,16 @@ async def read_form(request: Request, limit: int) -> Values:
         raise HTTPException(408, f"the form did not arrive in {seconds:g} s", _CLOSE) from error
     except ClientDisconnect as error:
         raise HTTPException(400, "the form ended early") from error
-    _check_csrf(request, data.get("csrf"))
-    return Values(data)
+    try:
+        _check_csrf(request, data.get("csrf"))
+        yield Values(data)
+    finally:
+        await data.close()
 
 
-async def _posted(request: Request, _: Asking) -> Values:
-    return await read_form(request, _FORM_LIMIT)
+async def _posted(request: Request, _: Asking) -> AsyncGenerator[Values]:
+    async with read_form(request, _FORM_LIMIT) as values:
+        yield values
 
 
 Posted = Annotated[Values, Depends(_posted)]

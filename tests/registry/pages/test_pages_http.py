@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import socket
+import warnings
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -127,6 +129,16 @@ def test_errors_are_pages_for_browsers_and_problems_for_programs(shown: RunningS
         asked = client.get("/tokens?x=1")
         assert asked.headers["WWW-Authenticate"].startswith("Bearer"), "browsers ask for a password where it is Basic"
         assert 'name="following" value="/tokens?x=1"' in asked.text
+
+
+def test_files_of_a_form_are_closed_once_it_is_answered(server: RunningServer) -> None:
+    large = {"config": ("config.json", b" " * (2 << 20))}  # so much is kept in a file of its own
+    with warnings.catch_warnings(record=True) as told, visiting(server, server.token) as client:
+        warnings.simplefilter("always", ResourceWarning)
+        assert client.post("/fits", files=large).status_code == 403, "it comes without the secret"
+        assert client.post("/fits", files=large, data={"csrf": csrf(client.get("/fits").text)}).status_code == 422
+        gc.collect()
+    assert [str(one.message) for one in told if "unclosed file" in str(one.message).lower()] == []
 
 
 def test_cookie_is_given_for_a_good_token_and_taken_back(shown: RunningServer) -> None:

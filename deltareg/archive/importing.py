@@ -6,7 +6,7 @@ import hashlib
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +14,7 @@ from typing import BinaryIO
 from deltareg.archive.report import ArchivedName, ArchiveReport
 from deltareg.archive.tar import Member, members
 from deltareg.catalog import Registry
-from deltareg.digest import Digest, parse_digest, parse_json
+from deltareg.digest import Digest, parse_digest, parse_json, sha256
 from deltareg.errors import (
     BadArchive,
     BadManifest,
@@ -28,13 +28,16 @@ from deltareg.manifest import MANIFEST_TYPE, Descriptor, Index, parse
 from deltareg.names import LATEST, Reference, as_reason, parse_reference
 from deltareg.progress import SILENT, Progress
 from deltareg.store import LAYOUT, MANIFEST_LIMIT, Store, parse_manifest, parse_referrer
+from deltareg.store.changes import config_of
 from deltareg.store.index import DEPRECATED, REF_NAME, YANKED
+from deltareg.store.referrers import REFERRERS_LIMIT
 
 __all__ = ["import_archive"]
 
 _BLOB = re.compile(r"blobs/sha256/([0-9a-f]{64})")
 _LAYOUT_LIMIT = 4096
 _INDEX_LIMIT = 64 << 20
+_CONFIG_LIMIT = 16 << 20
 _NO_REASON = "no reason is given"
 
 
@@ -208,6 +211,7 @@ class _Reading:
         repositories = {one.digest: reference.repository for reference, one in versions}
         untagged = [one for one in self._index.manifests if REF_NAME not in (one.annotations or {})]
         referrers = [self._referrer(Digest(one.digest), repositories) for one in untagged]
+        self._check_room(referrers)
         # All that could be wrong was looked at. From here on it is written.
         found = [self._version(reference, one, manifests[one.digest]) for reference, one in versions]
         for repository, data in referrers if self._keeps else []:
@@ -219,7 +223,11 @@ class _Reading:
         digest = Digest(descriptor.digest)
         self._store.check_free(reference, digest)
         data = self._document(digest, str(reference))
-        self._check_blobs(parse_manifest(data, what=f"the manifest of {reference} in {self._name}").blobs, reference)
+        manifest = parse_manifest(data, what=f"the manifest of {reference} in {self._name}")
+        self._check_blobs(manifest.blobs, reference)
+        if self._keeps:
+            config = self._store.read(Digest(manifest.config.digest), limit=_CONFIG_LIMIT)
+            config_of(reference, manifest.config, config)
         return data
 
     def _check_blobs(self, needed: list[Descriptor], what: Reference | Digest) -> None:
@@ -235,6 +243,20 @@ class _Reading:
         if digest not in self._documents:
             raise BadManifest(f"the manifest of {what} cannot be looked at before the archive is imported")
         return self._documents[digest]
+
+    def _check_room(self, referrers: Sequence[tuple[str, bytes]]) -> None:
+        """Raise BadArchive where a version would have more referrers than a registry takes."""
+        coming: dict[Digest, set[Digest]] = {}
+        for _, data in referrers:
+            subject = Digest(parse_referrer(data, what="a referrer").subject.digest)
+            coming.setdefault(subject, set()).add(sha256(data))
+        for subject, some in coming.items():
+            here = {Digest(one.digest) for one in self._store.referrers("", subject)}
+            if len(here | some) > REFERRERS_LIMIT:
+                raise BadArchive(
+                    f"{subject} would have {len(here | some)} referrers after {self._name} was imported",
+                    cause=f"a registry takes {REFERRERS_LIMIT}",
+                )
 
     def _version(self, reference: Reference, descriptor: Descriptor, manifest: bytes) -> ArchivedName:
         digest = Digest(descriptor.digest)

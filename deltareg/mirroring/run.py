@@ -208,9 +208,7 @@ class _Mirroring:
                 self._destination.remove_channel(entry.reference.repository, str(entry.reference.tag))
             self._tell(entry.reference, entry.digest, "removed")
         for entry in plan.removed:
-            if self._staging is not None and is_removing(self._destination):
-                self._destination.remove(entry.reference)
-            self._tell(entry.reference, entry.digest, "removed")
+            self._remove(entry)
 
     def _move(self, channel: Reference, digest: Digest, expected: Digest | None) -> None:
         try:
@@ -220,6 +218,16 @@ class _Mirroring:
             self.warnings.append(f"somebody else moves {channel} at {self._destination.url}: {error.message}")
         else:
             self._tell(channel, digest, "moved")
+
+    def _remove(self, entry: RemoteEntry) -> None:
+        try:
+            if self._staging is not None and is_removing(self._destination):
+                self._destination.remove(entry.reference)
+        except NotAllowed as error:
+            # A channel that could not be moved names it, which is no reason to stop.
+            self._tell(entry.reference, entry.digest, "failed", problem=error.message)
+        else:
+            self._tell(entry.reference, entry.digest, "removed")
 
     # --- what is to be sent ---
 

@@ -29,7 +29,8 @@ class Staging:
         """Hold it. Raises Busy where another process does; NotAllowed, DiskFull."""
         with translate_os_errors("make a directory", self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / "lock", wait=_WAIT_SECONDS).exclusive():
+        # No namespace is called so: each has a directory beside it.
+        with FileLock(self.root / ".lock", wait=_WAIT_SECONDS).exclusive():
             yield self
 
     def carry(self, repository: str, blob: Descriptor, source: Remote, destination: Remote, progress: Progress) -> int:

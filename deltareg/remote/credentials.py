@@ -82,13 +82,15 @@ class Credentials:
         return "the keyring" if in_ring else str(self.path)
 
     def forget(self, key: str) -> bool:
-        """Forget a secret; whether there was one. Raises NotAllowed."""
+        """Forget a secret; whether there was one. Raises NotAllowed, also where the keyring does not let go of it."""
         kept = self._read().remotes.get(key)
         if kept is None:
             return False
-        ring = _keyring()
-        if kept.secret is None and ring is not None:
-            _from_ring(lambda: ring.delete_password(_SERVICE, key))
+        if kept.secret is None and not _dropped(_keyring(), key):
+            raise NotAllowed(
+                f"what is kept for {key} lies in the keyring, which does not let go of it now",
+                hint="open the keyring, and run this again; if the secret may be known to others, revoke it",
+            )
         self._change(lambda remotes: {name: one for name, one in remotes.items() if name != key})
         return True
 
@@ -188,6 +190,16 @@ def _stored(ring: Any, key: str, secret: str) -> bool:
         ring.set_password(_SERVICE, key, secret)
         return ring.get_password(_SERVICE, key) == secret
     except Exception:  # as above: a locked or a remote keyring; the file is there for that
+        return False
+
+
+def _dropped(ring: Any | None, key: str) -> bool:
+    """Whether the keyring has no secret any more: somebody else may have taken it out."""
+    try:
+        if ring is not None and ring.get_password(_SERVICE, key) is not None:
+            ring.delete_password(_SERVICE, key)
+        return ring is not None
+    except Exception:  # as above
         return False
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from deltareg.catalog import SearchReport
 from deltareg.catalog.search import Query
 from deltareg.digest import Digest, parse_digest
-from deltareg.errors import BadName, NotAllowed, NotFound
+from deltareg.errors import BadManifest, BadName, NotAllowed, NotFound
 from deltareg.manifest import MANIFEST_TYPE, Descriptor, Document, parse
 from deltareg.names import LATEST, Reference, parse_reason, parse_reference
 from deltareg.progress import Progress
@@ -168,7 +168,12 @@ class ServerRemote:
         answer = self._ask("GET", _delta(repository), accept=(404,), limit=_LIST_LIMIT)
         if answer.status == 404:
             return []
-        return sorted(entry.entry(entry.size) for entry in _parsed(_Entries, answer).entries)
+        entries = sorted(entry.entry(entry.size) for entry in _parsed(_Entries, answer).entries)
+        strange = [str(entry.reference) for entry in entries if entry.reference.repository != repository]
+        if strange:
+            # Another delta may be bound to another remote: this one has nothing to say of it.
+            raise BadManifest(f"{shown(answer.url)} tells of {strange[0]}, which was not asked for")
+        return entries
 
     def search(self, query: Query) -> SearchReport:
         """The published versions that `query` asks for, best fit first, then newest first."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from deltareg.archive import export_archive, import_archive
+from deltareg.archive import export_archive, import_archive, importing
 from deltareg.catalog import Registry
 from deltareg.digest import Digest, sha256
 from deltareg.errors import (
@@ -307,6 +307,43 @@ def test_an_archive_that_contradicts_itself_is_refused(
     with pytest.raises(BadArchive):
         import_archive(other, archive)
     assert names(other) == {}
+
+
+@pytest.mark.parametrize("config", [b'{"garbage": 1}', b"[" * 1000], ids=["another document", "no JSON"])
+def test_archive_of_which_one_config_cannot_be_read_names_nothing(
+    registry: Registry, other: Registry, tmp_path: Path, config: bytes
+) -> None:
+    digest = publish(registry.store, "acme/zzz:1.0.0", [b"last"])
+    export_archive(registry, [NAME, "acme/zzz:1.0.0"], tmp_path / "b.tar")
+
+    def change(files: dict[str, bytes]) -> None:
+        manifest = json.loads(files.pop(f"blobs/sha256/{digest[7:]}"))
+        manifest["config"].update(digest=sha256(config), size=len(config))
+        raw = json.dumps(manifest).encode()
+        files |= {f"blobs/sha256/{sha256(data)[7:]}": data for data in (config, raw)}
+        files["index.json"] = files["index.json"].replace(digest.encode(), sha256(raw).encode())
+
+    _rewritten(tmp_path / "b.tar", change)
+    with pytest.raises(DeltaregError, match="config of acme/zzz"):
+        import_archive(other, tmp_path / "b.tar")
+    assert names(other) == {}
+
+
+def test_archive_with_more_referrers_than_a_registry_takes_names_nothing(
+    registry: Registry, other: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = registry.store.resolve(parse_reference(NAME))
+    for number in range(4):
+        registry.store.put_referrer("acme/search", add_referrer(registry.store, digest, b"%d" % number))
+    export_archive(registry, [NAME], tmp_path / "b.tar")
+    # A thousand real ones take a minute to make.
+    monkeypatch.setattr(importing, "REFERRERS_LIMIT", 4)
+    with pytest.raises(BadArchive, match="would have 5 referrers"):
+        import_archive(other, tmp_path / "b.tar")
+    assert names(other) == {}
+    monkeypatch.setattr(importing, "REFERRERS_LIMIT", 5)
+    import_archive(other, tmp_path / "b.tar")
+    import_archive(other, tmp_path / "b.tar")
 
 
 def test_other_layouts_of_the_tar_do(other: Registry, archive: Path, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_the_second_time_nothing_travels_and_later_what_is_new(source: Store, pl
     }
     assert (report.blobs, report.bytes, report.unchanged) == (1, 3, 2)
     assert entries(place) == entries(source.root)
-    assert [path for path in (tmp_path / "staging").rglob("*") if path.is_file() and path.name != "lock"] == []
+    assert [path for path in (tmp_path / "staging").rglob("*") if path.is_file() and "lock" not in path.name] == []
 
 
 def test_a_referrer_that_came_later_follows(source: Store, place: Path) -> None:
@@ -202,6 +202,26 @@ def test_what_is_gone_goes_with_delete_alone(source: Store, place: Path) -> None
     assert report.rows == []
     assert changes(mirror(str(source.root), str(place), delete=True)) == changes(told)
     assert entries(place) == entries(source.root)
+
+
+def test_version_that_a_channel_still_names_stays_and_is_told(source: Store, place: Path) -> None:
+    mirror(str(source.root), str(place))
+    digest = publish(source, "acme/search:2.0.0", [noise(1000, 4)])
+    source.set_channel("acme/search", "prod", digest, source.resolve(parse_reference(FIRST)))
+    source.remove(parse_reference(FIRST))
+    source.remove(parse_reference(OTHER))
+    flip(source.path(digest))
+    report = mirror(str(source.root), str(place), delete=True)
+    assert changes(report) == {"acme/search:2.0.0": "failed", FIRST: "failed", OTHER: "removed"}
+    assert any("acme/search:prod points to it" in (row.problem or "") for row in report.rows)
+    assert Store(place).fsck().ok
+
+
+@pytest.mark.parametrize("name", ["lock/search:1.0.0", "tmp/blobs:1.0.0"])
+def test_a_namespace_may_be_called_as_a_file_of_the_staging(tmp_path: Path, place: Path, name: str) -> None:
+    store = Store(tmp_path / "odd")
+    publish(store, name)
+    assert changes(mirror(str(store.root), str(place), staging=tmp_path / "staging")) == {name: "copied"}
 
 
 def test_an_empty_source_empties_no_mirror(source: Store, place: Path, tmp_path: Path) -> None:

@@ -155,8 +155,34 @@ def test_keyring_that_is_locked_is_told_and_gone_around(kept: Credentials, ring:
     with pytest.raises(NotAllowed, match="keyring") as raised:
         kept.find(KEY)
     assert f"deltareg login {KEY}" in (raised.value.hint or "")
+    with pytest.raises(NotAllowed, match="does not let go"):
+        kept.forget(KEY)
+    keyring.set_keyring(MemoryKeyring())
+    assert kept.find(KEY) == Secret(SECRET)
+    keyring.set_keyring(LockedKeyring())
     assert kept.keep(KEY, Secret("new")) == str(kept.path)
     assert kept.find(KEY) == Secret("new")
+    assert kept.forget(KEY)
+
+
+def test_secret_that_somebody_took_out_of_the_keyring_is_forgotten(
+    kept: Credentials, ring: type[MemoryKeyring]
+) -> None:
+    kept.keep(KEY, Secret(SECRET))
+    ring.secrets.clear()
+    assert kept.forget(KEY)
+    assert not kept.forget(KEY)
+
+
+def test_secret_in_a_keyring_that_is_gone_is_not_told_to_be_forgotten(
+    kept: Credentials, request: pytest.FixtureRequest
+) -> None:
+    before = keyring.get_keyring()
+    request.getfixturevalue("ring")
+    kept.keep(KEY, Secret(SECRET))
+    keyring.set_keyring(before)
+    with pytest.raises(NotAllowed, match="does not let go"):
+        kept.forget(KEY)
 
 
 # --- whom the token of the environment is for ---

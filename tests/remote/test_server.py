@@ -10,8 +10,8 @@ import pytest
 
 from deltareg.catalog import Registry
 from deltareg.catalog.search import Query
-from deltareg.digest import Digest
-from deltareg.errors import NotAllowed, NotFound, NotSignedIn, RemoteUnavailable
+from deltareg.digest import Digest, sha256
+from deltareg.errors import BadManifest, NotAllowed, NotFound, NotSignedIn, RemoteUnavailable
 from deltareg.remote import Network, Remote, is_searchable, open_remote
 from deltareg.remote.network import Patience
 from deltareg.store import Store
@@ -20,6 +20,7 @@ from tests.contracts.remote_contract import REPOSITORY, Counted, RemoteContract,
 from tests.deltas import noise, publish
 from tests.registry.deltas import pack_of
 from tests.remote.cutting import cutting
+from tests.remote.site import Asked, say, serve_site
 from tests.servers.deltareg_server import RunningServer, running_server
 from tests.servers.nginx import serve_nginx
 
@@ -133,6 +134,18 @@ def test_who_is_not_known_or_may_not_is_told_what_to_do(server: RunningServer, t
         push(registry, "acme/search:1.1.0", reader)
     with pytest.raises(NotFound):
         pull(registry, "acme/search", client(server.url, server.user("stranger")))
+
+
+def test_server_has_nothing_to_say_of_a_delta_that_was_not_asked_for() -> None:
+    told = {"reference": "acme/trusted:9.9.9", "digest": sha256(b""), "size": 1}
+
+    def answer(asked: Asked, before: int) -> None:
+        say(asked, 200, {"registry": "deltareg"} if asked.path == "/api/v1" else {"entries": [told]})
+
+    with serve_site(answer) as site:
+        assert [str(one.reference) for one in client(site.url, None).list("acme/trusted")] == ["acme/trusted:9.9.9"]
+        with pytest.raises(BadManifest, match="acme/trusted:9"):
+            client(site.url, None).list("evil/other")
 
 
 def test_server_that_is_gone_is_unavailable(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ __all__ = [
     "SignatureInvalid",
     "SignatureMissing",
     "SignatureUntrusted",
+    "SignersChanged",
     "TooLarge",
     "TooManyRequests",
     "UnsupportedFormat",
@@ -506,6 +507,17 @@ class SignatureInvalid(DeltaregError):
     """
 
     code = "DR0411"
+    exit_code = 5
+
+
+class SignersChanged(DeltaregError):
+    """A server names other keys for a namespace than are remembered, and one of these would have to count.
+
+    Ask the owners of the namespace, by another way than that server, whether the keys are theirs. If they are,
+    `deltareg signers accept` remembers them; if not, somebody else speaks in their name.
+    """
+
+    code = "DR0413"
     exit_code = 5
 
 

@@ -36,6 +36,7 @@ __all__ = [
     "LockedBase",
     "LockedDelta",
     "LockedOutput",
+    "LockedSignature",
     "parse_lock",
     "read_lock",
     "write_lock",
@@ -81,6 +82,19 @@ class LockedBase(Document):
     tokenizer: DigestText | None = Field(default=None, description="digest of its tokenizer, added tokens apart")
 
 
+class LockedSignature(Document):
+    """A signature that was verified when the lock was written."""
+
+    digest: DigestText = Field(description="of the signature's manifest")
+    kind: Literal["key", "certificate", "sigstore"]
+    signer: str = Field(
+        min_length=1, description="whose it was verified to be: key and fingerprint, a certificate, IDENTITY@ISSUER"
+    )
+    key: str | None = Field(
+        default=None, description="the public key, PEM, by which it is verified again; absent unless kind is key"
+    )
+
+
 class LockedDelta(Document):
     """One delta that is applied."""
 
@@ -95,6 +109,9 @@ class LockedDelta(Document):
     licence: str | None = Field(default=None, description="SPDX identifier")
     exactness: Exactness
     size: Count = Field(description="bytes of the artifact")
+    signatures: list[LockedSignature] = Field(
+        default=[], description="who signed it, as far as a policy asked for that when the lock was written"
+    )
 
     @property
     def name(self) -> Reference:
@@ -160,14 +177,18 @@ class Lock(Document):
 
     @property
     def meaning(self) -> bytes:
-        """What the lock says, as bytes that can be compared: all but who wrote it and what came out."""
-        return _compact(self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"producer", "output"}))
+        """What the lock says, as bytes that can be compared: all but who wrote it, who signed, and what came out."""
+        told: dict[str, Any] = {"producer": True, "output": True, "deltas": {"__all__": {"signatures"}}}
+        return _compact(self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=told))
 
     @property
     def deciding(self) -> bytes:
         """What decides the output, as bytes that can be compared: not how the deltas were asked for."""
         told = {"recipe", "producer", "output", "accept_licence", "deltas"}
-        deltas = [one.model_dump(mode="json", exclude={"wanted", "required_by", "remote"}) for one in self.deltas]
+        deltas = [
+            one.model_dump(mode="json", exclude={"wanted", "required_by", "remote", "signatures"})
+            for one in self.deltas
+        ]
         return _compact({**self.model_dump(mode="json", by_alias=True, exclude=told), "deltas": deltas})
 
     def delta(self, repository: str) -> LockedDelta | None:

@@ -10,12 +10,13 @@ from pydantic import Field
 from deltareg import referrers
 from deltareg.catalog import Registry
 from deltareg.digest import Digest, parse_digest, sha256
-from deltareg.errors import DigestMismatch, NotFound
+from deltareg.errors import BadManifest, DigestMismatch, NotFound
 from deltareg.manifest import EMPTY_TYPE, MANIFEST_TYPE, Descriptor, Document, ReferrerManifest, encode
 from deltareg.names import Reference, parse_reference
-from deltareg.remote import Remote, RemoteReferrers
+from deltareg.remote import Remote, RemoteReferrers, tells_signers
 from deltareg.signing import (
     SIGNATURE_TYPE,
+    PinnedKey,
     SignatureRow,
     Signer,
     StoreReferrers,
@@ -23,15 +24,20 @@ from deltareg.signing import (
     bundle_of,
     read_bundle,
     signatures,
+    told_keys,
+    unreadable,
     verify,
 )
 from deltareg.signing.trust import signer_of
 from deltareg.store import MANIFEST_LIMIT, Entry, parse_manifest, version_among
 from deltareg.store.index import CREATED
 
-__all__ = ["SignReport", "SignatureReport", "sign", "signatures_of", "verify_signed"]
+__all__ = ["SignReport", "SignatureReport", "ask_signers", "learn_signers", "sign", "signatures_of", "verify_signed"]
 
 BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+SIGNER = "vnd.deltareg.signer"
+"""Annotation of a signature's manifest: who says that they signed, for those who read no bundles."""
+
 _EMPTY = b"{}"
 
 
@@ -80,10 +86,11 @@ def sign(
     if remote is not None:
         _check_same(remote, version, digest)
     bundle = bundle_of(version, raw, signer)
+    told = signer_of(read_bundle(bundle, what="the signature"))
     signature = None
     if not dry_run:
         with store.hold():
-            signature = store.put_referrer(version.repository, _referrer(registry, digest, len(raw), bundle))
+            signature = store.put_referrer(version.repository, _referrer(registry, digest, len(raw), bundle, told))
         if remote is not None:
             going = referrers.sendable(store, remote, version, digest).carried
             referrers.send(store, remote, version.repository, [one for one in going if one.digest == signature])
@@ -91,7 +98,7 @@ def sign(
         reference=str(version),
         digest=digest,
         signature=signature,
-        signer=None if dry_run else signer_of(read_bundle(bundle, what="the signature")),
+        signer=None if dry_run else told,
         registry=str(registry.home),
         remote=None if remote is None else remote.url,
         dry_run=dry_run,
@@ -118,6 +125,28 @@ def signatures_of(registry: Registry, reference: Reference | str) -> list[Signat
     """The signatures of a version of the local registry, none of them verified. Raises NotFound."""
     name, digest = _found(registry, reference)
     return signatures(StoreReferrers(registry.store), name, digest)
+
+
+def learn_signers(registry: Registry, remote: Remote, namespace: str, *, keep: bool = True) -> None:
+    """Ask a remote who has to sign what is in a namespace, and hold it to that from now on: see `Pins.learn`.
+
+    Raises BadManifest where what it tells cannot be read, BadConfig, RemoteUnavailable, NotAllowed, DiskFull.
+    """
+    registry.pins.learn(remote.url, namespace, ask_signers(remote, namespace), keep=keep)
+
+
+def ask_signers(remote: Remote, namespace: str) -> list[PinnedKey]:
+    """The keys that a remote names for a namespace; none where it is of a kind that names nobody.
+
+    Raises BadManifest where what it tells cannot be read, RemoteUnavailable, NotAllowed.
+    """
+    if not tells_signers(remote):
+        return []
+    try:
+        texts = remote.signers(namespace)
+    except BadManifest as error:
+        raise unreadable(remote.url, namespace, error.cause or error.message) from error
+    return told_keys(remote.url, namespace, texts)
 
 
 def _found(place: Registry | Remote, reference: Reference | str) -> tuple[Reference, Digest]:
@@ -171,7 +200,7 @@ def _check_same(remote: Remote, version: Reference, digest: Digest) -> None:
         )
 
 
-def _referrer(registry: Registry, digest: Digest, size: int, bundle: bytes) -> bytes:
+def _referrer(registry: Registry, digest: Digest, size: int, bundle: bytes, signer: str) -> bytes:
     """Store the blobs of a signature; return its manifest."""
     for data in (_EMPTY, bundle):
         registry.store.put(data)
@@ -182,6 +211,7 @@ def _referrer(registry: Registry, digest: Digest, size: int, bundle: bytes) -> b
             config=Descriptor(media_type=EMPTY_TYPE, digest=sha256(_EMPTY), size=len(_EMPTY)),
             layers=[Descriptor(media_type=BUNDLE_TYPE, digest=sha256(bundle), size=len(bundle))],
             subject=Descriptor(media_type=MANIFEST_TYPE, digest=digest, size=size),
-            annotations={CREATED: created},
+            # Who signed is told beside the bundle too, for registries and people that read none. It is a claim.
+            annotations={CREATED: created, SIGNER: signer},
         )
     )

@@ -22,6 +22,7 @@ from deltareg.manifest import Descriptor, Document, Manifest, Requirement
 from deltareg.names import LATEST, Reference, as_reason, parse_reference
 from deltareg.progress import SILENT, Progress
 from deltareg.remote import Remote, RemoteReferrers, open_meant, read_manifest, takes_files
+from deltareg.signatures import learn_signers
 from deltareg.signing import StoreReferrers
 from deltareg.store import MANIFEST_LIMIT, Entry, Store, parse_manifest, version_among, version_exists
 from deltareg.threads import in_parallel
@@ -125,7 +126,8 @@ def pull(
     A channel, `latest` or a digest brings the version that it names there; a channel is set here too. A damaged local
     copy is mended. Whether the version is yanked or deprecated there, and why, holds here too; what refers to it there,
     such as signatures, comes along. Raises NotFound, VersionExists, RemoteUnavailable, DiskFull; SignatureMissing,
-    SignatureUntrusted and SignatureInvalid, before a pack is fetched, where a policy forbids it; DigestMismatch and
+    SignatureUntrusted, SignatureInvalid and SignersChanged, before a pack is fetched, where a policy, the remote's own
+    among them, forbids it; DigestMismatch and
     BadManifest where the remote's bytes are not what they should be, or where the name means another digest there than
     the one that is `expected`: nothing is named then.
     """
@@ -143,7 +145,8 @@ def pull(
     data = read_manifest(remote, wanted.repository, digest)
     manifest = parse_manifest(data, what=f"the manifest of {version} from {remote.url}")
     store.check_free(version, digest)
-    registry.policies.check(version, digest, [RemoteReferrers(remote), StoreReferrers(store)])
+    learn_signers(registry, remote, version.namespace, keep=not dry_run)
+    registry.check_policies(version, digest, [RemoteReferrers(remote), StoreReferrers(store)])
     coming = referrers.fetchable(store, remote, version, digest)
     warnings += coming.warnings
     report = partial(_report, version, digest, remote, manifest, begun=begun)

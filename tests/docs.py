@@ -75,6 +75,7 @@ SCHEMAS: Mapping[str, type[BaseModel]] = {
     "signature": SignatureReport,
     "sign": SignReport,
     "key": reports.KeyReport,
+    "signers": reports.SignersReport,
     "check": CheckReport,
     "compare": ComparisonReport,
     "apply": ApplyReport,

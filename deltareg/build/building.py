@@ -22,14 +22,13 @@ from deltareg.apply.prepare import Prepared, prepare
 from deltareg.apply.ranks import ALONE, Ranks
 from deltareg.apply.report import settings_of
 from deltareg.build.digests import file_digests, output_digest
-from deltareg.build.fetch import Fetch, fetch, fetches
-from deltareg.build.locking import base_digest, keep_lock, lock_of
+from deltareg.build.fetch import Fetch, check_locked, fetch, fetches
+from deltareg.build.locking import base_digest, check_signed, keep_lock, lock_of
 from deltareg.build.project import Project
 from deltareg.build.settings import own_schedules, parameter_schedules, weight_schedule
 from deltareg.checkpoint import Checkpoint
 from deltareg.checkpoint.bucket import is_bucket
 from deltareg.checkpoint.output import check_output
-from deltareg.digest import Digest
 from deltareg.errors import (
     BadLock,
     DeltaregError,
@@ -145,7 +144,7 @@ def build(
             threads=how.threads,
         )
         digest = base_digest(base.checkpoint, how.threads, how.progress)
-    lock = lock_of(found, digest, lock)
+    lock = lock_of(found, digest, lock, check_signed(found))
     return _build(lock, project, sources, out, how, started, wrote=True, warnings=list(found.warnings))
 
 
@@ -191,7 +190,7 @@ def _build(
         _check_base(lock, checkpoint)
         # Before anything else is asked for; what the lock was written from may have been trusted then, and not now.
         for one in lock.deltas:
-            sources.check_signed(one.name, Digest(one.digest), one.remote)
+            check_locked(one, sources)
         wanted = fetches(lock, sources)
         warnings += [warning for one in wanted for warning in one.warnings]
         job = _prepared(lock, checkpoint, wanted, how)

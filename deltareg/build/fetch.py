@@ -12,10 +12,11 @@ from deltareg.errors import DigestMismatch, NotFound, SignatureInvalid, Signatur
 from deltareg.lock import Lock, LockedDelta
 from deltareg.progress import Progress
 from deltareg.resolve import LOCAL, Candidate, Sources
+from deltareg.signing import StoreReferrers, verify_recorded
 from deltareg.store import Entry, Store
 from deltareg.transfer import pull
 
-__all__ = ["Fetch", "fetch", "fetches"]
+__all__ = ["Fetch", "check_locked", "fetch", "fetches"]
 
 _THREADS = 4
 
@@ -56,15 +57,29 @@ def fetch(wanted: Sequence[Fetch], sources: Sources, threads: int | None, progre
                 threads=threads or _THREADS,
                 progress=progress,
             )
-        elif sources.registry.policies.of(one.locked.name.repository) is not None:
+        elif one.locked.signatures or sources.registry.asks_who_signed(one.locked.name.repository):
             _fetch_signatures(one.locked, sources)
 
 
+def check_locked(locked: LockedDelta, sources: Sources) -> None:
+    """Refuse a delta that a policy forbids, or that those who signed it when it was locked have not signed.
+
+    A remote is asked for its policy where it is needed anyway, because not all of the delta is here. Raises
+    SignatureMissing, SignatureUntrusted, SignatureInvalid, SignersChanged, RemoteUnavailable, DigestMismatch.
+    """
+    name, digest = locked.name, Digest(locked.digest)
+    sources.check_signed(name, digest, locked.remote, ask=not _is_here(locked, sources.registry.store))
+    for signature in locked.signatures:
+        verify_recorded(sources.referrers(locked.remote), name, digest, signature)
+
+
 def _fetch_signatures(locked: LockedDelta, sources: Sources) -> None:
-    """Bring the signatures of a delta that was here before it was signed, where a policy asks for them."""
+    """Bring the signatures of a delta that was here before it was signed, where a policy or the lock asks for them."""
     store, name, digest = sources.registry.store, locked.name, Digest(locked.digest)
     try:
         sources.registry.check_signed(name)
+        for signature in locked.signatures:
+            verify_recorded([StoreReferrers(store)], name, digest, signature)
     except (SignatureMissing, SignatureUntrusted, SignatureInvalid):
         if locked.remote == LOCAL or sources.offline:
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
 from typing import Literal
@@ -23,13 +23,14 @@ from deltareg.build.settings import (
 from deltareg.checkpoint import Checkpoint
 from deltareg.describe import digest_of
 from deltareg.errors import BadLock, LockStale, UnsupportedFormat
-from deltareg.lock import Lock, LockedDelta, write_lock
+from deltareg.lock import Lock, LockedDelta, LockedSignature, write_lock
 from deltareg.manifest import Document
 from deltareg.merge import refuse_unmatched, subjects_of
-from deltareg.names import version_key
+from deltareg.names import Reference, version_key
 from deltareg.progress import SILENT, Progress
-from deltareg.resolve import Resolution, Sources, resolve
+from deltareg.resolve import Candidate, Resolution, Sources, resolve
 from deltareg.resolve.resolve import Base
+from deltareg.signing import Verified, record
 from deltareg.threads import thread_count
 
 __all__ = ["Change", "LockReport", "base_digest", "changes", "keep_lock", "lock", "lock_of"]
@@ -98,10 +99,10 @@ def lock(
             called=project.name,
             threads=threads,
         )
-        check_signed(found)
+        verified = check_signed(found)
         _refuse_unmatched(found, base)
         digest = before.base.digest if check and before is not None else base_digest(base.checkpoint, threads, progress)
-    after = lock_of(found, digest, before)
+    after = lock_of(found, digest, before, verified)
     if check and before is not None and after.meaning != before.meaning:
         told = ", ".join(f"{one.reference} {one.change}" for one in changes(before, after) if one.change != "kept")
         raise LockStale(
@@ -123,11 +124,14 @@ def lock(
     )
 
 
-def check_signed(found: Resolution) -> None:
-    """Refuse what a policy forbids. Raises SignatureMissing, SignatureUntrusted, SignatureInvalid."""
-    for choice in found.choices:
-        candidate = choice.candidate
-        found.pool.sources.check_signed(candidate.reference, candidate.digest, candidate.remote)
+def check_signed(found: Resolution) -> dict[Reference, list[Verified]]:
+    """The signatures that policies ask for, by version; the remotes are asked for theirs.
+
+    Raises SignatureMissing, SignatureUntrusted, SignatureInvalid, SignersChanged.
+    """
+    sources = found.pool.sources
+    candidates = [choice.candidate for choice in found.choices]
+    return {one.reference: sources.check_signed(one.reference, one.digest, one.remote) for one in candidates}
 
 
 def _refuse_unmatched(found: Resolution, base: Base) -> None:
@@ -144,8 +148,13 @@ def _refuse_unmatched(found: Resolution, base: Base) -> None:
     refuse_unmatched(schedules, subjects_of(dict.fromkeys(names)).values())
 
 
-def lock_of(found: Resolution, digest: str | None, before: Lock | None = None) -> Lock:
-    """The lock of a resolution; `digest` is that of the base's tensors. The old one is kept where nothing changed."""
+def lock_of(
+    found: Resolution, digest: str | None, before: Lock | None, verified: Mapping[Reference, Sequence[Verified]]
+) -> Lock:
+    """The lock of a resolution; `digest` is that of the base's tensors, `verified` are signatures of its deltas.
+
+    The old one is kept where nothing changed.
+    """
     build = found.recipe.build
     merge = Merge.of(build.method, parameter_schedules(build.method, build.parameters), build.seed)
     lock = Lock(
@@ -173,15 +182,22 @@ def lock_of(found: Resolution, digest: str | None, before: Lock | None = None) -
                 licence=choice.details.licence,
                 exactness=choice.details.exactness,
                 size=choice.details.size,
+                signatures=record(verified.get(choice.candidate.reference, ()), _signatures(choice.candidate, before)),
             )
             for choice in found.choices
         ],
     )
     if before is not None and before.meaning == lock.meaning:
-        return before
+        return before if before.deltas == lock.deltas else before.model_copy(update={"deltas": lock.deltas})
     # What was built is still what would be built.
     output = before.output if before is not None and before.deciding == lock.deciding else None
     return lock if output is None else lock.model_copy(update={"output": output})
+
+
+def _signatures(candidate: Candidate, before: Lock | None) -> list[LockedSignature]:
+    """What a lock has of the signatures of these bytes."""
+    old = None if before is None else before.delta(candidate.repository)
+    return old.signatures if old is not None and old.digest == candidate.digest else []
 
 
 def keep_lock(lock: Lock, project: Project) -> Lock:
@@ -194,7 +210,9 @@ def keep_lock(lock: Lock, project: Project) -> Lock:
     except (BadLock, UnsupportedFormat):
         now = None
     if now is not None and now.meaning == lock.meaning and lock.output in (None, now.output):
-        return now
+        if now.deltas == lock.deltas:
+            return now
+        lock = lock.model_copy(update={"output": now.output})
     write_lock(lock, project.lock_path)
     return lock
 

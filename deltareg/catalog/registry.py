@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import platformdirs
@@ -17,7 +18,7 @@ from deltareg.manifest import Fingerprint
 from deltareg.names import Reference, parse_reference
 from deltareg.paths import expand_home
 from deltareg.progress import Progress
-from deltareg.signing import Policies, SignatureRow, StoreReferrers
+from deltareg.signing import PINS_NAME, Pins, Policies, ReferrerSource, SignatureRow, StoreReferrers, Verified
 from deltareg.store import FsckReport, GcReport, Store, version_among
 
 __all__ = ["Registry", "default_home"]
@@ -35,13 +36,16 @@ class Registry:
     store: Store
     catalog: Catalog
     policies: Policies
-    """Whose deltas have to be signed before they are pulled, locked, built or applied."""
+    """Whose deltas have to be signed before they are pulled, locked, built or applied, as the settings say."""
+    pins: Pins
+    """The same, as servers have told it. What either asks for has to be there."""
 
     def __init__(
         self, home: Path | str | None = None, *, create: bool = True, policies: Policies | None = None
     ) -> None:
         self.policies = policies or Policies()
         self.home = expand_home(default_home() if home is None else home).absolute()
+        self.pins = Pins(self.home / PINS_NAME)
         if self.home.exists() and not self.home.is_dir():
             raise InvalidArgument(
                 f"{self.home} is no directory", hint="let DELTAREG_HOME name the directory of a registry"
@@ -74,17 +78,31 @@ class Registry:
         """The delta of that name. Raises NotFound, BadName, DigestMismatch, BadManifest."""
         return Artifact.open(self.store, self.resolve(reference))
 
+    def asks_who_signed(self, repository: str) -> bool:
+        """Whether any policy is for `namespace/name`."""
+        return self.policies.of(repository) is not None or bool(self.pins.of(repository.partition("/")[0]))
+
+    def check_policies(self, reference: Reference, digest: Digest, sources: Iterable[ReferrerSource]) -> list[Verified]:
+        """The signatures that let a delta be used, wherever it is; `sources` is gone through once for each policy.
+
+        Those of the settings and those that servers told all have to be met. Raises SignatureMissing,
+        SignatureUntrusted, SignatureInvalid, SignersChanged, RemoteUnavailable.
+        """
+        own = self.policies.check(reference, digest, sources)
+        return own + self.pins.check(reference, digest, sources)
+
     def check_signed(self, reference: Reference | str) -> list[SignatureRow]:
         """The signatures that let a delta of that name be used, where a policy asks for some.
 
-        Raises NotFound, SignatureMissing, SignatureUntrusted, SignatureInvalid.
+        Raises NotFound and what `check_policies` raises.
         """
         wanted = _parsed(reference)
-        if self.policies.of(wanted.repository) is None:
+        if not self.asks_who_signed(wanted.repository):
             return []
         # Who names a digest means these bytes, whichever of their versions was signed.
         name = wanted if wanted.digest is not None else self.version_of(wanted)
-        return self.policies.check(name, self.resolve(wanted), [StoreReferrers(self.store)])
+        found = self.check_policies(name, self.resolve(wanted), [StoreReferrers(self.store)])
+        return [one.row for one in found]
 
     def publish(self, reference: Reference | str, manifest: bytes) -> Digest:
         """Name a manifest whose blobs are in the store: see `Store.publish`."""

@@ -33,6 +33,7 @@ from deltareg.cli.registry import list_deltas, show, verify
 from deltareg.cli.remotes import remote_app
 from deltareg.cli.search import search
 from deltareg.cli.setup import init
+from deltareg.cli.signers import signers_app
 from deltareg.cli.signing import sign
 from deltareg.cli.transfers import pull, push
 from deltareg.cli.yanks import unyank, yank
@@ -114,6 +115,7 @@ app.command("undeprecate")(undeprecate)
 app.add_typer(channel_app, name="channel")
 app.command("verify")(verify)
 app.command("sign")(sign)
+app.add_typer(signers_app, name="signers")
 app.command("check")(check)
 app.command("compare")(compare)
 app.command("apply")(apply)

@@ -9,7 +9,7 @@ from pydantic import Field, field_serializer
 from deltareg.catalog import CatalogRow
 from deltareg.manifest import DeltaConfig, Document, Manifest, TensorEntry
 from deltareg.recipe import Number, Setting
-from deltareg.signing import SignatureRow
+from deltareg.signing import Pin, SignatureRow
 
 __all__ = [
     "ChannelChange",
@@ -147,6 +147,15 @@ class KeyReport(Document):
     public: str = Field(description="path of the public key")
     fingerprint: str | None = Field(description="SHA-256 digest of the public key's PEM text; null of a dry run")
     dry_run: bool
+
+
+class SignersReport(Document):
+    """Whom servers have named to sign what is in their namespaces; of a change, what was remembered or forgotten."""
+
+    change: Literal["accepted", "forgotten"] | None = Field(default=None, description="null where they are listed")
+    file: str = Field(description="where it is remembered")
+    signers: list[Pin]
+    dry_run: bool = False
 
 
 class MarkedVersion(Document):

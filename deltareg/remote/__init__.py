@@ -19,9 +19,11 @@ from deltareg.remote.protocol import (
     RemoteEntry,
     RemovingRemote,
     SearchableRemote,
+    SignersRemote,
     is_removing,
     is_searchable,
     takes_files,
+    tells_signers,
 )
 from deltareg.remote.verified import RemoteReferrers, read_blob, read_manifest
 
@@ -38,6 +40,7 @@ __all__ = [
     "RemoteReferrers",
     "RemovingRemote",
     "SearchableRemote",
+    "SignersRemote",
     "is_removing",
     "is_searchable",
     "open_meant",
@@ -46,6 +49,7 @@ __all__ = [
     "read_blob",
     "read_manifest",
     "takes_files",
+    "tells_signers",
 ]
 
 

@@ -25,9 +25,11 @@ __all__ = [
     "RemoteEntry",
     "RemovingRemote",
     "SearchableRemote",
+    "SignersRemote",
     "is_removing",
     "is_searchable",
     "takes_files",
+    "tells_signers",
 ]
 
 PROTOCOL_VERSION = 1
@@ -171,6 +173,17 @@ class FilesRemote(Remote, Protocol):
         ...
 
 
+class SignersRemote(Remote, Protocol):
+    """A remote whose owners say who has to sign what is in a namespace."""
+
+    def signers(self, namespace: str) -> list[str]:
+        """PEM texts of public keys, one of which has to have signed; none where it asks for nothing. Not trusted.
+
+        Raises BadManifest for an answer that is none.
+        """
+        ...
+
+
 class RemovingRemote(Remote, Protocol):
     """A remote whose versions can be removed."""
 
@@ -185,6 +198,11 @@ class RemovingRemote(Remote, Protocol):
 def takes_files(remote: Remote) -> TypeGuard[FilesRemote]:
     """Whether a remote shows files beside versions."""
     return callable(getattr(remote, "put_files", None))
+
+
+def tells_signers(remote: Remote) -> TypeGuard[SignersRemote]:
+    """Whether a remote says who has to sign. May ask it of which kind it is."""
+    return callable(getattr(remote, "signers", None))
 
 
 def is_removing(remote: Remote) -> TypeGuard[RemovingRemote]:

@@ -88,6 +88,14 @@ class _WhoAmI(Document):
     namespaces: list[_Membership] = Field(default=[])
 
 
+class _Rules(Document):
+    signed_by: list[str]
+
+
+class _Namespace(Document):
+    policy: _Rules
+
+
 class ServerRemote:
     """The deltareg server below `http.base`; `url` is what the user calls it. Nothing is asked of it yet."""
 
@@ -192,6 +200,11 @@ class ServerRemote:
         }
         given = urlencode({key: value for key, value in asked.items() if value is not None})
         return _parsed(SearchReport, self._ask("GET", f"api/v1/search?{given}", limit=_LIST_LIMIT))
+
+    def signers(self, namespace: str) -> builtins.list[str]:
+        """The public keys, PEM, one of which has to have signed what is in a namespace."""
+        answer = self._ask("GET", f"api/v1/namespaces/{quote(namespace, safe='')}", accept=(404,))
+        return [] if answer.status == 404 else _parsed(_Namespace, answer).policy.signed_by
 
     def yank(self, reference: Reference, reason: str) -> None:
         """Yank a version."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +14,8 @@ from deltareg.errors import DigestMismatch, InvalidArgument, NotFound
 from deltareg.manifest import Conflict, Descriptor, Exactness, Requirement
 from deltareg.names import LOCAL, Reference, parse_reference
 from deltareg.remote import Network, Remote, RemoteReferrers, open_remote, read_blob, read_manifest
-from deltareg.signing import ReferrerSource, StoreReferrers
+from deltareg.signatures import learn_signers
+from deltareg.signing import ReferrerSource, StoreReferrers, Verified
 from deltareg.spelling import did_you_mean
 from deltareg.store import Entry, Store, channels_by_digest
 
@@ -205,6 +206,7 @@ class Sources:
     keeps: bool = True
     network: Network = field(default_factory=Network)
     _opened: dict[str, Source] = field(default_factory=dict[str, Source], init=False, repr=False)
+    _asked: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]], init=False, repr=False)
 
     def remote_of(self, repository: str, wanted: str | None = None) -> str:
         """The name of the remote that a name is bound to; `wanted` is what the recipe says of it."""
@@ -226,18 +228,21 @@ class Sources:
                 self._opened[name] = RemoteSource(name, self.remote(name), self.registry.store, keeps=self.keeps)
         return self._opened[name]
 
-    def check_signed(self, reference: Reference, digest: Digest, name: str) -> None:
+    def check_signed(self, reference: Reference, digest: Digest, name: str, *, ask: bool = True) -> list[Verified]:
         """Refuse a delta that a policy forbids: neither here nor at the remote `name` is a signature that suffices.
 
-        Raises SignatureMissing, SignatureUntrusted, SignatureInvalid, RemoteUnavailable.
+        With `ask` the remote is asked for its own policy first, once for a namespace. Raises SignatureMissing,
+        SignatureUntrusted, SignatureInvalid, SignersChanged, RemoteUnavailable; BadManifest for a policy that is none.
         """
-        self.registry.policies.check(reference, digest, self._referrers(name))
+        place = (name, reference.namespace)
+        if ask and name != LOCAL and not self.offline and place not in self._asked:
+            learn_signers(self.registry, self.remote(name), reference.namespace, keep=self.keeps)
+            self._asked.add(place)
+        return self.registry.check_policies(reference, digest, self.referrers(name))
 
-    def _referrers(self, name: str) -> Iterator[ReferrerSource]:
-        """This machine first: the remote is asked only where that does not do."""
-        yield StoreReferrers(self.registry.store)
-        if name != LOCAL and not self.offline:
-            yield RemoteReferrers(self.remote(name))
+    def referrers(self, name: str) -> Iterable[ReferrerSource]:
+        """Where signatures of what comes from the remote `name` are looked for, as often as it is gone through."""
+        return _Referrers(self, name)
 
     def remote(self, name: str) -> Remote:
         """The remote of that name. Raises InvalidArgument for an unknown one."""
@@ -252,6 +257,19 @@ class Sources:
                 else f"deltareg remote add {name} URL",
             )
         return open_remote(self.urls[name], self.network)
+
+
+@dataclass(frozen=True)
+class _Referrers:
+    """This machine first: the remote is asked only where that does not do."""
+
+    sources: Sources
+    name: str
+
+    def __iter__(self) -> Iterator[ReferrerSource]:
+        yield StoreReferrers(self.sources.registry.store)
+        if self.name != LOCAL and not self.sources.offline:
+            yield RemoteReferrers(self.sources.remote(self.name))
 
 
 def _named_source(registry: Registry, name: str) -> RegistrySource:

@@ -10,7 +10,17 @@ from typing import Any
 from deltareg.errors import InvalidArgument, OutputExists, translate_os_errors
 from deltareg.signing.library import load
 
-__all__ = ["CURVES", "KEY_LIMIT", "fingerprint_of", "generate_key", "private_key", "public_key", "read_pem"]
+__all__ = [
+    "CURVES",
+    "KEY_LIMIT",
+    "fingerprint_of",
+    "generate_key",
+    "parse_public_key",
+    "pem_of",
+    "private_key",
+    "public_key",
+    "read_pem",
+]
 
 CURVES = ("secp256r1", "secp384r1", "secp521r1")
 """The curves that model-signing takes."""
@@ -60,34 +70,43 @@ def private_key(path: Path, password: bytes | None = None) -> Any:
         raise InvalidArgument(
             f"{path} is no private key in PEM form", hint="deltareg sign --generate-key PREFIX makes one"
         ) from error
-    _check_curve(key, path)
+    _check_curve(key, str(path))
     return key
 
 
 def public_key(path: Path) -> Any:
     """The public key in a PEM file, one that model-signing takes. Raises InvalidArgument, NotAllowed, NotFound."""
-    raw = read_pem(path)
+    return parse_public_key(read_pem(path), str(path))
+
+
+def parse_public_key(raw: bytes, what: str) -> Any:
+    """The public key in a PEM text, one that model-signing takes; `what` it is called. Raises InvalidArgument."""
     forms = load("cryptography.hazmat.primitives.serialization")
+    unsupported = load("cryptography.exceptions").UnsupportedAlgorithm
     try:
         key = forms.load_pem_public_key(raw)
-    except ValueError as error:
+    except (ValueError, unsupported) as error:
         private = b"PRIVATE KEY" in raw
         raise InvalidArgument(
-            f"{path} is a private key" if private else f"{path} is no public key in PEM form",
+            f"{what} is a private key" if private else f"{what} is no public key in PEM form",
             cause=None if private else str(error).split(".")[0],
-            hint=f"take the public one out of it: openssl ec -in {path} -pubout -out public.pem"
+            hint=f"take the public one out of it: openssl ec -in {what} -pubout -out public.pem"
             if private
             else "name a PEM file with a public key or with certificates, or IDENTITY@ISSUER",
         ) from error
-    _check_curve(key, path)
+    _check_curve(key, what)
     return key
 
 
 def fingerprint_of(key: Any) -> str:
     """What a public key is called: the SHA-256 digest of its PEM text, as model-signing has it in its bundles."""
+    return hashlib.sha256(pem_of(key)).hexdigest()
+
+
+def pem_of(key: Any) -> bytes:
+    """The PEM text of a public key, the same for each way in which the key was written."""
     forms = load("cryptography.hazmat.primitives.serialization")
-    text = key.public_bytes(forms.Encoding.PEM, forms.PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(text).hexdigest()
+    return key.public_bytes(forms.Encoding.PEM, forms.PublicFormat.SubjectPublicKeyInfo)
 
 
 def read_pem(path: Path) -> bytes:
@@ -101,11 +120,11 @@ def read_pem(path: Path) -> bytes:
     return raw
 
 
-def _check_curve(key: Any, path: Path) -> None:
+def _check_curve(key: Any, what: str) -> None:
     curve = getattr(getattr(key, "curve", None), "name", None)
     if curve not in CURVES:
         raise InvalidArgument(
-            f"{path} is no key on one of the curves that signatures take" + (f": {curve}" if curve else ""),
+            f"{what} is no key on one of the curves that signatures take" + (f": {curve}" if curve else ""),
             cause=f"they are {', '.join(CURVES)}",
             hint="openssl ecparam -name prime256v1 -genkey -noout -out key.pem",
         )

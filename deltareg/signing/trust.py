@@ -11,11 +11,11 @@ from typing import Any, Protocol
 from deltareg.errors import InvalidArgument, SignatureInvalid, SignatureUntrusted
 from deltareg.paths import expand_home
 from deltareg.signing.bundle import Statement
-from deltareg.signing.keys import fingerprint_of, public_key, read_pem
+from deltareg.signing.keys import fingerprint_of, pem_of, public_key, read_pem
 from deltareg.signing.library import load
 from deltareg.signing.sign import sigstore_unavailable
 
-__all__ = ["Trusted", "check_trusted", "is_identity", "signer_of", "trusted"]
+__all__ = ["Trusted", "TrustedKey", "check_trusted", "is_identity", "signer_of", "trusted"]
 
 _IDENTITY = re.compile(r"(?P<identity>.+)@(?P<issuer>https?://.+)")
 
@@ -45,7 +45,7 @@ class TrustedKey:
     """Whoever has the private key of this public one."""
 
     name: str
-    path: Path
+    pem: bytes
     fingerprint: str
 
     def claims(self, statement: Statement) -> bool:
@@ -54,7 +54,10 @@ class TrustedKey:
 
     def check(self, statement: Statement, root: Path, bundle: Path) -> None:
         """Raises SignatureInvalid."""
-        config = load("model_signing.verifying").Config().use_elliptic_key_verifier(public_key=self.path)
+        # model-signing reads keys from files. This one is removed with the bundle.
+        key = bundle.with_name("key.pem")
+        key.write_bytes(self.pem)
+        config = load("model_signing.verifying").Config().use_elliptic_key_verifier(public_key=key)
         _verify(config, root, bundle, f"the signature of the key {self.fingerprint}")
 
 
@@ -118,7 +121,8 @@ def trusted(text: str) -> Trusted:
     path = expand_home(text)
     raw = read_pem(path)
     if b"BEGIN CERTIFICATE" not in raw:
-        return TrustedKey(text, path, fingerprint_of(public_key(path)))
+        key = public_key(path)
+        return TrustedKey(text, pem_of(key), fingerprint_of(key))
     try:
         load("cryptography.x509").load_pem_x509_certificates(raw)
     except ValueError as error:

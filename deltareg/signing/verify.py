@@ -24,7 +24,7 @@ from deltareg.signing.library import signed_directory
 from deltareg.signing.source import ReferrerSource, bundle_in
 from deltareg.signing.trust import Trusted, signer_of
 
-__all__ = ["MOST_SIGNATURES", "SignatureRow", "signatures", "verify"]
+__all__ = ["MOST_SIGNATURES", "SignatureRow", "mistaken", "signatures", "verify"]
 
 MOST_SIGNATURES = 100
 """Signatures of one delta that are looked at: each costs two requests, and strangers may be able to add more."""
@@ -103,12 +103,12 @@ def _row(source: ReferrerSource, reference: Reference, digest: Digest, signature
         kind=statement.kind,
         signer=signer_of(statement),
         reference=str(statement.reference),
-        fault=_mistaken(statement, reference, digest),
+        fault=mistaken(statement, reference, digest),
     )
     return row, statement, bundle
 
 
-def _mistaken(statement: Statement, reference: Reference, digest: Digest) -> str | None:
+def mistaken(statement: Statement, reference: Reference, digest: Digest) -> str | None:
     """What a signature that may be sound is not for."""
     if statement.digest != digest:
         return f"it signs other bytes: {statement.digest}, not {digest}"

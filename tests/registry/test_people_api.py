@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, derive_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -21,11 +22,9 @@ from tests.registry.receiver import until
 from tests.servers.deltareg_server import RunningServer, running_server
 
 NAMESPACES = "/api/v1/namespaces"
-KEY = (
-    Ed25519PrivateKey.from_private_bytes(b"k" * 32)
-    .public_key()
-    .public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    .decode()
+KEY, UNKNOWN_CURVE = (
+    private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    for private in (derive_private_key(7, SECP256R1()), Ed25519PrivateKey.from_private_bytes(b"k" * 32))
 )
 
 
@@ -74,7 +73,8 @@ def test_owners_open_a_namespace_and_set_its_rules(server: RunningServer, owner:
     changed = owner.patch(acme, json={"policy": {"signedBy": [KEY]}}).json()
     assert changed["policy"] == {"deletion": True, "signedBy": [KEY]}
     assert changed["public"] is True
-    assert refused(owner.patch(acme, json={"policy": {"signedBy": ["no key"]}})) == (400, "DR0101")
+    for wrong in ("no key", UNKNOWN_CURVE):
+        assert refused(owner.patch(acme, json={"policy": {"signedBy": [wrong]}})) == (400, "DR0101")
     assert owner.patch(acme, json={"policy": {"signedBy": []}}).json()["policy"]["signedBy"] == []
 
 

@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
@@ -188,7 +189,7 @@ def test_uploads_at_once_share_the_room_that_there_is(server: RunningServer, rep
     statuses: list[int] = []
 
     def send() -> None:
-        def pieces() -> object:
+        def pieces() -> Iterator[bytes]:
             yield b"x" * 30
             begun.wait(20)
             go_on.wait(20)

@@ -96,21 +96,18 @@ def _checked_range(text: str) -> str:
 
 
 def _checked_texts(found: Any) -> Any:
-    entries = cast("dict[object, object]", found) if isinstance(found, dict) else {}
-    for key, value in entries.items():
-        if not isinstance(value, str):
-            raise ValueError(f"{str(key)[:100]!r} has a value that is no text")
+    if isinstance(found, dict) and not all(isinstance(value, str) for value in cast("dict[str, Any]", found).values()):
+        raise ValueError("not all of its values are texts")
     return cast("object", found)
 
 
 def _checked_count(found: Any) -> Any:
-    if isinstance(found, dict) and len(cast("dict[object, object]", found)) > _MOST_KEYS:
+    if isinstance(found, dict) and len(cast("dict[str, Any]", found)) > _MOST_KEYS:
         raise ValueError(f"more than {_MOST_KEYS} keys")
     return cast("object", found)
 
 
-# A document has room for millions of bad entries, and all of their faults together take all memory: of lists (FailFast)
-# and of dictionaries the first fault is enough.
+# All faults of millions of entries would take all memory: of lists (FailFast) and dictionaries one is enough.
 _MOST_KEYS = 1000
 _Few = BeforeValidator(_checked_count)
 Annotations = Annotated[dict[str, str], BeforeValidator(_checked_texts)]

@@ -163,7 +163,8 @@ def test_client_that_goes_away_is_told_of_in_one_line(server: RunningServer, log
         time.sleep(0.2)
     wait_for(lambda: log.of("gone"))
     (line,) = log.of("gone")
-    assert (line["status"], line["received"]) in ((499, 1), (400, 1))
+    # What it had sent by then need not have been read: first it is asked who sends it.
+    assert (line["status"], line["received"]) in ((499, 1), (400, 1), (400, 0), (499, 0))
 
 
 def test_log_for_people_has_one_line_a_request(server: RunningServer, log: Log) -> None:

@@ -178,14 +178,15 @@ def percentile(found: Iterable[float], share: float) -> float:
 
 
 def _memory(load: Load, samples: Sequence[tuple[float, int]], begun: float, ended: float) -> Iterator[Row | Goal]:
-    """From the warm-up on: a minute, or a tenth of a shorter load. The slope is that of the last two thirds."""
+    """The first third warms up: caches of threads, connections and heaps fill, while no Python object stays."""
     span = ended - begun
-    warm = [(at, size) for at, size in samples if begun + min(60, span / 10) <= at <= ended]
-    last = [(at / 60, size / _MIB) for at, size in warm if at >= begun + span / 3]
     minute = min(60, span / 4)
+    cold = [size for at, size in samples if begun <= at <= begun + minute]
+    warm = [(at, size) for at, size in samples if begun + span / 3 <= at <= ended]
     first = fmean(size for at, size in warm if at <= warm[0][0] + minute)
     final = fmean(size for at, size in warm if at >= ended - minute)
-    slope, _ = linear_regression(*zip(*last, strict=True))
-    yield Row(load.case, "the server's memory, at its highest", memory=max(size for _, size in warm))
+    slope, _ = linear_regression(*zip(*((at / 60, size / _MIB) for at, size in warm), strict=True))
+    yield Row(load.case, "the server's memory, in the first minute", memory=round(fmean(cold)))
+    yield Row(load.case, "the server's memory, at its highest", memory=max(size for _, size in samples))
     told = f"{final / first - 1:+.1%}: {first / _MIB:.0f} → {final / _MIB:.0f} MiB, {slope:+.2f} MiB a minute"
     yield Goal(load.case, f"memory grows by ≤ {_GROWTH:.0%}", told, final <= first * (1 + _GROWTH))

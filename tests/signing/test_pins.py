@@ -191,7 +191,7 @@ def test_key_that_the_server_names_later_does_not_count_before_it_is_accepted(
     assert caught.value.data["added"] == [told(other).fingerprint]
     assert f"deltareg signers accept acme --remote {server.url}" in str(caught.value.hint)
     # What the old key has signed can be used all the time: owners may change keys without anybody standing still.
-    assert pull(again(user), NAME, client(server)).sent == 0
+    assert pull(again(user), NAME, client(server)).moved == 0
     user.pins.accept(server.url, "acme", ask_signers(client(server), "acme"))
     assert pull(again(user), "acme/search:2.0.0", client(server)).reference == "acme/search:2.0.0"
 

@@ -26,6 +26,7 @@ _STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _TOKENS = re.compile(_STRINGS.pattern + rb"|[\[{\]}]", re.DOTALL)
 # Digits and exponents as only a number has that may be too large for a double.
 _HUGE = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{200}")
+_AS_ONE = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
@@ -118,22 +119,25 @@ def _check_depth(raw: bytes) -> bytes:
     # Counted on the bytes, before the parser recurses. An inventory has a million strings: without escapes, every
     # second piece between quotation marks is one, and no search is needed to leave them out.
     outside = _STRINGS.sub(b"", raw) if b"\\" in raw else b"".join(raw.split(b'"')[::2])
-    brackets = outside.translate(None, delete=_NO_BRACKETS)
-    if brackets.count(b"[") + brackets.count(b"{") > _JSON_CONTAINERS:
+    brackets = outside.translate(_AS_ONE, delete=_NO_BRACKETS)
+    if brackets.count(b"[") > _JSON_CONTAINERS:
         raise ValueError(f"more than {_JSON_CONTAINERS} objects and arrays")
-    depth = 0
-    for byte in brackets:
-        depth += 1 if byte in b"[{" else -1
-        if depth > _JSON_DEPTH:
-            raise ValueError(f"nested deeper than {_JSON_DEPTH} at byte {_too_deep(raw)}")
+    # Each round takes away what has nothing within: as many rounds as levels. What is left is too deep, or no JSON.
+    for _ in range(_JSON_DEPTH):
+        brackets = brackets.replace(b"[]", b"")
+        if not brackets:
+            return outside
+    place = _too_deep(raw)
+    if place is not None:
+        raise ValueError(f"nested deeper than {_JSON_DEPTH} at byte {place}")
     return outside
 
 
-def _too_deep(raw: bytes) -> int:
+def _too_deep(raw: bytes) -> int | None:
     depth = 0
     for token in _TOKENS.finditer(raw):
         first = token.group()[:1]
         depth += (first in b"[{") - (first in b"]}")
         if depth > _JSON_DEPTH:
             return token.start()
-    return len(raw)
+    return None

@@ -7,6 +7,7 @@ every byte. Places never change within format version 1.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,13 +137,9 @@ def _values_of(elements: Array, tensors: int) -> Array:
 
 
 def _elements(spec: TensorSpec) -> int:
-    if 0 in spec.shape:
-        return 0
-    count = 1
-    for extent in spec.shape:
-        count *= extent
-        if count > _MAX_ELEMENTS:
-            raise BadManifest(f"tensor {spec.name!r:.120} has more than 2^40 elements", tensor=spec.name)
+    count = math.prod(spec.shape)
+    if count > _MAX_ELEMENTS:
+        raise BadManifest(f"tensor {spec.name!r:.120} has more than 2^40 elements", tensor=spec.name)
     return count
 
 

@@ -38,12 +38,23 @@ from tests.disks import fill, read_only, small_disk
 from tests.keys import KeyPair, make_key
 from tests.registry.deltas import pack_of
 from tests.remote.site import Asked, say, serve_site
-from tests.servers.deltareg_server import RunningServer, server
-
-__all__ = ["server"]
+from tests.servers.deltareg_server import RunningServer, empty, running_server
 
 NAME = "acme/search:1.0.0"
 URL = "https://deltas.acme.org"
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with running_server(tmp_path_factory.mktemp("pins") / "server") as started:
+        yield started
+
+
+@pytest.fixture
+def server(running: RunningServer) -> RunningServer:
+    """A server with nothing in it, which the tests here share."""
+    empty(running)
+    return running
 
 
 @pytest.fixture

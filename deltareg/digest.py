@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from typing import Any, NewType
 
@@ -23,6 +24,8 @@ _JSON_CONTAINERS = 4_000_000
 # Possessive, and a string may lack its end: hostile text must not make the search start again and again.
 _STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _TOKENS = re.compile(_STRINGS.pattern + rb"|[\[{\]}]", re.DOTALL)
+# Digits and exponents as only a number has that may be too large for a double.
+_HUGE = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{200}")
 _AS_ONE = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
@@ -65,16 +68,28 @@ def _refuse_constant(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"the number {text:.40} is larger than a double holds")
+    return number
+
+
 def parse_json(data: bytes | bytearray | memoryview, *, what: str) -> Any:
     """Parse a JSON document that came from outside.
 
-    Duplicate keys, NaN and Infinity, wrong UTF-8, lone surrogates, nesting deeper than 64 and millions of objects are
-    refused. `what` names the document in the BadManifest that is raised.
+    Duplicate keys, NaN and Infinity, numbers that a double takes for infinite, wrong UTF-8, lone surrogates, nesting
+    deeper than 64 and millions of objects are refused. `what` names the document in the BadManifest that is raised.
     """
     raw = bytes(data)
     try:
         _check_depth(raw)
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
+        value = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_refuse_duplicates,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+        )
         if b"\\ud" in raw or b"\\uD" in raw:
             # Half of a surrogate pair is no text: nothing could print or store it later.
             json.dumps(value, ensure_ascii=False).encode()
@@ -87,7 +102,7 @@ def json_keys(raw: bytes) -> int | None:
     """How many keys a JSON document has, where only a lenient parser's leniency on those is in question.
 
     None for what such a parser might take and `parse_json` does not: escapes (of half characters), NaN and Infinity,
-    nesting deeper than 64, millions of objects.
+    numbers without bound, nesting deeper than 64, millions of objects.
     """
     if b"\\" in raw:
         return None
@@ -95,7 +110,8 @@ def json_keys(raw: bytes) -> int | None:
         outside = _check_depth(raw)
     except ValueError:
         return None
-    return None if b"N" in outside or b"I" in outside else outside.count(b":")
+    lenient = b"N" in outside or b"I" in outside or _HUGE.search(outside) is not None
+    return None if lenient else outside.count(b":")
 
 
 def _check_depth(raw: bytes) -> bytes:

@@ -47,8 +47,8 @@ class TransferReport(Document):
     digest: str = Field(description="of the manifest")
     remote: str = Field(description="URL")
     blobs: int = Field(description="blobs of the artifact, without the manifest")
-    sent: int = Field(description="blobs that were moved")
-    bytes: int = Field(description="bytes that were moved")
+    moved: int = Field(description="blobs that were sent or fetched")
+    bytes: int = Field(description="bytes that were sent or fetched")
     referrers: int = Field(default=0, description="signatures and other artifacts about it that were moved")
     skipped_bytes: int = Field(description="bytes of blobs that were there already, whole or in part")
     seconds: float
@@ -93,11 +93,11 @@ def push(
     if dry_run:
         absent = _missing(lacks, manifest)
         return report(len(absent), sum(blob.size for blob in absent), dry_run=True, warnings=warnings)
-    sent = moved = 0
+    moved = size = 0
     for attempt in range(_ROUNDS):
         absent = _missing(lacks, manifest)
-        moved += _in_parallel("push", _sender(store, remote, version.repository), absent, threads, progress)
-        sent += len(absent)
+        size += _in_parallel("push", _sender(store, remote, version.repository), absent, threads, progress)
+        moved += len(absent)
         if beside is not None and not there and attempt == 0:
             _send_beside(remote, version, beside)
         try:
@@ -108,7 +108,7 @@ def push(
             if attempt == _ROUNDS - 1:
                 raise
     referrers.send(store, remote, version.repository, going.carried)
-    return report(sent, moved, dry_run=False, warnings=warnings)
+    return report(moved, size, dry_run=False, warnings=warnings)
 
 
 def pull(
@@ -152,14 +152,14 @@ def pull(
     report = partial(_report, version, digest, remote, manifest, begun=begun)
     if dry_run:
         absent = _missing(lambda digests: store.missing(digests, touch=False), manifest)
-        moved = sum(blob.size - store.kept(blob) for blob in absent)
-        return report(len(absent), moved, referrers=len(coming.carried), dry_run=True, warnings=warnings)
+        size = sum(blob.size - store.kept(blob) for blob in absent)
+        return report(len(absent), size, referrers=len(coming.carried), dry_run=True, warnings=warnings)
     with store.hold():
         absent = _missing(store.missing, manifest)
         present = [blob for blob in manifest.blobs if blob not in absent]
         absent += _damaged(store, present, threads, progress)
         _check_space(store, absent)
-        moved = _in_parallel("pull", _fetcher(store, remote, wanted.repository), absent, threads, progress)
+        size = _in_parallel("pull", _fetcher(store, remote, wanted.repository), absent, threads, progress)
         store.publish(version, data, **marks)
         lost = referrers.fetch(store, remote, version.repository, coming.carried)
         warnings += lost
@@ -170,7 +170,7 @@ def pull(
         hint = f"deltareg pull {one.name} --remote {remote.url}"
         warnings.append(f"{version} was taken on top of {one}, which is not here: {hint}")
     came = len(coming.carried) - len(lost)
-    return report(len(absent), moved, referrers=came, dry_run=False, warnings=warnings)
+    return report(len(absent), size, referrers=came, dry_run=False, warnings=warnings)
 
 
 _Work = Callable[[Descriptor, Progress], int]
@@ -335,8 +335,8 @@ def _report(
     digest: Digest,
     remote: Remote,
     manifest: Manifest,
-    sent: int,
     moved: int,
+    size: int,
     *,
     referrers: int,
     begun: float,
@@ -348,10 +348,10 @@ def _report(
         digest=digest,
         remote=remote.url,
         blobs=len(manifest.blobs),
-        sent=sent,
-        bytes=moved,
+        moved=moved,
+        bytes=size,
         referrers=referrers,
-        skipped_bytes=max(0, sum(blob.size for blob in manifest.blobs) - moved),
+        skipped_bytes=max(0, sum(blob.size for blob in manifest.blobs) - size),
         seconds=time.monotonic() - begun,
         dry_run=dry_run,
         warnings=list(warnings),

@@ -87,6 +87,9 @@ def test_what_json_cannot_say_is_refused(value: object) -> None:
         (b"NaN", "NaN is not JSON"),
         (b"[Infinity]", "Infinity is not JSON"),
         (b'{"a":-Infinity}', "-Infinity is not JSON"),
+        (b"1e999", "the number 1e999 is larger than a double holds"),
+        (b'{"a":[-1e999]}', "the number -1e999 is larger"),
+        (b"1" * 400 + b".5", "is larger than a double holds"),
         (b'"\xff"', "utf-8"),
         (b'"\xed\xa0\x80"', "utf-8"),
         ("{}".encode("utf-16"), "utf-8"),
@@ -109,6 +112,7 @@ def test_what_is_no_strict_json_is_refused_by_its_name(data: bytes, why: str) ->
     ("data", "value"),
     [
         (b'{"a": [1, 2.5, null, true, "\\u00e9"]}', {"a": [1, 2.5, None, True, "é"]}),
+        (b"[1e308, 1e-999, 2E+2]", [1e308, 0.0, 200.0]),
         (b" null ", None),
         (b'"' + b"[" * 100 + b'"', "[" * 100),
         (b'"\\"' + b"{" * 100 + b'"', '"' + "{" * 100),

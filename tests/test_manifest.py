@@ -178,6 +178,8 @@ def test_inventories_of_newer_versions_keep_what_they_say(more: str) -> None:
         f'{{"formatVersion":1,"tensors":[{{{ENTRY},"later":{{"a":1,"a":2}}}}]}}',
         f'{{"formatVersion":1,"formatVersion":1,"tensors":[{{{ENTRY}}}]}}',
         f'{{"formatVersion":1,"tensors":[{{{ENTRY},"baseNorm":NaN}}]}}',
+        f'{{"formatVersion":1,"tensors":[{{{ENTRY},"later":1e999}}]}}',
+        f'{{"formatVersion":1,"tensors":[{{{ENTRY},"later":1{"0" * 400}.0}}]}}',
         f'{{"formatVersion":1,"tensors":[{{{ENTRY},"later":Infinity}}]}}',
         f'{{"formatVersion":1,"tensors":[{{{ENTRY},"later":"\\ud800"}}]}}',
         f'{{"formatVersion":1,"tensors":[{{{ENTRY},"size":1.0}}]}}',

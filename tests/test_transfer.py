@@ -102,10 +102,10 @@ def test_delta_goes_to_a_remote_and_comes_back_the_same(
     total = raw_size(registry.store, digest)
     report = deltareg.push(registry, NAME, remote)
     assert (report.reference, report.digest, report.remote) == (NAME, digest, remote.url)
-    assert (report.blobs, report.sent, report.bytes, report.skipped_bytes) == (5, 5, total, 0)
+    assert (report.blobs, report.moved, report.bytes, report.skipped_bytes) == (5, 5, total, 0)
     assert not report.dry_run
     report = deltareg.pull(other, NAME, remote)
-    assert (report.blobs, report.sent, report.bytes, report.skipped_bytes) == (5, 5, total, 0)
+    assert (report.blobs, report.moved, report.bytes, report.skipped_bytes) == (5, 5, total, 0)
     assert other.resolve(NAME) == digest
     assert other.store.read(digest) == registry.store.read(digest)
     assert other.fsck().ok
@@ -120,10 +120,10 @@ def test_only_what_is_missing_travels(registry: Registry, other: Registry, remot
     push(registry, NAME, remote)
     publish(registry.store, "acme/search:1.1.0", [*PACKS, b"one more"])
     report = push(registry, "acme/search:1.1.0", remote)
-    assert (report.blobs, report.sent, report.bytes) == (6, 1, 8)
+    assert (report.blobs, report.moved, report.bytes) == (6, 1, 8)
     pull(other, NAME, remote)
     report = pull(other, "acme/search:1.1.0", remote)
-    assert (report.blobs, report.sent, report.bytes) == (6, 1, 8)
+    assert (report.blobs, report.moved, report.bytes) == (6, 1, 8)
     assert report.skipped_bytes == raw_size(registry.store, registry.resolve("acme/search:1.1.0")) - 8
 
 
@@ -131,15 +131,15 @@ def test_second_time_moves_nothing(registry: Registry, other: Registry, remote: 
     publish(registry.store, NAME, PACKS)
     for move, home in ((push, registry), (push, registry), (pull, other), (pull, other)):
         report = move(home, NAME, remote)
-    assert (report.sent, report.bytes) == (0, 0)
-    assert push(registry, NAME, remote).sent == 0
+    assert (report.moved, report.bytes) == (0, 0)
+    assert push(registry, NAME, remote).moved == 0
 
 
 @pytest.mark.parametrize("threads", [1, 2, 16])
 def test_any_number_of_threads_does(registry: Registry, other: Registry, remote: DirectoryRemote, threads: int) -> None:
     publish(registry.store, NAME, [noise(10_000, seed) for seed in range(40)])
-    assert push(registry, NAME, remote, threads=threads).sent == 42
-    assert pull(other, NAME, remote, threads=threads).sent == 42
+    assert push(registry, NAME, remote, threads=threads).moved == 42
+    assert pull(other, NAME, remote, threads=threads).moved == 42
     assert other.fsck().ok
 
 
@@ -167,11 +167,11 @@ def test_dry_run_tells_and_does_nothing(registry: Registry, other: Registry, rem
     digest = publish(registry.store, NAME, PACKS)
     total = raw_size(registry.store, digest)
     report = push(registry, NAME, remote, dry_run=True)
-    assert (report.sent, report.bytes, report.dry_run) == (5, total, True)
+    assert (report.moved, report.bytes, report.dry_run) == (5, total, True)
     assert list(remote.path.iterdir()) == []
     push(registry, NAME, remote)
     report = pull(other, NAME, remote, dry_run=True)
-    assert (report.sent, report.bytes, report.dry_run) == (5, total, True)
+    assert (report.moved, report.bytes, report.dry_run) == (5, total, True)
     assert blob_files(other.store.root) == []
     assert other.list() == []
 
@@ -372,7 +372,7 @@ def test_pull_mends_what_fsck_found(registry: Registry, other: Registry, remote:
     os.truncate(other.store.path(sha256(PACKS[1])), 10)
     other.store.path(sha256(b"small")).unlink()
     assert len(other.fsck().faults) == 5
-    assert pull(other, NAME, remote).sent == 5
+    assert pull(other, NAME, remote).moved == 5
     assert other.fsck().ok
     assert other.resolve(NAME) == digest
 
@@ -385,7 +385,7 @@ def test_one_damaged_blob_is_all_that_is_fetched_again(
     pull(other, NAME, remote)
     flip(other.store.path(sha256(PACKS[1])), 12345)
     report = pull(other, NAME, remote)
-    assert (report.sent, report.bytes) == (1, len(PACKS[1]))
+    assert (report.moved, report.bytes) == (1, len(PACKS[1]))
     assert other.fsck().ok
 
 
@@ -627,8 +627,8 @@ def test_read_only_remote_takes_no_push_and_serves_a_pull(
         with pytest.raises(NotAllowed) as caught:
             push(registry, "acme/search:2.0.0", remote)
         assert caught.value.exit_code == 4
-        assert push(registry, "acme/search:2.0.0", remote, dry_run=True).sent == 1
-        assert pull(other, NAME, remote).sent == 3
+        assert push(registry, "acme/search:2.0.0", remote, dry_run=True).moved == 1
+        assert pull(other, NAME, remote).moved == 3
 
 
 def test_full_remote_names_nothing(registry: Registry, tmp_path: Path) -> None:
@@ -677,7 +677,7 @@ def test_blob_that_was_collected_during_a_push_is_sent_again(registry: Registry,
 
     digest = publish(registry.store, NAME, PACKS)
     forgetful = Forgetful(remote.path)
-    assert push(registry, NAME, forgetful).sent == 7
+    assert push(registry, NAME, forgetful).moved == 7
     assert forgetful.forgotten == 2
     assert remote.resolve(parse_reference(NAME)) == digest
 
@@ -696,7 +696,7 @@ def test_collection_during_a_pull_takes_nothing_of_it(
     other.store.put(b"small")  # not named yet, and old: a pull that counts on it must keep it
     os.utime(other.store.path(sha256(b"small")), (1, 1))
     collecting = Collecting()
-    assert pull(other, NAME, remote, progress=collecting).sent == 4
+    assert pull(other, NAME, remote, progress=collecting).moved == 4
     assert collecting.collected == 0
     assert other.fsck().ok
 

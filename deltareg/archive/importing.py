@@ -117,6 +117,10 @@ class _Reading:
         self._layout = False
         self._index: Index | None = None
         self._documents: dict[Digest, bytes] = {}
+        # What is only looked at: the manifests that the index names, the configs that these name, and those seen.
+        self._manifests: dict[str, Reference | None] = {}
+        self._configs: dict[str, tuple[Reference, Descriptor]] = {}
+        self._sound: set[str] = set()
 
     def read(self, stream: BinaryIO, size: int) -> None:
         """Read all of it: blobs are stored and stay without names."""
@@ -139,9 +143,11 @@ class _Reading:
             self._layout = True
         elif member.name == "index.json":
             self._index = parse(Index, member.read(_INDEX_LIMIT), what=f"index.json in {self._name}")
+            self._manifests = dict.fromkeys(one.digest for one in self._index.manifests)
             # Before gigabytes are read.
             for reference, descriptor in _named(self._index, self._name):
                 if reference.version is not None:
+                    self._manifests[descriptor.digest] = reference
                     self._store.check_free(reference, Digest(descriptor.digest))
         elif found is not None:
             self._take_blob(Digest(f"sha256:{found[1]}"), member)
@@ -181,9 +187,12 @@ class _Reading:
     def _check(self, blob: Descriptor, pieces: Iterator[bytes]) -> None:
         hasher = hashlib.sha256()
         kept: list[bytes] = []
+        keeps = (blob.digest in self._manifests and blob.size <= MANIFEST_LIMIT) or (
+            blob.digest in self._configs and blob.size <= _CONFIG_LIMIT
+        )
         for piece in pieces:
             hasher.update(piece)
-            if blob.size <= MANIFEST_LIMIT:
+            if keeps:
                 kept.append(piece)
         if f"sha256:{hasher.hexdigest()}" != blob.digest:
             raise DigestMismatch(
@@ -192,9 +201,19 @@ class _Reading:
                 hint="copy the file again",
                 digest=blob.digest,
             )
-        named = [] if self._index is None else self._index.manifests
-        if any(descriptor.digest == blob.digest for descriptor in named):
-            self._documents[Digest(blob.digest)] = b"".join(kept)
+        if keeps:
+            self._look_at(Digest(blob.digest), b"".join(kept))
+
+    def _look_at(self, digest: Digest, data: bytes) -> None:
+        if digest in self._configs:
+            config_of(*self._configs[digest], data)
+            self._sound.add(digest)
+        if digest in self._manifests:
+            self._documents[digest] = data
+            reference = self._manifests[digest]
+            if reference is not None:
+                config = parse_manifest(data, what=f"the manifest of {reference} in {self._name}").config
+                self._configs[config.digest] = (reference, config)
 
     # --- names ---
 
@@ -228,6 +247,9 @@ class _Reading:
         if self._keeps:
             config = self._store.read(Digest(manifest.config.digest), limit=_CONFIG_LIMIT)
             config_of(reference, manifest.config, config)
+        elif manifest.config.digest not in self._sound:
+            # Other programs may write it before the manifest, and it was not known yet what it is.
+            self.warnings.append(f"the config of {reference} was not looked at: it comes before the manifest")
         return data
 
     def _check_blobs(self, needed: list[Descriptor], what: Reference | Digest) -> None:

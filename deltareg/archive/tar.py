@@ -76,7 +76,11 @@ class _Source:
         """Just `count` bytes. Raises BadArchive."""
         data = self.some(count)
         if len(data) < count:
-            raise BadArchive(f"{self._name} was cut short after {self.count} bytes: {why}", cause="the file ends there")
+            raise BadArchive(
+                f"{self._name} was cut short after {self.count} bytes, or is no archive: {why}",
+                cause="the file ends there",
+                hint="copy the file again; what can be imported is what deltareg export wrote",
+            )
         return data
 
 
@@ -119,7 +123,9 @@ def _header(source: _Source, name: str) -> tarfile.TarInfo | None:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
     except (tarfile.HeaderError, ValueError) as error:
         packed = block.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ"))
-        hint = "it is compressed: unpack it first, as gunzip or zstd -d do" if packed and at == 0 else None
+        hint = "copy the file again; what can be imported is what deltareg export wrote"
+        if packed and at == 0:
+            hint = "it is compressed: unpack it first, as gunzip or zstd -d do"
         message = f"{name} is no tar, or is damaged, at byte {at}: {error}"
         raise BadArchive(message, cause=str(error), hint=hint) from error
     if not 0 <= header.size < _SIZE_LIMIT:

@@ -55,12 +55,13 @@ def print_report(
     json: bool,
     leave_out: Iterable[str] = (),
     more: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> None:
-    """A report as JSON, or as a field on each line, followed by `more`."""
+    """A report as JSON, or as a field on each line, followed by `more`; `labels` are those that differ from names."""
     if json:
         print_json(report)
     else:
-        print_fields({**describe(report, leave_out=leave_out), **(more or {})})
+        print_fields({**describe(report, leave_out=leave_out, labels=labels), **(more or {})})
 
 
 def print_line(text: str) -> None:
@@ -90,12 +91,17 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
     _render(table)
 
 
-def describe(document: Document, *, leave_out: Iterable[str] = ()) -> dict[str, str]:
+def describe(
+    document: Document, *, leave_out: Iterable[str] = (), labels: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Labels and values of a report, whatever fields it has; those that are None or empty are left out."""
     skipped = set(leave_out)
     values = {name: getattr(document, name) for name in type(document).model_fields if name not in skipped}
+    called = labels or {}
     return {
-        name.replace("_", " "): _shown(name, value) for name, value in values.items() if value not in (None, [], {})
+        called.get(name, name.replace("_", " ")): _shown(name, value)
+        for name, value in values.items()
+        if value not in (None, [], {})
     }
 
 

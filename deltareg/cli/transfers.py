@@ -53,7 +53,7 @@ def push(
             progress=progress,
             beside=lambda version, folder: _adapter(version, registry, folder),
         )
-    _print_report(report, json=json)
+    _print_report(report, "sent", json=json)
 
 
 def pull(
@@ -87,7 +87,7 @@ def pull(
             dry_run=dry_run,
             progress=progress,
         )
-    _print_report(report, json=json)
+    _print_report(report, "fetched", json=json)
 
 
 def _adapter(version: Reference, registry: Registry, folder: Path) -> Mapping[str, Path]:
@@ -96,13 +96,13 @@ def _adapter(version: Reference, registry: Registry, folder: Path) -> Mapping[st
     return stored_adapter(version, registry, folder)
 
 
-def _print_report(report: TransferReport, *, json: bool) -> None:
+def _print_report(report: TransferReport, moved: str, *, json: bool) -> None:
     from deltareg.cli.output import print_report, warn
     from deltareg.cli.units import speed
 
     for warning in report.warnings:
         warn(warning)
-    moved = report.bytes if not report.dry_run else 0
-    more = {"speed": speed(moved, report.seconds)} if moved else None
+    size = report.bytes if not report.dry_run else 0
+    more = {"speed": speed(size, report.seconds)} if size else None
     leave_out = ["warnings"] if report.referrers else ["warnings", "referrers"]
-    print_report(report, json=json, leave_out=leave_out, more=more)
+    print_report(report, json=json, leave_out=leave_out, more=more, labels={"moved": moved})

@@ -7,8 +7,11 @@ import binascii
 import json
 import os
 import re
+import select
 import shutil
 import subprocess
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard, cast
@@ -27,13 +30,17 @@ _TOKEN_USER = "<token>"
 """What helpers give for a user name where the secret is an identity token."""
 
 
+class _Endless(Exception):
+    """A program that keeps secrets does not come to an end."""
+
+
 def find_docker_secret(
     host: str, path: str, environment: Mapping[str, str], *, seconds: float = _HELPER_SECONDS
 ) -> Secret | None:
     """The secret for a registry, of the first of docker's and podman's files that has one. `path` is the prefix there.
 
-    Raises BadConfig for a file that is no JSON; NotAllowed, also where a program that keeps secrets does not answer
-    within `seconds`.
+    Raises BadConfig for a file that is no JSON; NotAllowed, also where a program that keeps secrets does not end
+    within `seconds`, or prints without end.
     """
     for file in _files(environment):
         config = _read(file)
@@ -114,15 +121,12 @@ def _of_helper(config: Mapping[str, Any], key: str, seconds: float) -> Secret | 
     if program is None:
         return None
     try:
-        done = subprocess.run(
-            [program, "get"], input=key.encode(), capture_output=True, timeout=seconds, env=dict(os.environ)
-        )
-        given = json.loads(done.stdout) if done.returncode == 0 else None
-    except subprocess.TimeoutExpired:
+        given = json.loads(_printed(program, key, seconds))
+    except _Endless as error:
         # It would be asked again for each name of the registry.
         raise NotAllowed(
             f"{program} does not answer: it was asked for the login of {key}",
-            cause=f"{seconds:.0f} s went by",
+            cause=str(error),
             hint=f"see why, with echo {key} | {program} get; or take credsStore and credHelpers out of docker's file",
         ) from None
     except (OSError, ValueError, RecursionError):
@@ -132,6 +136,42 @@ def _of_helper(config: Mapping[str, Any], key: str, seconds: float) -> Secret | 
     if not _is_text(username) or not _is_text(password) or not password:
         return None
     return Secret(password, identity=True) if username == _TOKEN_USER else Secret(password, username)
+
+
+def _printed(program: str, key: str, seconds: float) -> bytes:
+    """What a program says of a key; nothing where it failed. Raises _Endless for one that does not come to its end."""
+    end = time.monotonic() + seconds
+    # Not a pipe, which would wait for a program that reads nothing.
+    with tempfile.TemporaryFile() as asked:
+        asked.write(key.encode())
+        asked.seek(0)
+        command = [program, "get"]
+        with subprocess.Popen(command, stdin=asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            try:
+                assert process.stdout is not None
+                found = _all_of(process.stdout.fileno(), end)
+                return found if process.wait(max(0.0, end - time.monotonic())) == 0 else b""
+            except (TimeoutError, subprocess.TimeoutExpired):
+                raise _Endless(f"{seconds:.0f} s went by") from None
+            finally:
+                process.kill()
+
+
+def _all_of(pipe: int, end: float) -> bytes:
+    """What comes through a pipe. Raises _Endless for more than _LIMIT bytes, TimeoutError at `end`."""
+    found = bytearray()
+    while piece := _next_piece(pipe, end):
+        found += piece
+        if len(found) > _LIMIT:
+            raise _Endless(f"it printed more than {_LIMIT} bytes")
+    return bytes(found)
+
+
+def _next_piece(pipe: int, end: float) -> bytes:
+    ready, _, _ = select.select([pipe], [], [], max(0.0, end - time.monotonic()))
+    if not ready:
+        raise TimeoutError
+    return os.read(pipe, 65536)
 
 
 def _is_text(value: object) -> TypeGuard[str]:

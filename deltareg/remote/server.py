@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
@@ -30,6 +30,8 @@ __all__ = ["ServerRemote"]
 _INDEX_LIMIT = 1 << 30
 _LIST_LIMIT = 64 << 20
 _BATCH = 1000
+_MOST_RESULTS = 1000
+"""That the server gives at once."""
 _PUBLISHING = ("publisher", "owner")
 
 Answered = TypeVar("Answered", bound=Document)
@@ -75,6 +77,10 @@ class _Missing(Document):
 
 class _Found(Document):
     digest: str
+
+
+class _Page(SearchReport):
+    next_cursor: str | None = None
 
 
 class _Membership(Document):
@@ -195,11 +201,18 @@ class ServerRemote:
             "licence": query.licence,
             "namespace": query.namespace,
             "modelType": query.model_type,
-            "limit": query.limit,
             "yanked": "true" if query.yanked else None,
         }
-        given = urlencode({key: value for key, value in asked.items() if value is not None})
-        return _parsed(SearchReport, self._ask("GET", f"api/v1/search?{given}", limit=_LIST_LIMIT))
+        page = first = self._found(asked, query.limit)
+        results, seconds = first.results[: query.limit], first.seconds
+        # A page without results would never lead to an end.
+        while page.next_cursor is not None and page.results and len(results) < query.limit:
+            left = query.limit - len(results)
+            page = self._found({**asked, "cursor": page.next_cursor}, left)
+            results += page.results[:left]
+            seconds += page.seconds
+        told = first.model_dump(include=set(SearchReport.model_fields) - {"results", "seconds"})
+        return SearchReport(**told, results=results, seconds=seconds)
 
     def signers(self, namespace: str) -> builtins.list[str]:
         """The public keys, PEM, one of which has to have signed what is in a namespace."""
@@ -232,6 +245,11 @@ class ServerRemote:
         self._ask("DELETE", _channel(repository, channel))
 
     # --- inside ---
+
+    def _found(self, asked: Mapping[str, Any], most: int) -> _Page:
+        given = {key: value for key, value in asked.items() if value is not None}
+        query = urlencode({**given, "limit": min(most, _MOST_RESULTS)})
+        return _parsed(_Page, self._ask("GET", f"api/v1/search?{query}", limit=_LIST_LIMIT))
 
     def _mark(self, reference: Reference, mark: str, reason: str | None) -> None:
         path = f"{_version(reference, 'only versions are marked so: namespace/name:1.2.3')}/{mark}"

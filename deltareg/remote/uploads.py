@@ -38,6 +38,8 @@ _REFUSED = (*_LOST, 422)
 """Answers to the end of an upload. 422: the registry has other bytes than were read here, of an earlier try."""
 _TOO_LARGE = 413
 _STALE_SECONDS = 7 * 86400
+_DIGITS = 18
+"""No blob has a size with more, and of very many Python makes no number."""
 _BINARY = "application/octet-stream"
 
 
@@ -164,7 +166,7 @@ class Target:
             text = answer.headers.get("content-length", "")
         if answer.status == 404:
             return None
-        return int(text) if text.isascii() and text.isdigit() else -1
+        return int(text[:_DIGITS]) if text.isascii() and text.isdigit() else -1
 
 
 class _Lost(Exception):
@@ -392,4 +394,4 @@ def _end_of(answer: Answer) -> int | None:
     """How many bytes of an upload the registry has, where its `Range` says so."""
     text = answer.headers.get("range", "").removeprefix("bytes=").removeprefix("bytes ")
     begin, _, end = text.partition("-")
-    return int(end[:18]) + 1 if begin == "0" and end.isascii() and end.isdigit() else None
+    return int(end[:_DIGITS]) + 1 if begin == "0" and end.isascii() and end.isdigit() else None

@@ -119,6 +119,12 @@ def _check_role(principal: Principal, namespace: str, public: bool | None, neede
     role = principal.role_in(namespace, public=bool(public))
     if public is not None and role >= needed:
         return
+    if not principal.signed_in and not public:
+        # Whether it is there is for those to know who may see it.
+        raise NotSignedIn(
+            f"there is no namespace {namespace} that everybody may read: the name is wrong, or it needs a token",
+            hint="check the name, or deltareg login URL",
+        )
     _signed_in(principal)
     # What one may not read, one is not told of either.
     if public is None or role is Role.NONE:

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deltareg.errors import DeltaregError, TooLarge, TooManyRequests
 from deltareg_registry.access.principal import Principal
-from deltareg_registry.problems import OciError, answer
+from deltareg_registry.problems import answer, late
 from deltareg_registry.settings import ServerSettings
 
 __all__ = ["Buckets", "DocumentLimit", "RateLimit", "install"]
@@ -165,7 +165,7 @@ class _Body:
             with anyio.fail_after(max(0.0, self._end + more - anyio.current_time())):
                 message = await self._receive()
         except TimeoutError:
-            self.fault = OciError("UNKNOWN", 408, f"the document did not arrive in {self._seconds:g} s")
+            self.fault = late(f"the document did not arrive in {self._seconds:g} s")
             return {"type": "http.disconnect"}
         self._left -= len(message.get("body", b""))
         if self._left < 0:

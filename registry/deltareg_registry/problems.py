@@ -6,8 +6,9 @@ What a browser asks for elsewhere is answered by a page.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -51,6 +52,7 @@ __all__ = [
     "answer",
     "codes_of",
     "install",
+    "late",
     "problem_of",
     "status_of",
 ]
@@ -83,6 +85,17 @@ _STATUSES: tuple[tuple[type[DeltaregError], int], ...] = (
     (TooManyRequests, 429),
     (RemoteUnavailable, 503),
 )
+_KINDS: Mapping[int, type[DeltaregError]] = MappingProxyType(
+    {
+        400: InvalidArgument,
+        404: NotFound,
+        405: UsageError,
+        408: RemoteUnavailable,
+        413: TooLarge,
+        416: InvalidArgument,
+    }
+)
+"""What deltareg calls a fault of which the protocol's status is all that is known."""
 # From the OCI distribution specification, "Error Codes".
 _OCI_CODES = {
     400: "NAME_INVALID",
@@ -121,7 +134,8 @@ class OciError(DeltaregError):
     """An error that the OCI distribution specification has a code of its own for; `told` is what deltareg calls it."""
 
     def __init__(self, oci_code: str, status: int, told: DeltaregError | str, *, hint: str | None = None) -> None:
-        self.told = told if isinstance(told, DeltaregError) else DeltaregError(told, hint=hint)
+        kind = _KINDS.get(status, DeltaregError)
+        self.told = told if isinstance(told, DeltaregError) else kind(told, hint=hint)
         super().__init__(self.told.message, cause=self.told.cause, hint=self.told.hint, **self.told.data)
         self.oci_code = oci_code
         self.status = status
@@ -134,9 +148,15 @@ def status_of(error: DeltaregError) -> int:
     return next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
 
 
+def late(what: str, oci_code: str = "UNKNOWN") -> OciError:
+    """The error of a request whose body did not come in time: the connection failed, and it may be tried again."""
+    return OciError(oci_code, HTTPStatus.REQUEST_TIMEOUT, what, hint="check the connection, and send it again")
+
+
 def codes_of(status: int) -> list[str]:
     """The codes of the errors that are answered with an HTTP status."""
-    return sorted({kind.code for kind, answered in _STATUSES if answered == status}) or [DeltaregError.code]
+    codes = {kind.code for kind, answered in _STATUSES if answered == status}
+    return sorted(codes) or [_KINDS.get(status, DeltaregError).code]
 
 
 def problem_of(error: DeltaregError, path: str | None = None) -> Problem:
@@ -227,6 +247,12 @@ async def _answer_http(request: Request, error: Exception) -> Response:
         told = NotFound(f"there is nothing at {request.url.path}")
     elif error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         told = TooLarge(str(error.detail), hint="send less at a time")
+    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        takes = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow")
+        hint = f"it takes {takes}" if takes else None
+        told = OciError("UNSUPPORTED", 405, f"{request.url.path} does not take {request.method}", hint=hint)
+    elif error.status_code == HTTPStatus.REQUEST_TIMEOUT:
+        told = late(str(error.detail))
     else:
         told = OciError(_OCI_CODES.get(error.status_code, "UNKNOWN"), error.status_code, str(error.detail))
     response = answer(request, told)

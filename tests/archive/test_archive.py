@@ -185,8 +185,9 @@ def test_a_file_that_was_cut_short_imports_nothing(other: Registry, archive: Pat
     # Of the zeros at the end one block has to be left.
     whole = len(data.rstrip(b"\0")) + 512
     archive.write_bytes(data[: int(part * whole)])
-    with pytest.raises(BadArchive, match="cut short"):
+    with pytest.raises(BadArchive, match="cut short") as caught:
         import_archive(other, archive)
+    assert "deltareg export" in str(caught.value.hint)
     assert names(other) == {}
     archive.write_bytes(data)
     import_archive(other, archive)
@@ -320,13 +321,33 @@ def test_archive_of_which_one_config_cannot_be_read_names_nothing(
         manifest = json.loads(files.pop(f"blobs/sha256/{digest[7:]}"))
         manifest["config"].update(digest=sha256(config), size=len(config))
         raw = json.dumps(manifest).encode()
-        files |= {f"blobs/sha256/{sha256(data)[7:]}": data for data in (config, raw)}
+        files |= {f"blobs/sha256/{sha256(data)[7:]}": data for data in (raw, config)}
         files["index.json"] = files["index.json"].replace(digest.encode(), sha256(raw).encode())
 
     _rewritten(tmp_path / "b.tar", change)
-    with pytest.raises(DeltaregError, match="config of acme/zzz"):
-        import_archive(other, tmp_path / "b.tar")
+    for dry_run in (True, False):
+        with pytest.raises(DeltaregError, match="config of acme/zzz"):
+            import_archive(other, tmp_path / "b.tar", dry_run=dry_run)
     assert names(other) == {}
+
+
+def test_dry_run_says_which_config_it_could_not_look_at(registry: Registry, other: Registry, archive: Path) -> None:
+    before = import_archive(other, archive, dry_run=True).warnings
+    assert not any("config" in warning for warning in before)
+    config = registry.artifact(NAME).manifest.config.digest
+    place = f"blobs/sha256/{config[7:]}"
+    # The config first among the blobs.
+    _rewritten(archive, lambda files: files.update(_first(files, "oci-layout", "index.json", place)))
+    told = import_archive(other, archive, dry_run=True).warnings
+    assert any(f"the config of {NAME} was not looked at" in warning for warning in told)
+    assert import_archive(other, archive).warnings == before
+
+
+def _first(files: dict[str, bytes], *wanted: str) -> dict[str, bytes]:
+    """All files, some of them before the others."""
+    order = {name: files[name] for name in (*wanted, *files)}
+    files.clear()
+    return order
 
 
 def test_archive_with_more_referrers_than_a_registry_takes_names_nothing(

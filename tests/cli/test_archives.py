@@ -43,3 +43,9 @@ def test_what_is_wrong_is_refused(stocked: Workplace) -> None:
     (stocked.directory / "x.tar").write_text("no tar" * 1000)
     done = stocked.run("import", "x.tar")
     assert (done.status, done.codes) == (5, ["DR0412"])
+    assert "hint: copy the file again; what can be imported is what deltareg export wrote" in done.err
+    (stocked.directory / "x.tar").write_text("no tar")
+    done = stocked.run("import", "x.tar")
+    assert (done.status, done.codes) == (5, ["DR0412"])
+    assert "was cut short after 6 bytes, or is no archive" in done.err
+    assert "hint: copy the file again; what can be imported is what deltareg export wrote" in done.err

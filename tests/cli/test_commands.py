@@ -34,7 +34,7 @@ def test_the_way_of_a_delta(workplace: Workplace, pair: Pair) -> None:
     assert taken["dryRun"] is False
     workplace.ok("remote", "add", "team", workplace.root / "share")
     sent = workplace.ok("push", DELTA, "--json").document("transfer")
-    assert (sent["sent"], sent["skippedBytes"]) == (sent["blobs"], 0)
+    assert (sent["moved"], sent["skippedBytes"]) == (sent["blobs"], 0)
 
     shutil.rmtree(workplace.home)
     fetched = workplace.ok("pull", "acme/search", "--json").document("transfer")
@@ -184,12 +184,12 @@ def test_dry_transfers_move_nothing(stocked: Workplace) -> None:
     share = stocked.root / "share"
     share.mkdir()
     report = stocked.ok("push", DELTA, "--remote", share, "--dry-run", "--json").document("transfer")
-    assert (report["dryRun"], report["sent"]) == (True, report["blobs"])
+    assert (report["dryRun"], report["moved"]) == (True, report["blobs"])
     assert list(share.iterdir()) == []
     stocked.ok("push", DELTA, "--remote", share)
     shutil.rmtree(stocked.home)
     report = stocked.ok("pull", DELTA, "--remote", share, "--dry-run", "--json").document("transfer")
-    assert (report["dryRun"], report["sent"]) == (True, report["blobs"])
+    assert (report["dryRun"], report["moved"]) == (True, report["blobs"])
     assert not stocked.home.exists()
 
 

@@ -13,10 +13,12 @@ import pytest
 from deltareg.catalog import Registry
 from deltareg.lock import Lock, lock_bytes, read_lock
 from deltareg.names import parse_reference
+from deltareg.remote import Network, open_remote
+from deltareg.transfer import push
 from tests import keys
 from tests.cli.program import Pair, Workplace
 from tests.keys import KeyPair, certified, make_key
-from tests.servers.deltareg_server import RunningServer, running_server
+from tests.servers.deltareg_server import RunningServer, empty, running_server
 
 DELTA = "acme/search:1.0.0"
 
@@ -26,17 +28,23 @@ def acme(tmp_path: Path) -> KeyPair:
     return make_key(tmp_path, "acme")
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with running_server(tmp_path_factory.mktemp("signers") / "server") as started:
+        yield started
+
+
 @pytest.fixture
-def served(stocked: Workplace, pair: Pair) -> Iterator[tuple[Workplace, RunningServer]]:
-    """A user with a recipe, whose only remote is a server that has acme/search:1.0.0, unsigned."""
-    with running_server(stocked.root / "server") as server:
-        stocked.environment["DELTAREG_TOKEN"] = server.token
-        stocked.environment["DELTAREG_REMOTE"] = server.url
-        stocked.ok("push", DELTA)
-        text = f'[build]\nname = "acme/mix"\nbase = "{pair.base}"\n\n[[delta]]\nref = "acme/search"\nweight = 0.5\n'
-        (stocked.directory / "deltareg.toml").write_text(text + f'\n[remotes.team]\nurl = "{server.url}"\n')
-        stocked.environment["DELTAREG_REMOTE"] = "team"
-        yield stocked, server
+def served(stocked: Workplace, pair: Pair, server: RunningServer) -> tuple[Workplace, RunningServer]:
+    """A user with a recipe, whose only remote is a server that has acme/search:1.0.0, unsigned, and nothing else."""
+    empty(server)
+    stocked.environment["DELTAREG_TOKEN"] = server.token
+    stocked.environment["DELTAREG_REMOTE"] = server.url
+    push(Registry(stocked.home), DELTA, open_remote(server.url, Network.of(stocked.environment, [server.url])))
+    text = f'[build]\nname = "acme/mix"\nbase = "{pair.base}"\n\n[[delta]]\nref = "acme/search"\nweight = 0.5\n'
+    (stocked.directory / "deltareg.toml").write_text(text + f'\n[remotes.team]\nurl = "{server.url}"\n')
+    stocked.environment["DELTAREG_REMOTE"] = "team"
+    return stocked, server
 
 
 def ask_for(server: RunningServer, *people: KeyPair) -> None:

@@ -13,8 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from deltareg.errors import DeltaregError, NotFound
+from deltareg.signing import told_keys
+from deltareg_registry.app import open_state
 from deltareg_registry.cli.app import app
 from deltareg_registry.settings import ServerSettings
+from tests.keys import make_key
 from tests.servers.deltareg_server import ROOT, RunningServer, running_server
 
 
@@ -93,6 +96,54 @@ def test_a_token_is_limited_to_its_scopes(server: RunningServer) -> None:
         assert client.post("/api/v1/tokens", json={"name": "more"}).status_code == 403
 
 
+def test_an_operator_sets_who_has_to_sign(any_settings: ServerSettings, tmp_path: Path) -> None:
+    first, second = make_key(tmp_path, "first"), make_key(tmp_path, "second")
+    with running_server(any_settings.data, any_settings) as server:
+        operator = Operator(any_settings)
+        operator.run("namespace", "create", "acme", "--owner", "owner")
+        with server.client() as client:
+            client.patch("/api/v1/namespaces/acme", json={"policy": {"deletion": True}}).raise_for_status()
+            assert operator.run("namespace", "signers", "acme") == ""
+            both = ["--key", str(first.public), "--key", str(second.public), "--key", str(first.public)]
+            signers = operator.json("namespace", "signers", "acme", *both)["signers"]
+            assert [one["pem"] for one in signers] == [first.public.read_text(), second.public.read_text()]
+            told = client.get("/api/v1/namespaces/acme").json()["policy"]
+            assert told == {"deletion": True, "signedBy": [one["pem"] for one in signers]}
+            # What a client calls them.
+            known = told_keys(server.url, "acme", told["signedBy"])
+            shown = operator.run("namespace", "signers", "acme")
+            assert [one["fingerprint"] for one in signers] == [key.fingerprint for key in known]
+            assert all(key.fingerprint in shown for key in known)
+            assert operator.json("namespace", "signers", "acme", "--none")["signers"] == []
+            assert client.get("/api/v1/namespaces/acme").json()["policy"] == {"deletion": True, "signedBy": []}
+
+
+def test_keys_that_nobody_could_sign_with_are_refused(server: RunningServer, tmp_path: Path) -> None:
+    operator, key = Operator(server.state.settings), make_key(tmp_path, "acme")
+    operator.run("namespace", "create", "acme", "--owner", "owner")
+    (tmp_path / "text.pem").write_text("no key")
+    (tmp_path / "more.pem").write_text(key.public.read_text() + "and more")
+    (tmp_path / "bytes.pem").write_bytes(b"\xff" * 100)
+    (tmp_path / "broken.pem").write_text(key.public.read_text().replace("M", "N", 1))
+    for name, message in {
+        "absent.pem": "is no file",
+        "text.pem": "is not one PEM public key after another",
+        "more.pem": "is not one PEM public key after another",
+        "bytes.pem": "is not one PEM public key after another",
+        "broken.pem": "is no public key in PEM form",
+        key.private.name: "is a private key",
+    }.items():
+        assert message in operator.fails("namespace", "signers", "acme", "--key", str(tmp_path / name)).message, name
+    public = str(key.public)
+    assert operator.fails("namespace", "signers", "acme", "--key", public, "--none").code == "DR0100"
+    assert operator.fails("namespace", "signers", "other", "--key", public).message == "there is no namespace other"
+    assert operator.fails("namespace", "signers", "other").code == "DR0002"
+    many = tmp_path / "many.pem"
+    many.write_text("".join(make_key(tmp_path, f"{number}").public.read_text() for number in range(21)))
+    assert "21 keys are too many" in operator.fails("namespace", "signers", "acme", "--key", str(many)).message
+    assert operator.json("namespace", "signers", "acme")["signers"] == []
+
+
 def test_mistakes_of_an_operator_are_told(server: RunningServer) -> None:
     operator = Operator(server.state.settings)
     operator.run("user", "add", "rita")
@@ -119,6 +170,35 @@ def test_mistakes_of_an_operator_are_told(server: RunningServer) -> None:
     }
     for arguments, message in told.items():
         assert operator.fails(*arguments).message == message, arguments
+    assert operator.fails("namespace", "quota", "other", "1").hint == (
+        "deltareg-registry admin namespace list --data DIR"
+    )
+    operator.run("user", "add", "mia")
+    assert operator.fails("member", "remove", "acme", "mia").message == "mia is not a member of acme"
+    assert operator.fails("member", "remove", "acme", "mia").hint == "its members are rita"
+
+
+def test_an_empty_registry_says_what_to_type(tmp_path: Path) -> None:
+    open_state(ServerSettings(data=tmp_path)).database.close()
+    for arguments, hint in {
+        ("user", "list"): f"deltareg-registry admin user add NAME --data {tmp_path}",
+        ("token", "list"): f"deltareg-registry admin token create USER --data {tmp_path}",
+        ("namespace", "list"): f"deltareg-registry admin namespace create NAME --owner USER --data {tmp_path}",
+    }.items():
+        result = CliRunner().invoke(app, ["admin", *arguments, "--data", str(tmp_path)])
+        assert (result.exit_code, result.stdout) == (0, ""), result.output
+        assert hint in result.stderr
+    assert Operator(ServerSettings(data=tmp_path)).json("user", "list")["users"] == []
+
+
+def test_restoring_what_is_no_copy_makes_no_registry(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for copy in ("absent", "empty"):
+        arguments = ["restore", str(tmp_path / copy), "--data", str(tmp_path / "new")]
+        result = CliRunner().invoke(app, arguments)
+        assert isinstance(result.exception, NotFound)
+        assert "there is no copy of a registry" in result.exception.message
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
 
 
 def test_errors_are_told_to_people_and_to_programs(tmp_path: Path) -> None:

@@ -109,6 +109,15 @@ def test_a_document_that_comes_too_slowly_is_not_waited_for(slow_server: Running
     assert top.startswith(b"HTTP/1.1 408 ")
     assert b"connection: close" in top.lower()
     assert json.loads(body)["detail"] == "the document did not arrive in 1 s"
+    assert json.loads(body)["code"] == "DR0500"
+
+
+def test_method_that_a_path_does_not_take_is_no_bug(slow_server: RunningServer) -> None:
+    with slow_server.client() as client:
+        answer = client.patch("/api/v1/whoami")
+    assert (answer.status_code, answer.json()["code"]) == (405, "DR0100")
+    assert answer.json()["detail"] == "/api/v1/whoami does not take PATCH"
+    assert "GET" in answer.json()["hint"]
 
 
 def test_what_is_streamed_passes_piece_by_piece() -> None:

@@ -109,6 +109,7 @@ TABLE: Mapping[str, Line] = MappingProxyType(
         "POST /n": Line(FULL_TOKEN, form={"name": "more"}),
         "GET /n/{namespace}": Line(READ),
         "POST /n/{namespace}": Line(OWN, form={"public": "1"}),
+        "POST /n/{namespace}/signers": Line(OWN, form={"keys": ""}),
         "POST /n/{namespace}/quota": Line(ADMIN, form={"bytes": ""}),
         "POST /n/{namespace}/members": Line(OWN, form={"user": "mia", "role": "reader"}),
         "POST /n/{namespace}/webhooks": Line(OWN, form={"url": "https://hooks.invalid/", "events": "version.publish"}),

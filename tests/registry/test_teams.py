@@ -55,8 +55,8 @@ def share(url: str, models: Mapping[str, Path], tmp_path: Path, **environment: s
     second.environment |= environment
     first.ok("diff", base, post, "--tag", NAME, "--licence", "bsd-3-clause")
     sent = first.ok("push", NAME, "--remote", url, "--json").document("transfer")
-    assert sent["sent"] == sent["blobs"] > 3
-    assert first.ok("push", NAME, "--remote", url, "--json").document("transfer")["sent"] == 0
+    assert sent["moved"] == sent["blobs"] > 3
+    assert first.ok("push", NAME, "--remote", url, "--json").document("transfer")["moved"] == 0
     (found,) = second.ok("search", "--for", base, "--remote", url, "--json").document("search")["results"]
     assert (found["reference"], found["fit"]) == (NAME, "homologous")
     assert second.ok("pull", "acme/shark", "--remote", url, "--json").document("transfer")["digest"] == sent["digest"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -387,6 +388,18 @@ def test_program_that_hangs_is_asked_once_and_told(tmp_path: Path, monkeypatch: 
     with pytest.raises(NotAllowed, match="docker-credential-tests does not answer"):
         find_docker_secret("registry", "/a/b", environment, seconds=0.5)
     assert (tmp_path / "asked").read_text() == "\n"
+
+
+def test_program_that_prints_without_end_is_told_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker_helper(tmp_path, "exec yes", monkeypatch)
+    environment = docker_config(tmp_path, {"credsStore": "tests"})
+    begun = time.monotonic()
+    with pytest.raises(NotAllowed, match="docker-credential-tests does not answer") as raised:
+        find_docker_secret("registry", "", environment, seconds=20)
+    assert raised.value.cause == "it printed more than 1048576 bytes"
+    assert time.monotonic() - begun < 10
 
 
 def test_login_of_docker_is_not_sent_where_others_listen(

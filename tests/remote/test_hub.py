@@ -380,7 +380,7 @@ def test_blobs_that_the_hub_lost_before_the_commit_are_sent_again(
     remote.put_blob(REPOSITORY, stored(registry.store, b"x"), registry.store.path(sha256(b"x")), Counted())
     server.before_commit = lambda: model_of(server).large.clear()
     report = push(registry, NAME, remote)
-    assert report.sent == 2 * report.blobs
+    assert report.moved == 2 * report.blobs
     assert [str(entry.reference) for entry in remote.list()] == [NAME]
 
 

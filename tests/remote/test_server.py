@@ -19,6 +19,7 @@ from deltareg.transfer import pull, push
 from tests.contracts.remote_contract import REPOSITORY, Counted, RemoteContract, received, send, stored
 from tests.deltas import noise, publish
 from tests.registry.deltas import pack_of
+from tests.registry.rows import put_versions
 from tests.remote.cutting import cutting
 from tests.remote.site import Asked, say, serve_site
 from tests.servers.deltareg_server import RunningServer, running_server
@@ -106,15 +107,47 @@ def test_delta_goes_from_one_home_to_another_by_a_server(server: RunningServer, 
     digest = publish(first.store, "acme/search:1.0.0", [pack_of(f"{number}") for number in range(5)])
     remote = client(server.url, server.token)
     sent = push(first, "acme/search:1.0.0", remote)
-    assert (sent.blobs, sent.sent) == (7, 7)
-    assert push(first, "acme/search:1.0.0", remote).sent == 0
+    assert (sent.blobs, sent.moved) == (7, 7)
+    assert push(first, "acme/search:1.0.0", remote).moved == 0
     fetched = pull(second, "acme/search", client(server.url, server.token))
-    assert (fetched.digest, fetched.sent) == (digest, 7)
+    assert (fetched.digest, fetched.moved) == (digest, 7)
     assert second.store.read(digest) == first.store.read(digest)
     assert is_searchable(remote)
     wanted = Query("search", target=first.artifact("acme/search").config.fingerprint)
     (row,) = remote.search(wanted).results
     assert (row.reference, row.digest, row.fit) == ("acme/search:1.0.0", digest, "homologous")
+
+
+def test_search_for_more_than_one_page_gets_all_of_it(server: RunningServer) -> None:
+    found = [
+        {"namespace": "acme", "name": f"delta{number // 100:02}", "version": f"1.{number % 100}.0"}
+        for number in range(2300)
+    ]
+    with server.state.database.writing() as connection:
+        put_versions(connection, found, public=True)
+    remote = client(server.url, server.token)
+    assert is_searchable(remote)
+    every = remote.search(Query(limit=100_000))
+    assert (len(every.results), every.total) == (2300, 2300)
+    assert len({row.reference for row in every.results}) == 2300
+    for limit in (999, 1000, 1001, 2300):
+        assert [row.reference for row in remote.search(Query(limit=limit)).results] == [
+            row.reference for row in every.results[:limit]
+        ]
+
+
+def test_search_ends_where_a_server_goes_on_without_results() -> None:
+    def answer(asked: Asked, before: int) -> None:
+        page = {"results": [], "total": 9, "seconds": 0, "nextCursor": "more"}
+        others = {"/api/v1": {"registry": "deltareg"}, "/api/v1/whoami": {"user": "ann"}}
+        say(asked, 200, others.get(asked.path, page))
+
+    with serve_site(answer) as site:
+        remote = client(site.url, None)
+        assert is_searchable(remote)
+        report = remote.search(Query(limit=10))
+        assert (report.results, report.total) == ([], 9)
+        assert sum(asked.path.startswith("/api/v1/search?") for asked in site.requests) == 1
 
 
 def test_who_is_not_known_or_may_not_is_told_what_to_do(server: RunningServer, tmp_path: Path) -> None:
@@ -124,10 +157,13 @@ def test_who_is_not_known_or_may_not_is_told_what_to_do(server: RunningServer, t
     with pytest.raises(NotSignedIn) as caught:
         pull(registry, "acme/search", client(server.url, None))
     assert caught.value.hint == f"deltareg login {server.url}"
+    assert caught.value.message == (
+        "there is no namespace acme that everybody may read: the name is wrong, or it needs a token"
+    )
     with pytest.raises(NotSignedIn, match="not known here"):
         pull(registry, "acme/search", client(server.url, "drt_wrong"))
     reader = client(server.url, server.user("rita", acme="reader"))
-    assert pull(registry, "acme/search", reader).sent == 0
+    assert pull(registry, "acme/search", reader).moved == 0
     assert not reader.capabilities().writable
     publish(registry.store, "acme/search:1.1.0", [pack_of("y")])
     with pytest.raises(NotAllowed, match="publisher"):

@@ -21,15 +21,16 @@ from deltareg_registry.access.principal import Scope
 from deltareg_registry.access.tokens import make_token
 from deltareg_registry.app import create_app, open_state
 from deltareg_registry.database import now
-from deltareg_registry.database.tables import members, users
+from deltareg_registry.database.tables import members, metadata, tokens, upkeep, users
 from deltareg_registry.first import first_token
 from deltareg_registry.records.namespaces import insert_if_absent
 from deltareg_registry.settings import ServerSettings
 from deltareg_registry.state import State
 
-__all__ = ["RunningServer", "ServerProcess", "running_server", "server", "server_process"]
+__all__ = ["RunningServer", "ServerProcess", "empty", "running_server", "server", "server_process"]
 
 ROOT = Path(__file__).resolve().parents[2]
+_KEPT = (users, tokens, upkeep)
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,14 @@ def server_process(data: Path, *arguments: str, log: Path | None = None) -> Gene
     finally:
         process.kill()
         process.wait(10)
+
+
+def empty(server: RunningServer) -> None:
+    """Take everything out of a server but its users and their tokens, so that another test can have it."""
+    with server.state.database.writing() as connection:
+        for table in reversed(metadata.sorted_tables):
+            if table not in _KEPT:
+                connection.execute(table.delete())
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def test_what_was_signed_later_comes_with_the_next_pull(
     push(registry, NAME, remote)
     pull(other, NAME, remote)
     late = refer(registry.store)
-    assert push(registry, NAME, remote).sent == 0
+    assert push(registry, NAME, remote).moved == 0
     assert pull(other, NAME, remote).referrers == 1
     assert kept(other.store) == {late}
 

@@ -38,12 +38,23 @@ from tests.disks import fill, read_only, small_disk
 from tests.keys import KeyPair, make_key
 from tests.registry.deltas import pack_of
 from tests.remote.site import Asked, say, serve_site
-from tests.servers.deltareg_server import RunningServer, server
-
-__all__ = ["server"]
+from tests.servers.deltareg_server import RunningServer, empty, running_server
 
 NAME = "acme/search:1.0.0"
 URL = "https://deltas.acme.org"
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with running_server(tmp_path_factory.mktemp("pins") / "server") as started:
+        yield started
+
+
+@pytest.fixture
+def server(running: RunningServer) -> RunningServer:
+    """A server with nothing in it, which the tests here share."""
+    empty(running)
+    return running
 
 
 @pytest.fixture
@@ -191,7 +202,7 @@ def test_key_that_the_server_names_later_does_not_count_before_it_is_accepted(
     assert caught.value.data["added"] == [told(other).fingerprint]
     assert f"deltareg signers accept acme --remote {server.url}" in str(caught.value.hint)
     # What the old key has signed can be used all the time: owners may change keys without anybody standing still.
-    assert pull(again(user), NAME, client(server)).sent == 0
+    assert pull(again(user), NAME, client(server)).moved == 0
     user.pins.accept(server.url, "acme", ask_signers(client(server), "acme"))
     assert pull(again(user), "acme/search:2.0.0", client(server)).reference == "acme/search:2.0.0"
 

@@ -44,6 +44,7 @@ PAGES: Mapping[str, Need] = MappingProxyType(
         "POST /n": Need.TOKEN,
         "GET /n/{namespace}": Need.READ,
         "POST /n/{namespace}": Need.OWN,
+        "POST /n/{namespace}/signers": Need.OWN,
         "POST /n/{namespace}/quota": Need.ADMIN,
         "POST /n/{namespace}/members": Need.OWN,
         "POST /n/{namespace}/webhooks": Need.OWN,

@@ -24,7 +24,7 @@ from deltareg_registry.records.namespaces import (
     make_namespace,
     namespace_named,
 )
-from deltareg_registry.records.policies import NamespacePolicy, PublicKey, policy_of
+from deltareg_registry.records.policies import MOST_SIGNERS, NamespacePolicy, PublicKey, changed_policy
 from deltareg_registry.records.quotas import used_bytes
 from deltareg_registry.records.statistics import count_namespaces
 from deltareg_registry.state import address_of, state_of
@@ -71,7 +71,7 @@ class PolicyChange(Change):
 
     deletion: bool | None = Field(default=None, description="whether publishers may remove versions")
     signed_by: list[PublicKey] | None = Field(
-        default=None, max_length=20, description="PEM public keys, one of which has to have signed a version"
+        default=None, max_length=MOST_SIGNERS, description="PEM public keys, one of which has to have signed a version"
     )
 
 
@@ -131,8 +131,8 @@ def change(request: Request, asking: Asking, namespace: NamespacePath, wanted: N
         if wanted.public is not None:
             changes["public"] = wanted.public
         if wanted.policy is not None:
-            rules = policy_of(connection, namespace).model_dump(by_alias=True)
-            changes["policy"] = {**rules, **wanted.policy.model_dump(by_alias=True, exclude_none=True)}
+            rules = wanted.policy.model_dump(by_alias=True, exclude_none=True)
+            changes["policy"] = changed_policy(connection, namespace, rules)
         found = change_namespace(connection, asking, namespace, changes, address=address_of(request))
         return _details(found, asking, {namespace: used_bytes(connection, namespace)})
 

@@ -6,6 +6,7 @@ such a change without an actor.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -53,7 +54,7 @@ def add_user(
 @user_app.command("list")
 def list_users(data: Data, database: DatabaseUrl = None, json: Json = False) -> None:
     """List the users."""
-    from deltareg.cli.output import print_json, print_table
+    from deltareg.cli.output import hint, print_json, print_table
     from deltareg_registry.api.users import UserList, user_details
     from deltareg_registry.records import users
 
@@ -61,6 +62,8 @@ def list_users(data: Data, database: DatabaseUrl = None, json: Json = False) -> 
         found = [user_details(user) for user in users.list_users(connection, limit=None)]
     if json:
         print_json(UserList(users=found))
+    elif not found:
+        hint(f"there is no user yet; make one: deltareg-registry admin user add NAME --data {data}")
     else:
         rows = [[user.name, "yes" if user.admin else "", user.created, user.disabled or ""] for user in found]
         print_table(["user", "admin", "created", "disabled"], rows)
@@ -118,7 +121,7 @@ def list_tokens(
     json: Json = False,
 ) -> None:
     """List the tokens of a user, or of all; never the tokens themselves."""
-    from deltareg.cli.output import print_json, print_table
+    from deltareg.cli.output import hint, print_json, print_table
     from deltareg_registry.access import tokens
     from deltareg_registry.api.tokens import TokenList, TokenRecord, token_record
     from deltareg_registry.records.users import user_named
@@ -132,6 +135,8 @@ def list_tokens(
         found = [token_record(token) for token in tokens.list_tokens(connection, user)]
     if json:
         print_json(TokenList(tokens=found))
+    elif not found:
+        hint(f"there is no token; make one: deltareg-registry admin token create {user or 'USER'} --data {data}")
     else:
         columns = ["id", "user", "name", "scopes", "created", "expires", "revoked", "last used"]
         rows = [
@@ -193,7 +198,7 @@ def list_namespaces(data: Data, database: DatabaseUrl = None, json: Json = False
     from deltareg_registry.cli.listing import print_namespaces
 
     with open_database(data, database) as opened:
-        print_namespaces(opened, json=json)
+        print_namespaces(opened, data, json=json)
 
 
 @namespace_app.command("quota")
@@ -215,6 +220,42 @@ def set_quota(
         with opened.writing() as connection:
             change_namespace(connection, ANONYMOUS, name, {"quota": limit})
         print_namespace(opened, name, json=json)
+
+
+@namespace_app.command("signers")
+def set_signers(
+    name: _NamespaceName,
+    data: Data,
+    key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--key", metavar="FILE", help="A PEM file with public keys, instead of those of before. Several times."
+        ),
+    ] = None,
+    none: Annotated[bool, typer.Option("--none", help="Ask for no signatures any more.")] = False,
+    database: DatabaseUrl = None,
+    json: Json = False,
+) -> None:
+    """Show the keys, one of which has to have signed what is in a namespace, or set them.
+
+    Clients see to it, and show the same fingerprints: deltareg signers accept.
+
+    \b
+      deltareg-registry admin namespace signers acme --key acme.pub.pem --data /srv/deltareg
+    """
+    from deltareg_registry.access.principal import ANONYMOUS
+    from deltareg_registry.cli.listing import print_signers
+    from deltareg_registry.records.namespaces import change_namespace, lock_namespace
+    from deltareg_registry.records.policies import changed_policy
+
+    keys = _signers(key or [], none=none)
+    with open_database(data, database) as opened:
+        if keys is not None:
+            with opened.writing() as connection:
+                lock_namespace(connection, name)
+                changes = {"policy": changed_policy(connection, name, {"signedBy": keys})}
+                change_namespace(connection, ANONYMOUS, name, changes)
+        print_signers(opened, name, json=json)
 
 
 @member_app.command("set")
@@ -259,6 +300,23 @@ def remove_member(
         print_json(MemberList(members=left))
     else:
         print_line(f"{user} is no longer a member of {namespace}")
+
+
+def _signers(files: list[Path], *, none: bool) -> list[str] | None:
+    """The public keys that are to be set; None where they stay."""
+    from deltareg.errors import InvalidArgument, UsageError
+    from deltareg.signing.keys import read_pem
+    from deltareg_registry.records.policies import MOST_SIGNERS, keys_in
+
+    if none and files:
+        raise UsageError("--key and --none cannot both be given", hint="leave one of them out")
+    if not files:
+        return [] if none else None
+    texts = [(read_pem(path).decode("ascii", "replace"), str(path)) for path in files]
+    keys = list(dict.fromkeys(key for text, path in texts for key in keys_in(text, path)))
+    if len(keys) > MOST_SIGNERS:
+        raise InvalidArgument(f"{len(keys)} keys are too many; a namespace has {MOST_SIGNERS} at most")
+    return keys
 
 
 def _set_disabled(name: str, data: Data, database: str | None, json: bool, *, disabled: bool) -> None:

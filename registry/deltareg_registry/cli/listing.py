@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from deltareg.cli.output import print_json, print_table
+from pathlib import Path
+
+from deltareg.cli.output import hint, print_json, print_table
 from deltareg.cli.units import size
 from deltareg.manifest import Document
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.database import Database
 from deltareg_registry.records.namespaces import Namespace, list_namespaces, namespace_named
+from deltareg_registry.records.policies import Signer, policy_of, signers_of
 from deltareg_registry.records.statistics import NamespaceCount, count_namespaces
 
-__all__ = ["print_namespace", "print_namespaces"]
+__all__ = ["print_namespace", "print_namespaces", "print_signers"]
 
 _PAGE = 500
 _ALL = Principal("operator", admin=True)
@@ -29,6 +32,13 @@ class NamespaceRow(Document):
     pulls: int
 
 
+class NamespaceSigners(Document):
+    """The keys of a namespace, one of which has to have signed what is in it."""
+
+    namespace: str
+    signers: list[Signer]
+
+
 class NamespaceRows(Document):
     """All namespaces."""
 
@@ -45,8 +55,20 @@ def print_namespace(database: Database, name: str, *, json: bool) -> None:
         _print_table([row])
 
 
-def print_namespaces(database: Database, *, json: bool) -> None:
-    """All namespaces by name."""
+def print_signers(database: Database, name: str, *, json: bool) -> None:
+    """The keys of a namespace. Raises NotFound."""
+    with database.reading() as connection:
+        signers = signers_of(policy_of(connection, name))
+    if json:
+        print_json(NamespaceSigners(namespace=name, signers=signers))
+    elif signers:
+        print_table(["namespace", "key"], [[name, signer.fingerprint] for signer in signers])
+    else:
+        hint(f"no signatures are asked for in {name}; --key FILE asks for them")
+
+
+def print_namespaces(database: Database, data: Path, *, json: bool) -> None:
+    """All namespaces by name, of the registry in `data`."""
     rows: list[NamespaceRow] = []
     with database.reading() as connection:
         while page := list_namespaces(connection, _ALL, after=rows[-1].name if rows else "", limit=_PAGE):
@@ -54,6 +76,11 @@ def print_namespaces(database: Database, *, json: bool) -> None:
             rows += [_row(namespace, counts) for namespace, counts in zip(page, counted, strict=True)]
     if json:
         print_json(NamespaceRows(namespaces=rows))
+    elif not rows:
+        hint(
+            "there is no namespace yet; make one: "
+            f"deltareg-registry admin namespace create NAME --owner USER --data {data}"
+        )
     else:
         _print_table(rows)
 

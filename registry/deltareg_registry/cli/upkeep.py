@@ -99,6 +99,8 @@ def restore(
     """
     from deltareg_registry.upkeep import backup as copying
 
+    # Before a registry is made for it.
+    copying.check_copy(source.absolute())
     with _opened(data, database, storage, new=True) as state:
         _print(copying.restore(source.absolute(), state.database, state.storage), json=json)
 

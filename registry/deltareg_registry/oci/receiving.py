@@ -12,7 +12,7 @@ from fastapi import Request
 from sqlalchemy import Connection
 
 from deltareg.errors import Busy, DeltaregError, TooLarge
-from deltareg_registry.problems import OciError
+from deltareg_registry.problems import late
 from deltareg_registry.records.uploads import Upload, advance
 from deltareg_registry.state import State, state_of
 from deltareg_registry.storage.uploads import UploadWriter
@@ -145,4 +145,4 @@ async def _heard(request: Request, silence: float) -> AsyncGenerator[bytes]:
                     return
                 yield data
     except TimeoutError as error:
-        raise OciError("BLOB_UPLOAD_INVALID", 408, f"nothing was sent for {silence:g} seconds") from error
+        raise late(f"nothing was sent for {silence:g} seconds", "BLOB_UPLOAD_INVALID") from error

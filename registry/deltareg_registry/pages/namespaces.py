@@ -14,6 +14,7 @@ from deltareg_registry.api.members import NewRole, delete_member, put_member
 from deltareg_registry.api.namespaces import (
     NamespaceChange,
     NewNamespace,
+    PolicyChange,
     Quota,
     change,
     create_namespace,
@@ -34,6 +35,7 @@ from deltareg_registry.pages.rendering import render
 from deltareg_registry.records.events import EVENTS
 from deltareg_registry.records.members import list_members
 from deltareg_registry.records.names import list_deltas
+from deltareg_registry.records.policies import keys_in, signers_of
 from deltareg_registry.records.statistics import count_namespaces, version_pulls
 from deltareg_registry.records.webhooks import Delivery, list_deliveries, list_webhooks
 from deltareg_registry.state import state_of
@@ -78,6 +80,16 @@ def change_namespace(request: Request, asking: Asking, namespace: NamespacePath,
     """Change who may read a namespace."""
     change(request, asking, namespace, NamespaceChange(public=form.text("public") == "1"))
     return _back(namespace, "settings")
+
+
+@namespace_pages.post("/n/{namespace}/signers")
+def change_signers(request: Request, asking: Asking, namespace: NamespacePath, form: Posted) -> Response:
+    """Set which keys have to have signed what is in a namespace; an empty text asks for no signatures."""
+    text = form.text("keys")
+    keys = [] if text is None else keys_in(text, "what was filled in")
+    wanted = NamespaceChange(policy=model_of(PolicyChange, {"signed_by": keys}))
+    change(request, asking, namespace, wanted)
+    return _back(namespace, "signers")
 
 
 @namespace_pages.post("/n/{namespace}/quota")
@@ -148,6 +160,7 @@ def _page(
         request,
         "namespace.html",
         details=details,
+        signers=signers_of(details.policy),
         counted=counted,
         owner=owner,
         admin=asking.admin and asking.unlimited,

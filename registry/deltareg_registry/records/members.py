@@ -16,6 +16,8 @@ from deltareg_registry.records.users import user_named
 
 __all__ = ["Member", "list_members", "remove_member", "set_member"]
 
+_NAMED = 10
+
 
 @dataclass(frozen=True)
 class Member:
@@ -60,7 +62,11 @@ def remove_member(
     lock_namespace(connection, namespace)
     before = _role(connection, namespace, user)
     if before is None:
-        raise NotFound(f"{user} is not a member of {namespace}")
+        there = [member.user for member in list_members(connection, namespace)]
+        more = f" and {len(there) - _NAMED} more" if len(there) > _NAMED else ""
+        raise NotFound(
+            f"{user} is not a member of {namespace}", hint=f"its members are {', '.join(there[:_NAMED])}{more}"
+        )
     if before == Role.OWNER.label:
         _check_owners(connection, namespace, user)
     connection.execute(delete(members).where(*_one(namespace, user)))

@@ -92,7 +92,7 @@ def namespace_named(connection: Connection, name: str) -> Namespace:
     """A namespace. Raises NotFound."""
     found = find_namespace(connection, name)
     if found is None:
-        raise NotFound(f"there is no namespace {name}", hint="deltareg-registry admin namespace list --data DIR")
+        raise _unknown(name)
     return found
 
 
@@ -107,7 +107,7 @@ def lock_namespace(connection: Connection, name: str) -> None:
     # In SQLite the transaction itself sees to that.
     found = select(namespaces.c.name).where(namespaces.c.name == name).with_for_update()
     if connection.execute(found).one_or_none() is None:
-        raise NotFound(f"there is no namespace {name}")
+        raise _unknown(name)
 
 
 def change_namespace(
@@ -191,6 +191,10 @@ def insert_all_if_absent(connection: Connection, table: Table, rows: Sequence[Ma
     if rows:
         dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
         connection.execute(dialect.insert(table).on_conflict_do_nothing(), [dict(row) for row in rows])
+
+
+def _unknown(name: str) -> NotFound:
+    return NotFound(f"there is no namespace {name}", hint="deltareg-registry admin namespace list --data DIR")
 
 
 def _find(connection: Connection, namespace: str, name: str) -> int | None:

@@ -31,7 +31,7 @@ from deltareg_registry.database.tables import blobs, metadata, namespaces, users
 from deltareg_registry.records.searchable import make_searchable
 from deltareg_registry.storage import Storage, open_storage
 
-__all__ = ["CopyReport", "backup", "restore"]
+__all__ = ["CopyReport", "backup", "check_copy", "restore"]
 
 _ROWS = "database.ndjson.zst"
 _FORMAT = 1
@@ -75,6 +75,11 @@ def backup(database: Database, storage: Storage, output: Path, *, progress: Prog
         temporary.unlink(missing_ok=True)
     # The first line and the last are no rows.
     return CopyReport(rows=count - 2, blobs=len(wanted), copied=copied, bytes=size)
+
+
+def check_copy(source: Path) -> None:
+    """Raise NotFound, BadManifest or UnsupportedFormat where a directory holds no copy whose rows can be begun with."""
+    next(_read(source), None)
 
 
 def restore(source: Path, database: Database, storage: Storage, *, progress: Progress = SILENT) -> CopyReport:

@@ -246,6 +246,10 @@ def test_paths_that_are_none_are_told_so(repository: Repository) -> None:
     repository.push(b"x")
     client = repository.client
     assert code_of(client.get("/v2/nothing")) == (404, "NAME_UNKNOWN")
-    assert code_of(client.post(f"{repository.path}/manifests/latest")) == (405, "UNSUPPORTED")
+    refused = client.post(f"{repository.path}/manifests/latest")
+    assert code_of(refused) == (405, "UNSUPPORTED")
+    assert refused.json()["errors"][0]["detail"]["code"] == "DR0100"
+    absent = client.get("/v2/nothing").json()["errors"][0]["detail"]
+    assert absent["code"] == "DR0002"
     assert code_of(client.put(f"{repository.path}/tags/list")) == (405, "UNSUPPORTED")
     assert code_of(client.get(f"{repository.path}/tags/other")) == (404, "UNSUPPORTED")

@@ -302,7 +302,7 @@ def test_uploads_need_the_right_to_publish(server: RunningServer, repository: Re
     with server.client(anonymous=True) as client:
         answer = client.post(f"{repository.path}/blobs/uploads/")
         assert code_of(answer) == (401, "UNAUTHORIZED")
-        assert answer.headers["www-authenticate"].startswith("Basic ")
+        assert answer.headers["www-authenticate"].startswith("Bearer realm=")
 
 
 def test_ten_thousand_open_uploads_harm_nobody(server: RunningServer, repository: Repository) -> None:

@@ -12,8 +12,10 @@ import pytest
 from deltareg import Registry
 from deltareg.digest import sha256
 from deltareg.manifest import INVENTORY_TYPE
+from deltareg.signing import told_keys
 from deltareg_registry.pages.lineage import MOST
 from deltareg_registry.settings import ServerSettings
+from tests.keys import make_key
 from tests.registry.deltas import put_delta
 from tests.registry.pages.reading import READ, csrf, visiting
 from tests.registry.pages.world import FIRST, PRIVATE, SECOND, fill, with_config
@@ -272,6 +274,31 @@ def test_token_is_shown_once_and_revoked(shown: RunningServer) -> None:
         assert "that are good no longer" in client.get("/tokens").text
     with visiting(shown, found[0]) as client:
         assert client.get("/tokens").status_code == 401
+
+
+def test_owners_set_who_has_to_sign(shown: RunningServer, tmp_path: Path) -> None:
+    first, second = make_key(tmp_path, "first"), make_key(tmp_path, "second")
+    texts = [first.public.read_text(), second.public.read_text()]
+    names = [key.fingerprint for key in told_keys(shown.url, "lake", texts)]
+    with visiting(shown, shown.token) as client:
+        key = {"csrf": csrf(client.get("/n").text)}
+        client.post("/n", data={**key, "name": "lake", "public": "1"})
+        assert "No signatures are asked for." in client.get("/n/lake").text
+        # As browsers send what stands in a field of several lines.
+        sent = "\n".join(texts).replace("\n", "\r\n")
+        answer = client.post("/n/lake/signers", data={**key, "keys": sent})
+        assert (answer.status_code, answer.headers["Location"]) == (303, "/n/lake#signers")
+        with shown.client() as owner:
+            assert owner.get("/api/v1/namespaces/lake").json()["policy"]["signedBy"] == texts
+        page = client.get("/n/lake").text
+        assert all(name in page for name in names) and "one of 2 keys" in page
+        for wrong in ("no key", texts[0] + "more", first.private.read_text()):
+            assert client.post("/n/lake/signers", data={**key, "keys": wrong}).status_code == 400
+        with visiting(shown) as stranger:
+            seen = stranger.get("/n/lake").text
+            assert names[0] in seen and "<textarea" not in seen
+        client.post("/n/lake/signers", data={**key, "keys": ""})
+        assert "No signatures are asked for." in client.get("/n/lake").text
 
 
 def test_owners_change_members_webhooks_and_settings(shown: RunningServer) -> None:

@@ -19,12 +19,12 @@ from fastapi import FastAPI, Request
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deltareg.errors import DeltaregError, TooLarge, TooManyRequests
+from deltareg.errors import DeltaregError, InvalidArgument, TooLarge, TooManyRequests
 from deltareg_registry.access.principal import Principal
 from deltareg_registry.problems import answer, late
 from deltareg_registry.settings import ServerSettings
 
-__all__ = ["Buckets", "DocumentLimit", "RateLimit", "install"]
+__all__ = ["Buckets", "DocumentLimit", "NoNul", "RateLimit", "install"]
 
 _BURST_SECONDS = 10.0
 _MOST_BUCKETS = 100_000
@@ -35,6 +35,7 @@ _SLOWEST = 100_000.0  # bytes a second
 
 def install(app: FastAPI, settings: ServerSettings) -> None:
     """Let the settings' limits hold for every route of `app`."""
+    app.add_middleware(NoNul)
     app.add_middleware(DocumentLimit, size=settings.document_limit, seconds=settings.body_seconds)
     if settings.rate_limit is not None:
         app.add_middleware(RateLimit, rate=settings.rate_limit)
@@ -105,6 +106,21 @@ class RateLimit:
         principal = state.get("principal")
         if token is not None and isinstance(principal, Principal) and principal.signed_in:
             self._buckets.add(token)
+
+
+class NoNul:
+    """Refuses paths and queries with a character that PostgreSQL takes in no text, and that nothing here has."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] == "http" and ("\0" in scope["path"] or b"%00" in scope["query_string"]):
+            told = InvalidArgument("the request has a character that nothing here has: NUL")
+            await answer(Request(scope), told)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
 
 class DocumentLimit:

@@ -9,15 +9,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 
 import httpx2
 import pytest
+from sqlalchemy import event
 
 from deltareg.digest import Digest, sha256
 from deltareg_registry.database.tables import blobs
+from deltareg_registry.records.tags import put_tag
 from deltareg_registry.settings import ServerSettings
 from deltareg_registry.storage import Storage
 from deltareg_registry.storage.uploads import Progress, Uploads
+from deltareg_registry.upkeep.backup import backup
 from deltareg_registry.upkeep.collect import collect
 from deltareg_registry.upkeep.inspect import inspect_registry
 from tests.registry.deltas import store_blob
@@ -108,6 +112,62 @@ def grow_old(server: RunningServer) -> None:
     assert path is not None
     then = time.time() - 48 * HOUR
     os.utime(path, (then, then))
+
+
+class Killed(BaseException):
+    """What a collector is met by that is killed: nothing of it runs after that."""
+
+
+def test_collector_that_is_killed_before_its_end_leaves_no_blob_without_bytes(server: RunningServer) -> None:
+    state = server.state
+    with server.client() as client:
+        repository = Repository(client, "acme/search")
+        repository.push(DATA)
+        time.sleep(0.01)
+
+        class Dying(Storage):
+            def delete(self, digests: Sequence[Digest]) -> None:
+                super().delete(digests)
+                raise Killed
+
+        with pytest.raises(Killed):
+            collect(state.database, Dying(state.storage.store, state.storage.bucket, state.storage.root), 0)
+        missing = client.post("/api/v1/deltas/acme/search/missing", json={"digests": [DIGEST]})
+        assert missing.json() == {"missing": [DIGEST]}
+        assert repository.blob(DIGEST).status_code == 404
+        mount = {"mount": DIGEST, "from": "acme/search"}
+        assert client.post("/v2/beta/other/blobs/uploads/", params=mount).status_code == 202
+        assert inspect_registry(state.database, state.storage).faults == []
+        backup(state.database, state.storage, state.settings.data.parent / "copy")
+        repository.push(DATA)
+        assert repository.blob(DIGEST).content == DATA
+        with pytest.raises(Killed):
+            time.sleep(0.01)
+            collect(state.database, Dying(state.storage.store, state.storage.bucket, state.storage.root), 0)
+        assert collect(state.database, state.storage, HOUR).blobs == 1, "the next one goes on there"
+    with state.database.reading() as connection:
+        assert connection.execute(blobs.select()).all() == []
+
+
+def test_manifest_that_gets_a_tag_while_it_is_collected_stays(database: str, tmp_path: Path) -> None:
+    """The tag is put after the collector has looked, and before it holds the repository: SQLite has one writer."""
+    settings = ServerSettings(data=tmp_path / "server", database=database)
+    with running_server(settings.data, settings) as server, server.client() as client:
+        state, repository, tagged = server.state, Repository(client, "acme/search"), list[str]()
+        digest = repository.push_image("draft")
+        assert repository.delete("manifests/draft").status_code == 202
+
+        def tag(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+            holds = "FROM repositories" in statement and "FOR UPDATE" in statement
+            if not tagged and (holds or statement.startswith("DELETE FROM manifest")):
+                tagged.append(statement)
+                with state.database.writing() as connection:
+                    put_tag(connection, 1, "prod", digest)
+
+        event.listen(state.database.engine, "before_cursor_execute", tag)
+        assert collect(state.database, state.storage, 0, untagged=True).manifests == 0
+        assert tagged and repository.manifest("prod").status_code == 200
+    assert inspect_registry(state.database, state.storage).faults == []
 
 
 @pytest.mark.parametrize("grace", [0.0, 0.05])

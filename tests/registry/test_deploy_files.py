@@ -197,3 +197,10 @@ def test_metrics_of_the_guide_are_those_that_are_told(tmp_path: Path) -> None:
     database.close()
     assert named <= told
     assert {name for name in told if name.startswith("deltareg_registry") and not name.endswith("_created")} <= named
+
+
+def test_blobs_that_nginx_sends_itself_ask_for_https_too() -> None:
+    told = r"^ *(add_header Strict-Transport-Security .*;)$"
+    whole = re.findall(told, (DEPLOY / "nginx.conf").read_text(), re.MULTILINE)
+    stored = (DEPLOY / "nginx-locations.conf").read_text().partition("location /stored/ {")[2]
+    assert re.findall(told, stored, re.MULTILINE) == whole and len(whole) == 1

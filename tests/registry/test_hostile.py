@@ -8,12 +8,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from urllib.parse import urlsplit
 
 import pytest
 
 from deltareg.digest import sha256
-from deltareg.errors import Busy
+from deltareg.errors import Busy, InvalidArgument
 from deltareg.manifest import INDEX_TYPE, MANIFEST_TYPE
 from deltareg.store import Store
 from deltareg_registry.api.deltas import SIGNATURE_TYPE
@@ -239,6 +240,27 @@ def test_who_takes_the_name_of_a_removed_namespace_reads_nothing_of_it(server: R
         assert [(one["actor"], one["action"]) for one in told] == [("paul", "namespace.create")]
     with server.client() as admin:
         assert len(admin.get("/api/v1/audit", params={"namespace": "secret"}).json()["records"]) == 4
+
+
+def test_a_character_that_no_text_has_is_refused_wherever_it_stands(any_settings: ServerSettings) -> None:
+    with running_server(any_settings.data, any_settings) as server, server.client() as client:
+        for path in ("/api/v1/search?licence=a%00b", "/api/v1/deltas?cursor=%00", "/api/v1/namespaces/a%00b"):
+            assert client.get(path).status_code == 400
+        if server.state.settings.database is not None:
+            with pytest.raises(InvalidArgument), server.state.database.reading() as connection:
+                connection.execute(namespaces.select().where(namespaces.c.name == "a\0b"))
+
+
+def test_who_finds_no_connection_to_the_database_is_told_to_come_again(
+    any_settings: ServerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltareg_registry.database.engine._BUSY_SECONDS", 0.2)
+    with running_server(any_settings.data, any_settings) as server, server.client() as client, ExitStack() as stack:
+        with suppress(Busy):
+            while True:
+                stack.enter_context(server.state.database.reading())
+        answer = client.get("/api/v1/whoami")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
 
 
 def test_a_database_that_fails_tells_strangers_nothing_of_itself(any_settings: ServerSettings) -> None:

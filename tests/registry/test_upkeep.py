@@ -6,18 +6,21 @@ import json
 import random
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from deltareg.digest import Digest
+from deltareg.digest import Digest, sha256
 from deltareg.errors import BadManifest, DigestMismatch, InvalidArgument, NotFound, OutputExists
 from deltareg.names import parse_reference
 from deltareg.store import Store
 from deltareg_registry.app import open_state
+from deltareg_registry.database.tables import manifests
 from deltareg_registry.first import first_token
 from deltareg_registry.records.blobs import add_blob
+from deltareg_registry.records.index import index_revision
 from deltareg_registry.records.namespaces import make_namespace, make_repository
 from deltareg_registry.records.publishing import publish
 from deltareg_registry.settings import ServerSettings
@@ -148,7 +151,52 @@ def test_names_that_lead_nowhere_are_told(state: State, local: Store) -> None:
     ]
 
 
+def test_large_manifests_are_held_a_few_at_a_time(state: State, local: Store, tmp_path: Path) -> None:
+    publish_delta(state, "acme/search:1.0.0", local)
+    with state.database.writing() as connection:
+        row = dict(connection.execute(manifests.select()).mappings().one())
+        for number in range(24):
+            content = bytes([number]) * (3 << 20)
+            place = {"digest": sha256(content), "content": content, "size": len(content)}
+            connection.execute(manifests.insert().values({**row, **place}))
+    for work in (
+        lambda: inspect_registry(state.database, state.storage),
+        lambda: backup(state.database, state.storage, tmp_path / "copy"),
+    ):
+        tracemalloc.start()
+        work()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 48 << 20
+    assert inspect_registry(state.database, state.storage).manifests == 25
+
+
 # --- copies ---
+
+
+def test_index_of_a_restored_registry_is_none_that_was_seen_before(state: State, local: Store, tmp_path: Path) -> None:
+    publish_delta(state, "acme/search:1.0.0", local, "first")
+    backup(state.database, state.storage, tmp_path / "copy")
+    seen = set[str]()
+
+    def see(one: State) -> None:
+        with one.database.reading() as connection:
+            revision = index_revision(connection, OWNER)
+        assert revision not in seen
+        seen.add(revision)
+
+    see(state)
+    for number in range(4):
+        publish_delta(state, f"acme/search:1.{number + 1}.0", local, f"{number}")
+        see(state)
+    for turn in range(2):
+        other = open_state(ServerSettings(data=tmp_path / f"restored{turn}"))
+        restore(tmp_path / "copy", other.database, other.storage)
+        see(other)
+        for number in range(4):
+            publish_delta(other, f"acme/search:1.{number + 1}.0", local, f"{turn}.{number}")
+            see(other)
+        other.database.close()
 
 
 def test_registry_from_a_copy_is_the_same(state: State, local: Store, tmp_path: Path) -> None:

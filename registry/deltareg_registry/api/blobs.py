@@ -38,6 +38,8 @@ def missing_blobs(namespace: str, name: str, wanted: Wanted, request: Request, a
     """Which blobs the repository lacks. The others are kept from collection for the grace period from now on."""
     digests = {parse_digest(digest) for digest in wanted.digests}
     with state_of(request).database.writing() as connection:
-        present = sizes_of(connection, repository_id(connection, namespace, name), digests)
-        touch(connection, present)
+        repository = repository_id(connection, namespace, name)
+        touch(connection, sizes_of(connection, repository, digests))
+        # Looked up again, as the rows are held now: the collector may have come first.
+        present = sizes_of(connection, repository, digests)
     return Missing(missing=sorted(digests - present.keys()))

@@ -10,7 +10,15 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    NoSuchModuleError,
+    OperationalError,
+    SQLAlchemyError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
 from deltareg.errors import (
@@ -158,7 +166,13 @@ def _engine(url: str, *, sqlite: bool) -> Engine:
             pool_timeout=_BUSY_SECONDS,
             connect_args={"connect_timeout": _CONNECT_SECONDS},
         )
-    engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS}, pool_size=_POOL, max_overflow=2 * _POOL)
+    engine = create_engine(
+        url,
+        pool_size=_POOL,
+        max_overflow=2 * _POOL,
+        pool_timeout=_BUSY_SECONDS,
+        connect_args={"timeout": _BUSY_SECONDS},
+    )
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -183,12 +197,17 @@ def _translated(label: str) -> Generator[None]:
     except DBAPIError as error:
         told = str(error.orig).strip().splitlines()[0] if error.orig is not None else ""
         raise _error_of(error, told, label) from error
+    except PoolTimeout as error:
+        told = "every connection to the database is in use"
+        raise Busy(told, cause=str(error), hint="try again", retry_after=1) from error
     except SQLAlchemyError as error:
         raise DeltaregError("the database failed", cause=type(error).__name__) from error
 
 
 def _error_of(error: DBAPIError, told: str, label: str) -> DeltaregError:
     code: str = getattr(error.orig, "sqlite_errorname", None) or getattr(error.orig, "sqlstate", None) or ""
+    if isinstance(error, DataError) and "NUL" in told:
+        return InvalidArgument("a text has a character that nothing here has: NUL")
     if code.startswith("SQLITE_FULL") or code == "53100":
         return DiskFull("the database of the registry has no room left", cause=told, hint="tell whoever runs it")
     if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "40")):

@@ -24,6 +24,7 @@ from sqlalchemy import (
 )
 
 __all__ = [
+    "CONDEMNED",
     "TERM_KINDS",
     "audit",
     "blobs",
@@ -66,6 +67,10 @@ _TIME = String(27)
 
 TERM_KINDS = ("fingerprint", "space", "tokenizer_core", "tokenizer_added", "licence", "model_type", "base")
 """The columns of `versions` whose values are searched for as a whole."""
+
+CONDEMNED = ""
+"""The `touched` of a blob that the collector is about to remove: earlier than every time. Its bytes may be gone
+already, and it is absent to everybody else until somebody sends it again."""
 
 # By code point in both databases, whatever the language of the server.
 _NAME = String(64).with_variant(String(64, collation="C"), "postgresql")
@@ -130,7 +135,13 @@ blobs = Table(
     Column("digest", _DIGEST, primary_key=True),
     Column("size", BigInteger, nullable=False),
     Column("created", _TIME, nullable=False),
-    Column("touched", _TIME, nullable=False, index=True, comment="gc spares what was sent or asked for lately"),
+    Column(
+        "touched",
+        _TIME,
+        nullable=False,
+        index=True,
+        comment="gc spares what was sent or asked for lately; empty: condemned",
+    ),
 )
 
 repository_blobs = Table(

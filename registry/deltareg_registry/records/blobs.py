@@ -1,4 +1,7 @@
-"""Which blobs there are, and in which repositories they may be read."""
+"""Which blobs there are, and in which repositories they may be read.
+
+Those that the collector has condemned are not there: `add_blob` alone, once their bytes are, makes them whole again.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from sqlalchemy import Connection, delete, select, update
 from deltareg.digest import Digest
 from deltareg.errors import NotFound
 from deltareg_registry.database import now
-from deltareg_registry.database.tables import blobs, repository_blobs
+from deltareg_registry.database.tables import CONDEMNED, blobs, repository_blobs
 from deltareg_registry.records.namespaces import insert_if_absent
 from deltareg_registry.records.quotas import check_room, lock_quota
 
@@ -25,13 +28,17 @@ __all__ = [
 
 # Databases take only so many parameters in one statement.
 _BATCH = 500
+_THERE = blobs.c.touched != CONDEMNED
 
 
 def add_blob(connection: Connection, repository: int, digest: Digest, size: int) -> None:
     """Note that a blob is in the storage, and that a repository has it. Its namespace has room: see `quotas`."""
     time = now()
-    insert_if_absent(connection, blobs, {"digest": digest, "size": size, "created": time, "touched": time})
-    connection.execute(update(blobs).where(blobs.c.digest == digest).values(touched=time))
+    row = {"digest": digest, "size": size, "created": time, "touched": time}
+    kept = update(blobs).where(blobs.c.digest == digest).values(touched=time)
+    # A row that is there and held by a collector is gone once that has ended.
+    while not insert_if_absent(connection, blobs, row) and connection.execute(kept).rowcount == 0:
+        pass
     insert_if_absent(connection, repository_blobs, {"repository": repository, "digest": digest})
 
 
@@ -46,6 +53,7 @@ def sizes_of(
             select(blobs.c.digest, blobs.c.size)
             .join(repository_blobs, repository_blobs.c.digest == blobs.c.digest)
             .where(repository_blobs.c.repository == repository, blobs.c.digest.in_(wanted[start : start + _BATCH]))
+            .where(_THERE)
         )
         # Locked against the collector alone: others may name the same blobs at the same time.
         rows = connection.execute(query.with_for_update(read=True, of=blobs) if hold else query)
@@ -58,7 +66,8 @@ def touch(connection: Connection, digests: Iterable[Digest]) -> None:
     wanted = sorted(digests)
     time = now()
     for start in range(0, len(wanted), _BATCH):
-        connection.execute(update(blobs).where(blobs.c.digest.in_(wanted[start : start + _BATCH])).values(touched=time))
+        some = blobs.c.digest.in_(wanted[start : start + _BATCH])
+        connection.execute(update(blobs).where(some, _THERE).values(touched=time))
 
 
 def blob_of(connection: Connection, repository: int, digest: Digest) -> tuple[int, str]:
@@ -66,16 +75,20 @@ def blob_of(connection: Connection, repository: int, digest: Digest) -> tuple[in
     row = connection.execute(
         select(blobs.c.size, blobs.c.touched)
         .join(repository_blobs, repository_blobs.c.digest == blobs.c.digest)
-        .where(repository_blobs.c.repository == repository, blobs.c.digest == digest)
+        .where(repository_blobs.c.repository == repository, blobs.c.digest == digest, _THERE)
     ).one_or_none()
     if row is None:
         raise NotFound(f"the repository has no blob {digest}", hint="push it, or check the digest")
     return row.size, row.touched
 
 
-def keep_a_while(connection: Connection, digest: Digest) -> None:
-    """Keep the collector from a blob that is about to be used: it looks at the time again before it removes one."""
-    connection.execute(update(blobs).where(blobs.c.digest == digest).values(touched=now()))
+def keep_a_while(connection: Connection, digest: Digest) -> bool:
+    """Keep the collector from a blob that is about to be used; False where there is no such blob.
+
+    The collector looks at the time again before it removes one.
+    """
+    kept = update(blobs).where(blobs.c.digest == digest, _THERE).values(touched=now())
+    return connection.execute(kept).rowcount > 0
 
 
 def mount_blob(connection: Connection, source: int, target: int, namespace: str, digest: Digest) -> bool:
@@ -84,8 +97,7 @@ def mount_blob(connection: Connection, source: int, target: int, namespace: str,
     Raises QuotaExceeded.
     """
     # The row is locked before it is read: a collector that removes it ends first.
-    keep_a_while(connection, digest)
-    size = sizes_of(connection, source, [digest]).get(digest)
+    size = sizes_of(connection, source, [digest]).get(digest) if keep_a_while(connection, digest) else None
     if size is None:
         return False
     lock_quota(connection, namespace)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Protocol
 from deltareg.digest import Digest
 from deltareg.errors import Busy
 from deltareg_registry.storage.errors import translated
-from deltareg_registry.storage.uploads import Progress, other_digest
+from deltareg_registry.storage.uploads import NOTHING_YET, Progress, other_digest
 
 __all__ = ["FileUploads"]
 
@@ -109,6 +110,21 @@ class FileUploads:
             _sync_directory(goal.parent)
         with self._mutex:
             self._hashes.pop(identity, None)
+
+    def store(self, digest: Digest, size: int, pieces: Iterable[bytes]) -> None:
+        """Write a file of no upload beside those of uploads, and put it into place as one of them is."""
+        identity = secrets.token_hex(16)
+        try:
+            # Held, so that no collector takes it for one that was left behind.
+            with self.exclusive(identity):
+                with self.writer(identity, NOTHING_YET) as writer:
+                    for piece in pieces:
+                        writer.write([piece])
+                self.finish(identity, writer.progress, digest)
+        except BaseException:
+            # Of one that was killed, the collector removes the file.
+            self.remove(identity)
+            raise
 
     def remove(self, identity: str) -> None:
         """Remove an upload's file, if there is one."""

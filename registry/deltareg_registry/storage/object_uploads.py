@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -52,15 +52,19 @@ class ObjectUploads:
 
     def finish(self, identity: str, progress: Progress, digest: Digest) -> None:
         """Compose the object of the pieces; one whose bytes are not what was said is never completed."""
+        self.store(digest, progress.size, self._pieces(identity, progress))
+
+    def store(self, digest: Digest, size: int, pieces: Iterable[bytes]) -> None:
+        """Put the object at once: a multipart upload whose bytes are not what was said is aborted."""
         key = self._place(digest)
         with translated(self._bucket, str(digest)):
-            if progress.size <= PIECE:
-                data = b"".join(self._pieces(identity, progress))
+            if size <= PIECE:
+                data = b"".join(pieces)
                 _check(hashlib.sha256(data).hexdigest(), digest)
                 obstore.put(self._store, key, data)
                 return
-            chunk = max(PIECE, -(-progress.size // _PARTS))
-            composed = self._verified(identity, progress, digest)
+            chunk = max(PIECE, -(-size // _PARTS))
+            composed = _verified(pieces, digest)
             obstore.put(self._store, key, composed, chunk_size=chunk, max_concurrency=_CONCURRENCY)
 
     def remove(self, identity: str) -> None:
@@ -84,19 +88,6 @@ class ObjectUploads:
 
     def _prefix(self, identity: str) -> str:
         return self._bucket.key(f"uploads/{identity}")
-
-    def _verified(self, identity: str, progress: Progress, digest: Digest) -> Iterator[bytes]:
-        state = hashlib.sha256()
-        # One piece waits: an error after the last one would come too late to keep the object from being completed.
-        held: bytes | None = None
-        for data in self._pieces(identity, progress):
-            if held is not None:
-                yield held
-            state.update(data)
-            held = data
-        _check(state.hexdigest(), digest)
-        if held is not None:
-            yield held
 
     def _pieces(self, identity: str, progress: Progress) -> Iterator[bytes]:
         """The pieces in order, a few of them fetched ahead."""
@@ -151,6 +142,20 @@ def _with_starts(progress: Progress) -> Iterator[tuple[Run, int]]:
         first = counts.get(run.label, 0)
         yield run, first
         counts[run.label] = first + run.count
+
+
+def _verified(pieces: Iterable[bytes], digest: Digest) -> Iterator[bytes]:
+    state = hashlib.sha256()
+    # One piece waits: an error after the last one would come too late to keep the object from being completed.
+    held: bytes | None = None
+    for data in pieces:
+        if held is not None:
+            yield held
+        state.update(data)
+        held = data
+    _check(state.hexdigest(), digest)
+    if held is not None:
+        yield held
 
 
 def _check(found: str, digest: Digest) -> None:

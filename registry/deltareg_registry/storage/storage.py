@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -100,28 +98,16 @@ class Storage:
             return None
 
     def put_stream(self, digest: Digest, size: int, pieces: Iterable[bytes]) -> None:
-        """Store a blob from its bytes, piece by piece; it is visible once they were verified.
+        """Store a blob from its bytes, piece by piece; it is visible once they were verified and kept.
 
         Raises DigestMismatch, DiskFull, NotAllowed, BucketUnavailable.
         """
-        temporary = self.placed(f"incoming/{secrets.token_hex(16)}")
-        hasher, count = hashlib.sha256(), 0
-        with translated(self.bucket, str(digest)):
-            try:
-                with obstore.open_writer(self.store, temporary) as writer:
-                    for piece in pieces:
-                        hasher.update(piece)
-                        count += len(piece)
-                        writer.write(piece)
-                if count != size or "sha256:" + hasher.hexdigest() != digest:
-                    raise DigestMismatch(
-                        f"the bytes of {digest} are damaged where they came from", hint="deltareg-registry fsck"
-                    )
-                obstore.rename(self.store, temporary, self.key(digest))
-            except BaseException:
-                with suppress(FileNotFoundError):
-                    obstore.delete(self.store, temporary)
-                raise
+        try:
+            self.uploads.store(digest, size, pieces)
+        except DigestMismatch as error:
+            raise DigestMismatch(
+                f"the bytes of {digest} are damaged where they came from", hint="deltareg-registry fsck"
+            ) from error
 
     def delete(self, digests: Sequence[Digest]) -> None:
         """Remove blobs; those that are not there are none the worse. Raises BucketUnavailable, NotAllowed."""

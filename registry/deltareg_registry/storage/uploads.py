@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -83,6 +83,13 @@ class Uploads(Protocol):
 
     def finish(self, identity: str, progress: Progress, digest: Digest) -> None:
         """Let the bytes be seen as the blob of this digest. Raises DigestMismatch where they have another one."""
+        ...
+
+    def store(self, digest: Digest, size: int, pieces: Iterable[bytes]) -> None:
+        """Let bytes that come piece by piece be seen as the blob of this digest, without an upload; `size`: how many.
+
+        Raises DigestMismatch where they have another one, DiskFull, NotAllowed, BucketUnavailable: none are seen then.
+        """
         ...
 
     def remove(self, identity: str) -> None:

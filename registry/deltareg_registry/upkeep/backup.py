@@ -11,6 +11,7 @@ import base64
 import io
 import json
 import os
+import secrets
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,25 +21,35 @@ from typing import IO, Any
 
 import zstandard
 from pydantic import Field
-from sqlalchemy import Table, func, insert, select, text
+from sqlalchemy import Connection, RowMapping, Table, func, insert, select, text, update
 
 from deltareg.digest import Digest, parse_digest
 from deltareg.errors import BadManifest, NotFound, OutputExists, UnsupportedFormat, translate_os_errors
 from deltareg.manifest import Document
 from deltareg.progress import SILENT, Progress
 from deltareg_registry.database import Database, now
-from deltareg_registry.database.tables import blobs, metadata, namespaces, users, versions
+from deltareg_registry.database.tables import (
+    CONDEMNED,
+    blobs,
+    manifests,
+    metadata,
+    namespaces,
+    repository_blobs,
+    users,
+    versions,
+)
 from deltareg_registry.records.searchable import make_searchable
 from deltareg_registry.storage import Storage, open_storage
+from deltareg_registry.upkeep.batches import BATCH, BATCH_BYTES, Place, manifests_after
 
 __all__ = ["CopyReport", "backup", "check_copy", "restore"]
 
 _ROWS = "database.ndjson.zst"
 _FORMAT = 1
 _END = "end"
-_BATCH = 500
 _STEP = 8 << 20
 _THREADS = 4
+_REVISIONS = 1 << 62
 # What belongs to one server's work at the moment, and what search makes of the versions anew.
 _LEFT_OUT = {"upkeep", "uploads", "searchable", "terms"}
 
@@ -90,29 +101,20 @@ def restore(source: Path, database: Database, storage: Storage, *, progress: Pro
     """
     _check_empty(database)
     kept = Storage(open_storage(None, source).store, root=source / "storage")
-    wanted = {Digest(row["digest"]): int(row["size"]) for name, row in _read(source) if name == blobs.name}
+    wanted = {Digest(row["digest"]): int(row["size"]) for name, row, _ in _read(source) if name == blobs.name}
     copied, size = _copy(kept, storage, wanted, progress)
     count = 0
     with database.writing() as connection:
-        batch: list[dict[str, Any]] = []
-        current: Table | None = None
-        for name, row in _read(source):
-            table = metadata.tables.get(name)
-            if table is None:
-                raise UnsupportedFormat(f"the copy has a table {name!r:.80}", hint="install a newer deltareg-registry")
-            if batch and (table is not current or len(batch) >= _BATCH):
-                assert current is not None
-                connection.execute(insert(current), batch)
-                batch = []
-            current = table
-            batch.append(_unpacked(table, row))
-            count += 1
-        if batch and current is not None:
-            connection.execute(insert(current), batch)
+        for table, rows in _batches(source):
+            connection.execute(insert(table), rows)
+            count += len(rows)
         for row in connection.execute(select(versions)).mappings().all():
             make_searchable(connection, row["id"], {str(key): value for key, value in row.items()})
         if not database.is_sqlite:
             _count_on(connection)
+        # What comes after the copy counts on from it, and so did what the copied registry had done since: to whoever
+        # has an index of that, this one must not look the same.
+        connection.execute(update(namespaces).values(revision=secrets.randbelow(_REVISIONS)))
     return CopyReport(rows=count, blobs=len(wanted), copied=copied, bytes=size)
 
 
@@ -124,8 +126,7 @@ def _lines(database: Database, wanted: dict[Digest, int]) -> Iterator[bytes]:
         for table in metadata.sorted_tables:
             if table.name in _LEFT_OUT:
                 continue
-            rows = connection.execution_options(yield_per=_BATCH).execute(select(table))
-            for row in rows.mappings():
+            for row in _rows(connection, table):
                 if table is blobs:
                     wanted[Digest(row["digest"])] = row["size"]
                 packed = {key: _packed_value(value) for key, value in row.items()}
@@ -134,8 +135,45 @@ def _lines(database: Database, wanted: dict[Digest, int]) -> Iterator[bytes]:
     yield json.dumps([_END, {"rows": count}]).encode() + b"\n"
 
 
+def _rows(connection: Connection, table: Table) -> Iterator[RowMapping]:
+    if table is manifests:
+        last: Place | None = None
+        while True:
+            rows, last = manifests_after(connection, last, *table.columns)
+            if last is None:
+                return
+            yield from rows
+    wanted = select(table)
+    # What the collector has condemned may have no bytes any more.
+    if table is blobs:
+        wanted = wanted.where(blobs.c.touched != CONDEMNED)
+    elif table is repository_blobs:
+        condemned = select(blobs.c.digest).where(blobs.c.touched == CONDEMNED)
+        wanted = wanted.where(repository_blobs.c.digest.not_in(condemned))
+    yield from connection.execution_options(yield_per=BATCH).execute(wanted).mappings()
+
+
 def _packed_value(value: Any) -> Any:
     return {"base64": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
+
+
+def _batches(source: Path) -> Iterator[tuple[Table, list[dict[str, Any]]]]:
+    """The rows of a copy, some of one table at a time. Raises UnsupportedFormat, and what `_read` raises."""
+    batch: list[dict[str, Any]] = []
+    current: Table | None = None
+    held = 0
+    for name, row, length in _read(source):
+        table = metadata.tables.get(name)
+        if table is None:
+            raise UnsupportedFormat(f"the copy has a table {name!r:.80}", hint="install a newer deltareg-registry")
+        if current is not None and (table is not current or len(batch) >= BATCH or held + length > BATCH_BYTES):
+            yield current, batch
+            batch, held = [], 0
+        current = table
+        batch.append(_unpacked(table, row))
+        held += length
+    if current is not None:
+        yield current, batch
 
 
 def _unpacked(table: Table, row: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +190,8 @@ def _unpacked_value(value: Any, binary: bool) -> Any:
     return base64.b64decode(value["base64"]) if binary and isinstance(value, dict) else value  # type: ignore[arg-type]
 
 
-def _read(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read(source: Path) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """Each row of a copy: its table, its values, and the characters of its line."""
     path = source / _ROWS
     if not path.is_file():
         raise NotFound(f"there is no copy of a registry in {source}", hint="name the directory that backup wrote")
@@ -168,7 +207,7 @@ def _read(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     end = row["rows"]
                     continue
                 count += 1
-                yield name, row
+                yield name, row, len(line)
             # A frame that was cut short ends like a whole one.
             if count != end:
                 raise ValueError("its end is missing")

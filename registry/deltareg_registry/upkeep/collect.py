@@ -1,10 +1,14 @@
 """Collection while the server runs: blobs that nothing names go, and none that somebody counts on.
 
-A blob's row is deleted, where nothing names it, in the transaction in which its bytes are removed. Whoever publishes
-locks the rows of its blobs before it names them. Whoever sends the same blob meanwhile has touched its row first, which
-keeps it for the grace period; where its bytes take longer than that to be put into place, it finds them gone when it
-writes the row, and is told to send them again. Files without a row are given one for as long as they are removed. So
-nobody can meet a blob that is half gone, whatever the grace period.
+A blob that nothing names is condemned first, in a transaction of its own: from then on it is absent to everybody. Then
+its row is deleted in the transaction in which its bytes are removed. A collector that is killed in between leaves rows
+that are condemned, perhaps without bytes, and the next one goes on with them.
+
+Whoever publishes locks the rows of its blobs before it names them. Whoever sends the same blob meanwhile has touched
+its row first, which keeps it for the grace period; where its bytes take longer than that to be put into place, it finds
+them gone when it writes the row, and is told to send them again. Where it writes the row first, the blob is not
+condemned any more. Files without a row are given one for as long as they are removed. So nobody can meet a blob that is
+half gone, whatever the grace period.
 """
 
 from __future__ import annotations
@@ -13,13 +17,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from pydantic import Field
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, select
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, select, update
 
 from deltareg.digest import Digest
 from deltareg.errors import InvalidArgument
 from deltareg.manifest import Document
 from deltareg_registry.database import Database, from_now, now
 from deltareg_registry.database.tables import (
+    CONDEMNED,
     blobs,
     manifest_blobs,
     manifests,
@@ -27,7 +32,7 @@ from deltareg_registry.database.tables import (
     tags,
     versions,
 )
-from deltareg_registry.records.namespaces import insert_if_absent
+from deltareg_registry.records.namespaces import insert_if_absent, lock_repository
 from deltareg_registry.storage import Storage
 from deltareg_registry.upkeep.uploads import remove_expired_uploads
 
@@ -69,9 +74,11 @@ def collect(
     count = size = 0
     for some in _batches(database, cutoff):
         with database.reading() if dry_run else database.writing() as connection:
-            removed = _still_unnamed(connection, cutoff, some)
+            removed = _still(connection, _unnamed(cutoff), some)
             if not dry_run:
-                _remove(connection, storage, removed)
+                connection.execute(update(blobs).where(blobs.c.digest.in_(list(removed))).values(touched=CONDEMNED))
+        if not dry_run:
+            removed = _remove(database, storage, list(removed))
         count += len(removed)
         size += sum(removed.values())
     orphans = _orphans(database, storage, grace * _ORPHAN_FACTOR, dry_run=dry_run)
@@ -98,20 +105,24 @@ def _batches(database: Database, cutoff: str) -> Iterator[list[Digest]]:
         last = found[-1]
 
 
-def _still_unnamed(connection: Connection, cutoff: str, some: Sequence[Digest]) -> dict[Digest, int]:
-    """Those that can go, with their sizes, locked: a publish that came first has named them, or has their rows."""
+def _still(connection: Connection, condition: ColumnElement[bool], some: Sequence[Digest]) -> dict[Digest, int]:
+    """Those that can go, with their sizes, locked: whoever came first has named or sent them, or has their rows."""
     locked = select(blobs.c.digest, blobs.c.size).where(blobs.c.digest.in_(some)).with_for_update(skip_locked=True)
     held = {Digest(row.digest) for row in connection.execute(locked)}
     # Asked again: what the other transaction did before the lock was given is seen only now.
-    rows = connection.execute(select(blobs.c.digest, blobs.c.size).where(_unnamed(cutoff), blobs.c.digest.in_(held)))
+    rows = connection.execute(select(blobs.c.digest, blobs.c.size).where(condition, blobs.c.digest.in_(held)))
     return {Digest(row.digest): row.size for row in rows}
 
 
-def _remove(connection: Connection, storage: Storage, removed: Iterable[Digest]) -> None:
-    digests = list(removed)
-    connection.execute(delete(repository_blobs).where(repository_blobs.c.digest.in_(digests)))
-    connection.execute(delete(blobs).where(blobs.c.digest.in_(digests)))
-    storage.delete(digests)
+def _remove(database: Database, storage: Storage, condemned: Sequence[Digest]) -> dict[Digest, int]:
+    """Remove blobs that are known to be condemned, but for those that were sent again; with their sizes."""
+    with database.writing() as connection:
+        removed = _still(connection, blobs.c.touched == CONDEMNED, condemned)
+        digests = list(removed)
+        connection.execute(delete(repository_blobs).where(repository_blobs.c.digest.in_(digests)))
+        connection.execute(delete(blobs).where(blobs.c.digest.in_(digests)))
+        storage.delete(digests)
+    return removed
 
 
 def _links(database: Database, cutoff: str, *, dry_run: bool) -> int:
@@ -135,19 +146,31 @@ def _manifests(database: Database, cutoff: str, *, dry_run: bool) -> int:
     other = manifests.alias("subjects")
     refers = exists().where(other.c.repository == manifests.c.repository, other.c.digest == manifests.c.subject)
     condition = and_(manifests.c.touched < cutoff, ~tagged, ~versioned, ~part, ~refers)
+    if dry_run:
+        with database.reading() as connection:
+            return connection.execute(select(func.count()).select_from(manifests).where(condition)).scalar_one()
     count = 0
     while True:
         # Again and again: what only a removed index held can go in the next round.
-        with database.reading() if dry_run else database.writing() as connection:
-            rows = connection.execute(select(manifests.c.repository, manifests.c.digest).where(condition)).all()
-            for row in () if dry_run else rows:
-                mine = (manifest_blobs.c.repository == row.repository, manifest_blobs.c.manifest == row.digest)
-                connection.execute(delete(manifest_blobs).where(*mine))
-                same = (manifests.c.repository == row.repository, manifests.c.digest == row.digest)
-                connection.execute(delete(manifests).where(*same))
-        count += len(rows)
-        if dry_run or not rows:
+        with database.reading() as connection:
+            found = select(manifests.c.repository).where(condition).distinct().order_by(manifests.c.repository)
+            repositories = connection.execute(found).scalars().all()
+        removed = sum(_remove_manifests(database, repository, condition) for repository in repositories)
+        if removed == 0:
             return count
+        count += removed
+
+
+def _remove_manifests(database: Database, repository: int, condition: ColumnElement[bool]) -> int:
+    """Remove the manifests of a repository for which a condition holds while nobody else changes its names."""
+    with database.writing() as connection:
+        lock_repository(connection, repository)
+        going = delete(manifests).where(manifests.c.repository == repository, condition)
+        digests = connection.execute(going.returning(manifests.c.digest)).scalars().all()
+        for digest in digests:
+            mine = (manifest_blobs.c.repository == repository, manifest_blobs.c.manifest == digest)
+            connection.execute(delete(manifest_blobs).where(*mine))
+    return len(digests)
 
 
 def _delete(database: Database, column: ColumnElement[str], condition: ColumnElement[bool], *, dry_run: bool) -> int:

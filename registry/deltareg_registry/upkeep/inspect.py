@@ -7,20 +7,30 @@ from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
-from sqlalchemy import and_, exists, func, select
+from sqlalchemy import exists, func, select
 
 from deltareg.digest import Digest, sha256
 from deltareg.errors import NotFound
 from deltareg.manifest import Document
 from deltareg.progress import SILENT, Progress
 from deltareg_registry.database import Database
-from deltareg_registry.database.tables import blobs, manifest_blobs, manifests, repositories, tags, versions
+from deltareg_registry.database.tables import (
+    CONDEMNED,
+    blobs,
+    manifest_blobs,
+    manifests,
+    repositories,
+    tags,
+    versions,
+)
 from deltareg_registry.storage import Storage
+from deltareg_registry.upkeep.batches import BATCH, Place, manifests_after
 
 __all__ = ["Fault", "InspectReport", "inspect_registry"]
 
-_BATCH = 500
 _STEP = 8 << 20
+# What the collector has condemned is nobody's any more, and may have no bytes.
+_THERE = blobs.c.touched != CONDEMNED
 
 
 class Fault(Document):
@@ -58,7 +68,7 @@ def inspect_registry(
     faults: list[Fault] = []
     count = size = 0
     with database.reading() as connection:
-        total = connection.execute(select(func.coalesce(func.sum(blobs.c.size), 0))).scalar_one()
+        total = connection.execute(select(func.coalesce(func.sum(blobs.c.size), 0)).where(_THERE)).scalar_one()
         number = connection.execute(select(func.count()).select_from(versions)).scalar_one()
     with progress.step("fsck", int(total) if read else 0):
         for digest, length in _blobs(database):
@@ -77,11 +87,11 @@ def _blobs(database: Database) -> Iterator[tuple[Digest, int]]:
     last = ""
     while True:
         with database.reading() as connection:
-            wanted = select(blobs.c.digest, blobs.c.size).where(blobs.c.digest > last)
-            rows = connection.execute(wanted.order_by(blobs.c.digest).limit(_BATCH)).all()
+            wanted = select(blobs.c.digest, blobs.c.size).where(blobs.c.digest > last, _THERE)
+            rows = connection.execute(wanted.order_by(blobs.c.digest).limit(BATCH)).all()
         for row in rows:
             yield Digest(row.digest), row.size
-        if len(rows) < _BATCH:
+        if len(rows) < BATCH:
             return
         last = rows[-1].digest
 
@@ -110,25 +120,22 @@ def _hash(storage: Storage, digest: Digest, length: int, progress: Progress) -> 
 
 def _is_known(database: Database, digest: Digest) -> bool:
     with database.reading() as connection:
-        return connection.execute(select(blobs.c.digest).where(blobs.c.digest == digest)).first() is not None
+        return connection.execute(select(blobs.c.digest).where(blobs.c.digest == digest, _THERE)).first() is not None
 
 
 def _check_manifests(database: Database, faults: list[Fault]) -> int:
-    count, last = 0, (0, "")
-    place = (manifests.c.repository, manifests.c.digest)
+    count = 0
+    last: Place | None = None
     while True:
-        after = (place[0] > last[0]) | and_(place[0] == last[0], place[1] > last[1])
         with database.reading() as connection:
-            wanted = select(*place, manifests.c.content).where(after).order_by(*place).limit(_BATCH)
-            rows = connection.execute(wanted).all()
-        for row in rows:
-            if sha256(row.content) != row.digest:
-                message = f"the bytes of the manifest {row.digest} in the database are damaged"
-                faults.append(Fault(kind="bad-manifest", subject=row.digest, message=message))
-        count += len(rows)
-        if len(rows) < _BATCH:
+            rows, last = manifests_after(connection, last, manifests.c.digest, manifests.c.content)
+        if last is None:
             return count
-        last = (rows[-1].repository, rows[-1].digest)
+        for row in rows:
+            if sha256(row["content"]) != row["digest"]:
+                message = f"the bytes of the manifest {row['digest']} in the database are damaged"
+                faults.append(Fault(kind="bad-manifest", subject=row["digest"], message=message))
+        count += len(rows)
 
 
 def _check_names(database: Database, faults: list[Fault]) -> None:
@@ -142,7 +149,7 @@ def _check_names(database: Database, faults: list[Fault]) -> None:
                 name = f"{row.namespace}/{row.name}:{row.tag}"
                 message = f"{name} names {row.digest}, which is not there"
                 faults.append(Fault(kind="dangling", subject=name, message=message))
-        present = exists().where(blobs.c.digest == manifest_blobs.c.digest)
+        present = exists().where(blobs.c.digest == manifest_blobs.c.digest, _THERE)
         nested = exists().where(
             manifests.c.repository == manifest_blobs.c.repository, manifests.c.digest == manifest_blobs.c.digest
         )

@@ -28,10 +28,7 @@ def remove_expired_uploads(database: Database, storage: Storage, grace: float, *
     strays = [identity for identity in stray if identity not in known]
     if dry_run:
         return len(expired) + len(strays)
-    removed = sum(_remove(database, storage, identity) for identity in expired)
-    for identity in strays:
-        storage.uploads.remove(identity)
-    return removed + len(strays)
+    return sum(_remove(database, storage, identity) for identity in (*expired, *strays))
 
 
 def _remove(database: Database, storage: Storage, identity: str) -> bool:

@@ -8,9 +8,12 @@ import stat
 from pathlib import Path
 
 import httpx2
+import pytest
 
 from deltareg.digest import sha256
+from deltareg.errors import DigestMismatch
 from deltareg_registry.settings import ServerSettings
+from deltareg_registry.storage import open_storage
 from tests.deltas import noise
 from tests.disks import fill, small_disk
 from tests.registry.oci.repository import Repository, code_of
@@ -120,3 +123,23 @@ def test_connection_that_fell_silent_does_not_keep_an_upload(tmp_path: Path) -> 
             assert client.get(place).headers["range"] == f"0-{(1 << 20) - 1}"
             last = client.put(place, params={"digest": sha256(DATA)}, content=DATA[1 << 20 :])
             assert last.status_code == 201
+
+
+def test_blob_of_a_copy_goes_straight_to_its_place_once_it_is_verified(bucket: Bucket, tmp_path: Path) -> None:
+    large = noise(17 << 19)
+    pieces = [large[: 4 << 20], large[4 << 20 :]]
+    store = open_storage(f"{bucket.url}/registry", tmp_path)
+    with pytest.raises(DigestMismatch):
+        store.put_stream(sha256(b"others"), len(large), pieces)
+    assert (bucket.files("registry"), bucket.uploads()) == ({}, [])
+    store.put_stream(sha256(large), len(large), pieces)
+    assert list(bucket.files("registry").values()) == [large]
+
+
+def test_damaged_blob_of_a_copy_leaves_no_file(tmp_path: Path) -> None:
+    store = open_storage(None, tmp_path)
+    with pytest.raises(DigestMismatch):
+        store.put_stream(sha256(b"others"), len(DATA), [DATA])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    store.put_stream(sha256(DATA), len(DATA), [DATA])
+    assert [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()] == [DATA]

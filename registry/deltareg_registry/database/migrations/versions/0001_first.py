@@ -101,7 +101,12 @@ def _content() -> None:
         sa.Column("digest", _DIGEST, nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column("created", _TIME, nullable=False),
-        sa.Column("touched", _TIME, nullable=False, comment="gc spares what was sent or asked for lately"),
+        sa.Column(
+            "touched",
+            _TIME,
+            nullable=False,
+            comment="gc spares what was sent or asked for lately; empty: condemned",
+        ),
         sa.PrimaryKeyConstraint("digest", name=op.f("pk_blobs")),
     )
     op.create_index(op.f("ix_blobs_touched"), "blobs", ["touched"])

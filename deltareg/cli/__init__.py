@@ -11,7 +11,7 @@ __all__ = ["main"]
 
 # A command makes few cycles and ends soon: with Python's own threshold of 700 objects, collections would take much of
 # the time of a check of 90,000 tensors.
-_COLLECT_AFTER = 1_000_000
+_COLLECT_AFTER = 10_000_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -96,8 +96,10 @@ def _checked_range(text: str) -> str:
 
 
 def _checked_texts(found: Any) -> Any:
-    if isinstance(found, dict) and not all(isinstance(value, str) for value in cast("dict[str, Any]", found).values()):
-        raise ValueError("not all of its values are texts")
+    if isinstance(found, dict):
+        for key, value in cast("dict[str, Any]", found).items():
+            if not isinstance(value, str):
+                raise ValueError(f"the value of {key!r:.100} is no text")
     return cast("object", found)
 
 

@@ -46,7 +46,7 @@ class Registry:
         self.policies = policies or Policies()
         self.home = expand_home(default_home() if home is None else home).absolute()
         self.pins = Pins(self.home / PINS_NAME)
-        if self.home.exists() and not self.home.is_dir():
+        if os.path.exists(self.home) and not os.path.isdir(self.home):
             raise InvalidArgument(
                 f"{self.home} is no directory", hint="let DELTAREG_HOME name the directory of a registry"
             )

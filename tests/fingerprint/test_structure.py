@@ -175,7 +175,6 @@ def test_experts_per_token_are_behaviour() -> None:
         ({"multi_query_attention": False, "multi_query_group_num": 2}, {}),
         ({"use_cache": True, "transformers_version": "4", "architectures": ["X"]}, {"use_cache": True}),
         ({"vision_config": {"depth": 1, "output_attentions": False}}, {"visual": {"num_hidden_layers": 1}}),
-        ({"tie_word_embeddings": True}, {}),
     ],
 )
 def test_spellings_of_one_thing_are_one(given: Config, same: Config) -> None:

@@ -463,7 +463,7 @@ HOSTILE_JSON: dict[str, tuple[bytes, str]] = {
     "unigram without score": (with_model(type="Unigram", vocab=[["a"]]), "not a text and a score"),
     "unigram with text as score": (with_model(type="Unigram", vocab=[["a", "1"]]), "not a text and a score"),
     "unigram with immense score": (with_model(type="Unigram", vocab=[["a", 1e300]]), "no 32-bit float"),
-    "unigram with infinite score": (b'{"model": {"type": "Unigram", "vocab": [["a", 1e999]]}}', "not finite"),
+    "unigram with infinite score": (b'{"model": {"type": "Unigram", "vocab": [["a", 1e999]]}}', "larger than a double"),
     "unigram with number as piece": (with_model(type="Unigram", vocab=[[7, 1.0]]), "no text"),
     "unigram with piece twice": (with_model(type="Unigram", vocab=[["a", 1], ["a", 2]]), "'a' occurs twice"),
     "unigram of objects": (with_model(type="Unigram", vocab=[{}]), "no array"),

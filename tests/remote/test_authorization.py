@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import stamina
 
-from deltareg.errors import NotAllowed, RemoteUnavailable
+from deltareg.errors import BadManifest, NotAllowed, RemoteUnavailable
 from deltareg.remote.authorization import RegistryAuthorization, challenge_of
 from deltareg.remote.credentials import Secret
 from deltareg.remote.http import HttpClient
@@ -157,12 +157,18 @@ def test_registry_on_this_machine_cannot_send_a_password_where_others_listen(rea
         authorization.challenged([f'Bearer realm="{realm}"'], SCOPE, None)
 
 
-@pytest.mark.parametrize("lives", ["1e999", f"1{'0' * 400}", "-1e999"])
-def test_token_that_lives_absurdly_long_is_taken(lives: str) -> None:
-    body = f'{{"token": "t", "expires_in": {lives}}}'.encode()
+def test_token_that_lives_absurdly_long_is_taken() -> None:
+    body = f'{{"token": "t", "expires_in": 1{"0" * 400}}}'.encode()
     with closed_registry(lambda asked, before: say(asked, 200, body)) as closed:
         closed.valid.add("t")
         assert client(closed).ask("GET", "x", scope=SCOPE).status == 200
+
+
+@pytest.mark.parametrize("lives", ["1e999", "-1e999", "NaN"])
+def test_token_that_lives_for_no_number_of_seconds_is_refused(lives: str) -> None:
+    body = f'{{"token": "t", "expires_in": {lives}}}'.encode()
+    with closed_registry(lambda asked, before: say(asked, 200, body)) as closed, pytest.raises(BadManifest):
+        client(closed).ask("GET", "x", scope=SCOPE)
 
 
 def test_registry_that_never_is_content_is_asked_twice() -> None:

@@ -25,7 +25,7 @@ from deltareg_registry.oci.names import (
 )
 from deltareg_registry.oci.receiving import exclusive, receive
 from deltareg_registry.problems import OciError
-from deltareg_registry.records.blobs import add_blob, keep_a_while, mount_blob
+from deltareg_registry.records.blobs import add_blob, keep_a_while, make_way, mount_blob
 from deltareg_registry.records.namespaces import is_public, make_repository, repository_id
 from deltareg_registry.records.quotas import check_room, lock_quota, room_of
 from deltareg_registry.records.uploads import Upload, find_upload, forget_upload, start_upload, unknown_upload
@@ -196,7 +196,8 @@ def _finished(asked: Asked, upload: Upload, digest: Digest) -> None:
     with database.writing() as connection:
         check_room(connection, asked.namespace, digest, size, upload=upload.id)
         # A collector that looks at this blob now must see that it is wanted before its bytes are put down anew.
-        keep_a_while(connection, digest)
+        if not keep_a_while(connection, digest):
+            make_way(connection, digest)
     if upload.progress == NOTHING_YET and digest != sha256(b""):
         _dropped(asked, upload.id)
         raise OciError("DIGEST_INVALID", 400, "nothing was sent")

@@ -20,6 +20,7 @@ __all__ = [
     "add_blob",
     "blob_of",
     "keep_a_while",
+    "make_way",
     "mount_blob",
     "sizes_of",
     "touch",
@@ -89,6 +90,17 @@ def keep_a_while(connection: Connection, digest: Digest) -> bool:
     """
     kept = update(blobs).where(blobs.c.digest == digest, _THERE).values(touched=now())
     return connection.execute(kept).rowcount > 0
+
+
+def make_way(connection: Connection, digest: Digest) -> None:
+    """Take a condemned blob out of the collector's hands before its bytes are put down anew: nothing tells of it then.
+
+    Where the collector is removing it, that is waited for.
+    """
+    condemned = select(blobs.c.digest).where(blobs.c.digest == digest, ~_THERE).with_for_update()
+    if connection.execute(condemned).first() is not None:
+        connection.execute(delete(repository_blobs).where(repository_blobs.c.digest == digest))
+        connection.execute(delete(blobs).where(blobs.c.digest == digest))
 
 
 def mount_blob(connection: Connection, source: int, target: int, namespace: str, digest: Digest) -> bool:

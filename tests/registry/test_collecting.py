@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import event
 
 from deltareg.digest import Digest, sha256
-from deltareg_registry.database.tables import blobs
+from deltareg_registry.database.tables import CONDEMNED, blobs
 from deltareg_registry.records.tags import put_tag
 from deltareg_registry.settings import ServerSettings
 from deltareg_registry.storage import Storage
@@ -237,3 +237,19 @@ def test_row_is_not_written_while_an_old_file_is_removed(server: RunningServer) 
     check_told_the_truth(server, answers[0].result())
     with server.state.database.reading() as connection:
         assert connection.execute(blobs.select()).one().size == len(DATA)
+
+
+def test_condemned_blob_that_is_sent_again_is_no_more_the_collectors(server: RunningServer) -> None:
+    state = server.state
+    with server.client() as client:
+        Repository(client, "acme/search").push(DATA)
+        with state.database.writing() as connection:
+            connection.execute(blobs.update().where(blobs.c.digest == DIGEST).values(touched=CONDEMNED))
+        with ending(server) as (halted, begin):
+            answer = begin()
+            assert halted.placed.wait(20)
+            collect(state.database, state.storage, HOUR)
+            halted.go_on.set()
+            assert answer.result(20).status_code == 201
+        assert Repository(client, "acme/search").blob(DIGEST).content == DATA
+        assert inspect_registry(state.database, state.storage).faults == []

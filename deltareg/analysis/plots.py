@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deltareg.analysis.compare import Comparison, ComparisonReport, PairReport
+from deltareg.analysis.compare import Comparison, ComparisonReport, DeltaNorms, PairReport
 from deltareg.analysis.pictures import check_plot, drawing, listing, page, picture_of, table, write_picture
 
-__all__ = ["CLASSES", "check_plot", "name_layers", "not_compared", "plot", "with_error"]
+__all__ = ["CLASSES", "check_plot", "draw_norms", "name_layers", "not_compared", "plot", "with_error"]
 
 CLASSES = (("attention", "attention"), ("mlp", "feed-forward"))
 """The classes of modules that are drawn, and what to call them."""
@@ -42,7 +42,7 @@ def _draw(report: ComparisonReport, kind: str) -> bytes:
         maps = figure.subplots(3, 1, height_ratios=heights)
         for axes, (key, title) in zip(maps, CLASSES, strict=False):
             _heat_map(figure, axes, report, layers, key, title)
-        _norms(maps[2], report, layers)
+        draw_norms(maps[2], report.deltas, layers)
         return picture_of(figure, kind)
 
 
@@ -60,10 +60,11 @@ def _heat_map(figure: Any, axes: Any, report: ComparisonReport, layers: Sequence
     figure.colorbar(image, ax=axes)
 
 
-def _norms(axes: Any, report: ComparisonReport, layers: Sequence[str]) -> None:
+def draw_norms(axes: Any, deltas: Sequence[DeltaNorms], layers: Sequence[str]) -> None:
+    """Draw the norms of deltas, by class and layer."""
     axes.set_title("norm of the deltas", fontsize="medium")
     name_layers(axes, layers)
-    for number, delta in enumerate(report.deltas):
+    for number, delta in enumerate(deltas):
         for (key, title), style in zip(CLASSES, ("-", "--"), strict=True):
             heights = [delta.layers.get(layer, {}).get(key, float("nan")) for layer in layers]
             axes.plot(

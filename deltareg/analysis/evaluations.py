@@ -219,7 +219,7 @@ def _parsed(path: Path, *, lenient: bool = False) -> _Results | None:
     """The results in a file; None for JSON that is something else."""
     try:
         value: Any = json.loads(_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if lenient:
             return None
         raise BadEvaluation(f"{path} is no JSON: {error}", path=str(path)) from error

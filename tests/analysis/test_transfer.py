@@ -218,6 +218,7 @@ def test_a_directory_holds_the_latest_of_each_task(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("{", "is no JSON"),
+        ("[" * 200_000, "is no JSON"),
         ("[]", "has no results"),
         ('{"results": {"a": 3}}', "has no results"),
         ('{"a": "b"}', "has no results"),

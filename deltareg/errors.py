@@ -19,6 +19,7 @@ __all__ = [
     "BadArchive",
     "BadCheckpoint",
     "BadConfig",
+    "BadEvaluation",
     "BadHeader",
     "BadLock",
     "BadManifest",
@@ -263,6 +264,15 @@ class BadMergeConfig(UsageError):
     """
 
     code = "DR0107"
+
+
+class BadEvaluation(UsageError):
+    """A file is neither results of lm-evaluation-harness nor a table of them, or a value in it is no number.
+
+    The message says in which file, and where in it. `docs/transfer.md` shows the formats.
+    """
+
+    code = "DR0108"
 
 
 # --- 3: incompatible ----------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from tests.synthetic import synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-PLAYED = [ROOT / "README.md", ROOT / "docs" / "tutorial.md"]
+PLAYED = [ROOT / "README.md", ROOT / "docs" / "tutorial.md", ROOT / "docs" / "transfer.md"]
 SEPARATOR = "\x1e"
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -129,7 +129,17 @@ def _scene_of_tutorial(directory: Path, _: weights.Pair) -> None:
         (directory / name / "chat_template.jinja").write_text(f"{{# the chat template of {name} #}}\n")
 
 
-_SCENES = {"README.md": _scene_of_readme, "tutorial.md": _scene_of_tutorial}
+def _scene_of_transfer(directory: Path, _: weights.Pair) -> None:
+    """One family of the evaluations that others published."""
+    with (ROOT / "docs" / "paramdelta" / "published" / "finetuning-transfer-llama-8b.csv").open() as published:
+        rows = [line.strip().split(",")[1:6] for line in list(published)[:7]]
+    names = ["task", "gsm8k", "math", "arc_challenge", "gpqa", "mmlu", "ifeval"]
+    (directory / "evals.csv").write_text(
+        "".join(",".join([name, *row[1:]]) + "\n" for name, row in zip(names, rows, strict=True))
+    )
+
+
+_SCENES = {"README.md": _scene_of_readme, "tutorial.md": _scene_of_tutorial, "transfer.md": _scene_of_transfer}
 
 
 # --- playing a page -----------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +34,17 @@ from deltareg.sketch.comparison import (
 from deltareg.sketch.sketches import lanes_of
 from deltareg.threads import in_order, thread_count
 
-__all__ = ["ALL", "Comparison", "ComparisonReport", "DeltaNorms", "PairReport", "Skipped", "compare"]
+__all__ = [
+    "ALL",
+    "Comparison",
+    "ComparisonReport",
+    "DeltaNorms",
+    "PairJob",
+    "PairReport",
+    "Skipped",
+    "compare",
+    "measure",
+]
 
 
 def compare(
@@ -56,10 +66,10 @@ def compare(
     """
     started = time.monotonic()
     sides = sides_of(deltas)
-    pairs = [_PairJob(one, other, exact=exact) for one, other in combinations(sides, 2)]
+    pairs = [PairJob(one, other, exact=exact) for one, other in combinations(sides, 2)]
     for pair in pairs:
         pair.refuse_strangers()
-    _measure(sides, pairs, thread_count(threads), progress)
+    measure(sides, pairs, thread_count(threads), progress)
     return ComparisonReport(
         deltas=[norms_of(side) for side in sides],
         pairs=[pair.report() for pair in pairs],
@@ -67,11 +77,13 @@ def compare(
     )
 
 
-class _PairJob(Pair):
-    """Two deltas, and the sums of those of their tensors whose records have to be read."""
+class PairJob(Pair):
+    """Two deltas, and the sums of those of their tensors whose records have to be read: of all, or of `only` some."""
 
-    def __init__(self, one: Side, other: Side, *, exact: bool) -> None:
+    def __init__(self, one: Side, other: Side, *, exact: bool, only: Collection[str] | None = None) -> None:
         super().__init__(one, other, exact=exact)
+        if only is not None:
+            self.unknown = [name for name in self.unknown if name in only]
         self.sums: dict[str, Array] = {name: np.zeros(5, np.float64) for name in self.unknown}
         """Each with the five sums of `loops.compare_lanes`."""
 
@@ -96,10 +108,10 @@ class _Step:
     number: int
     lanes: int
     readers: Mapping[Side, RecordReader | None]
-    pairs: Sequence[_PairJob]
+    pairs: Sequence[PairJob]
 
 
-def _measure(sides: Sequence[Side], pairs: Sequence[_PairJob], threads: int, progress: Progress) -> None:
+def measure(sides: Sequence[Side], pairs: Sequence[PairJob], threads: int, progress: Progress) -> None:
     """Fill in the sums of all pairs from the records, frame by frame."""
     names = sorted({name for pair in pairs for name in pair.sums}, key=lambda name: (layer_order(name), name))
     if not names:
@@ -124,7 +136,7 @@ def _measure(sides: Sequence[Side], pairs: Sequence[_PairJob], threads: int, pro
             pair.close(name)
 
 
-def _steps(names: Sequence[str], pairs: Sequence[_PairJob], packs: Mapping[Side, Packs]) -> Generator[_Step]:
+def _steps(names: Sequence[str], pairs: Sequence[PairJob], packs: Mapping[Side, Packs]) -> Generator[_Step]:
     for name in names:
         asking = [pair for pair in pairs if name in pair.sums]
         readers: dict[Side, RecordReader | None] = {}

@@ -35,6 +35,7 @@ from deltareg.cli.search import search
 from deltareg.cli.setup import init
 from deltareg.cli.signers import signers_app
 from deltareg.cli.signing import sign
+from deltareg.cli.transfer import transfer
 from deltareg.cli.transfers import pull, push
 from deltareg.cli.yanks import unyank, yank
 
@@ -118,6 +119,7 @@ app.command("sign")(sign)
 app.add_typer(signers_app, name="signers")
 app.command("check")(check)
 app.command("compare")(compare)
+app.command("transfer")(transfer)
 app.command("apply")(apply)
 app.command("inspect")(inspect)
 app.command("export-lora")(export_lora)

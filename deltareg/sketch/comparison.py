@@ -165,9 +165,11 @@ class Measured:
 class Pair:
     """Two deltas, and what is known of each tensor that they share."""
 
-    def __init__(self, one: Side, other: Side, *, exact: bool = False) -> None:
+    def __init__(self, one: Side, other: Side, *, exact: bool = False, small: bool = False) -> None:
+        """`exact`: no sketch is asked. `small`: those of small tensors are, though their records are at hand."""
         self.one = one
         self.other = other
+        self._small = small
         self.found: dict[str, Measured] = {}
         self.skipped: list[Skipped] = []
         self.unknown: list[str] = []
@@ -198,7 +200,7 @@ class Pair:
         lanes, norms = lanes_of(a), (a.delta_norm, b.delta_norm)
         if a.changed == 0 or b.changed == 0 or lanes == 0:
             return Measured(lanes, norms, 0.0, 0.0, lanes, 0, 0, True)
-        if lanes < _READ_BELOW and self.one.at_hand and self.other.at_hand:
+        if lanes < _READ_BELOW and not self._small and self.one.at_hand and self.other.at_hand:
             return None
         one, other = self.one.sketches.get(name), self.other.sketches.get(name)
         if one is None or other is None:

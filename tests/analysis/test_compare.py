@@ -18,46 +18,15 @@ from deltareg.analysis.plots import plot
 from deltareg.artifact import Artifact
 from deltareg.codec import FRAME_LANES
 from deltareg.errors import BadManifest, InvalidArgument, NotFound
-from deltareg.manifest import Descriptor, encode, parse
-from deltareg.sketch.projection import Sketcher
+from deltareg.manifest import encode, parse
 from deltareg.sketch.sketches import PROJECTION_TYPE, pack_sketches
 from deltareg.store import Store
 from tests import raw
-from tests.codec.tensors import Raw, of, write_checkpoint
+from tests.analysis.sketched import Tensors, checkpoint, sketched, take, with_layers
+from tests.codec.tensors import of
 from tests.weights import Pair
 
-Tensors = Mapping[str, np.ndarray]
 NAMES = ("model.layers.0.self_attn.q_proj.weight", "model.layers.10.mlp.up_proj.weight", "model.norm.weight")
-
-
-def checkpoint(path: Path, tensors: Mapping[str, Raw | np.ndarray]) -> Path:
-    typed = {
-        name: value if isinstance(value, Raw) else of("F32", value.astype(np.float32).view(np.uint32))
-        for name, value in tensors.items()
-    }
-    return write_checkpoint(path, typed)
-
-
-def take(registry: Registry, base: Path, post: Path, name: str) -> tuple[str, Artifact]:
-    deltareg.diff(base, post, registry, f"acme/{name}:1.0.0", threads=1)
-    return name, registry.artifact(f"acme/{name}:1.0.0")
-
-
-def with_layers(store: Store, artifact: Artifact, *layers: bytes) -> Artifact:
-    """The artifact with these layers of projections."""
-    named = [Descriptor(media_type=PROJECTION_TYPE, digest=store.put(data), size=len(data)) for data in layers]
-    manifest = artifact.manifest.model_copy(update={"layers": [*artifact.manifest.layers, *named]})
-    return Artifact.open(store, store.put(encode(manifest)))
-
-
-def sketched(store: Store, artifact: Artifact, deltas: Tensors) -> Artifact:
-    """The artifact with the projections of these differences."""
-    sketcher = Sketcher()
-    for name, delta in deltas.items():
-        typed = delta.astype(np.float32)
-        for number, start in enumerate(range(0, typed.size, FRAME_LANES)):
-            sketcher.add(name, typed.size, number, typed[start : start + FRAME_LANES])
-    return with_layers(store, artifact, pack_sketches(sketcher.finish(), artifact.inventory.tensors))
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> float:

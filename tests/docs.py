@@ -15,6 +15,8 @@ from pydantic.json_schema import models_json_schema
 from typer.main import get_command
 
 from deltareg.analysis.compare import ComparisonReport
+from deltareg.analysis.evaluating import EvaluationReport
+from deltareg.analysis.sweep import SweepReport
 from deltareg.apply import ApplyReport
 from deltareg.apply.verify import VerifyReport
 from deltareg.archive import ArchiveReport
@@ -78,6 +80,8 @@ SCHEMAS: Mapping[str, type[BaseModel]] = {
     "signers": reports.SignersReport,
     "check": CheckReport,
     "compare": ComparisonReport,
+    "sweep": SweepReport,
+    "eval": EvaluationReport,
     "apply": ApplyReport,
     "locking": LockReport,
     "build": BuildReport,

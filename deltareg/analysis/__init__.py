@@ -1,7 +1,10 @@
-"""What deltas have to do with one another: cosines, norms, opposed signs."""
+"""What deltas have to do with one another, and what their weights do to a metric."""
 
 from __future__ import annotations
 
+# At once, not lazily: a module that is imported later would bind its name over the function that is called like it.
 from deltareg.analysis.compare import ComparisonReport, compare
+from deltareg.analysis.evaluating import EvaluationReport, evaluate
+from deltareg.analysis.sweep import SweepReport, sweep
 
-__all__ = ["ComparisonReport", "compare"]
+__all__ = ["ComparisonReport", "EvaluationReport", "SweepReport", "compare", "evaluate", "sweep"]

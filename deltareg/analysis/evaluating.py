@@ -79,15 +79,17 @@ def evaluate(
     timeout: float | None = None,
     out: str | os.PathLike[str] | None = None,
     force: bool = False,
+    device: str = "cpu",
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> EvaluationReport:
     """Evaluate what a recipe builds, a checkpoint's directory, or a model of the Hub.
 
     What a recipe says is built into a temporary directory, and evaluated there. By a `score` function, a `command` or
-    `tasks` of lm-evaluation-harness: one of them. `out` gets the results as lm-evaluation-harness writes them, with the
-    report as their `deltareg`. Raises InvalidArgument, EvaluationFailed, CheckpointNotFound, DiskFull, and what `build`
-    raises.
+    `tasks` of lm-evaluation-harness: one of them. `device` is where the model of the first and the last computes. `out`
+    gets the results as lm-evaluation-harness writes them, with the report as their `deltareg`.
+
+    Raises InvalidArgument, EvaluationFailed, CheckpointNotFound, DiskFull, and what `build` raises.
     """
     started = time.monotonic()
     evaluator = _evaluator(score, command, tasks, metrics, timeout)
@@ -96,7 +98,7 @@ def evaluate(
     options = Options(force=force, threads=threads, progress=progress)
     with _target(os.fspath(target), sources, options) as (directory, told):
         made = time.monotonic()
-        found, results = _run(evaluator, directory)
+        found, results = _run(evaluator, directory, device)
         scored = time.monotonic()
     report = EvaluationReport(
         target=os.fspath(target),
@@ -164,14 +166,14 @@ def _target(target: str, sources: Sources, options: Options) -> Generator[tuple[
         yield directory, {"kind": "recipe", "base": lock.base, "method": lock.method, "deltas": deltas}
 
 
-def _run(evaluator: Command | ScoreFunction | Harness, directory: Path) -> tuple[Metrics, dict[str, Any]]:
+def _run(evaluator: Command | ScoreFunction | Harness, directory: Path, device: str) -> tuple[Metrics, dict[str, Any]]:
     """The metrics, and the results in the form of lm-evaluation-harness."""
     if isinstance(evaluator, Command):
         found = evaluator.run(directory)
     else:
         import torch
 
-        model, tokenizer = load_model(directory), load_tokenizer(directory)
+        model, tokenizer = load_model(directory, device), load_tokenizer(directory)
         with torch.no_grad():
             if isinstance(evaluator, Harness):
                 return evaluator.run(model, tokenizer)

@@ -43,15 +43,23 @@ def directory_of(name: str) -> Path:
         return checkpoint.root
 
 
-def load_model(directory: Path) -> Any:
-    """The model of a checkpoint in its own dtype, on the processor, ready to be evaluated.
+def load_model(directory: Path, device: str = "cpu") -> Any:
+    """The model of a checkpoint in its own dtype, on a device, ready to be evaluated.
 
     It has the class that its config names, or else that of a causal language model. No code of the checkpoint runs.
-    Raises UnsupportedFormat.
+    Raises UnsupportedFormat; InvalidArgument for a device that is not there.
     """
     need_transformers()
+    import torch
     import transformers
 
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises both for a device that it was built without
+        first = str(error).partition("\n")[0]
+        raise InvalidArgument(
+            f"the device {device!r} cannot be used: {first}", hint="name cpu, cuda or cuda:1"
+        ) from error
     names = _architectures(directory)
     kinds = [getattr(transformers, name, None) for name in names]
     kind = next((one for one in kinds if hasattr(one, "from_pretrained")), transformers.AutoModelForCausalLM)
@@ -64,7 +72,7 @@ def load_model(directory: Path) -> Any:
         raise
     except Exception as error:  # of whatever class: it reads many files in many ways
         raise _refused("the model", directory, error) from error
-    return model.eval()
+    return model.to(device).eval()
 
 
 def load_tokenizer(directory: Path) -> Any:

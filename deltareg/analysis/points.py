@@ -162,7 +162,7 @@ class LivePoints:
             check_tensors(found, checkpoint, how)
             _refuse_dtype(found, {tensor.dtype for tensor in checkpoint.tensors.values()})
             fetch(wanted, self.sources, how.threads, how.progress)
-        self.model = load_model(root)
+        self.model = load_model(root, how.device)
         self.tokenizer = _tokenizer(job.files)
         self._live: Live = deltareg.live(self.model, self.sources.registry, tokenizer=root, threads=how.threads)
         self._live.merge(found.method, parameter_schedules(found.method, found.parameters), seed=found.seed)

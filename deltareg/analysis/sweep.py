@@ -185,6 +185,7 @@ def sweep(
     timeout: float | None = None,
     out: str | os.PathLike[str] | None = None,
     force: bool = False,
+    device: str = "cpu",
     threads: int | None = None,
     watch: Callable[[SweepPoint], None] | None = None,
 ) -> SweepReport:
@@ -193,9 +194,10 @@ def sweep(
     α multiplies the recipe's weight of its first delta, β that of the second; `deltas` names others. With `fused` the
     two have the weights α and 1 − α: the line Θ₀ + αΔ* + (1 − α)Δ. `score` is given a model in memory, whose weights
     change between points, and its tokenizer; `command` the directory of a checkpoint that is built for each point, and
-    `timeout` seconds to evaluate it. Of the `metrics` by name, all where none is named, higher is better unless they are in
-    `lower_is_better`. The lock beside the recipe is written where it is missing. `out` is written after every point,
-    and a sweep that finds there points of its own goes on behind them. `watch` is told of each point.
+    `timeout` seconds to evaluate it. Of the `metrics` by name, all where none is named, higher is better unless they
+    are in `lower_is_better`. The lock beside the recipe is written where it is missing. `out` is written after every
+    point, and a sweep that finds there points of its own goes on behind them. `device` is where a model in memory
+    computes, and what builds. `watch` is told of each point.
 
     Raises InvalidArgument, OutputExists where `out` holds something else, EvaluationFailed, and what `build` and `live`
     raise; the points that were done are in `out` then.
@@ -216,7 +218,7 @@ def sweep(
     for place in job.places:
         varied.at(place)  # a weight that is too large is told before the first point
     _take_up(job)
-    _run(job, evaluator, sources, Options(force=force, threads=threads), watch)
+    _run(job, evaluator, sources, Options(force=force, threads=threads, device=device), watch)
     job.keep()
     return job.report()
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deltareg.cli.options import Eval, Json, Metric, ScoreOption, Threads, Timeout
+from deltareg.cli.options import Device, Eval, Json, Metric, ScoreOption, Threads, Timeout
 
 __all__ = ["evaluate", "refuse_two", "seconds_of"]
 
@@ -42,6 +42,7 @@ def evaluate(
     ] = None,
     timeout: Timeout = None,
     force: Annotated[bool, typer.Option("--force", help="Evaluate what the check refuses too.")] = False,
+    device: Device = "cpu",
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -82,6 +83,7 @@ def evaluate(
             timeout=seconds_of(timeout),
             out=None if out is None else expand_home(out),
             force=force,
+            device=device,
             threads=threads or settings.threads,
             progress=progress,
         )

@@ -10,6 +10,7 @@ import typer
 __all__ = [
     "Conflicts",
     "Description",
+    "Device",
     "DryRun",
     "Eval",
     "Json",
@@ -194,6 +195,9 @@ LowerIsBetter = Annotated[
         metavar="NAME",
         help="A metric such as a loss or a perplexity. May be given several times.",
     ),
+]
+Device = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="What the model of --score or --tasks computes on.")
 ]
 Timeout = Annotated[
     str | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltareg.cli.options import Eval, Json, LowerIsBetter, Metric, ScoreOption, Threads, Timeout
+from deltareg.cli.options import Device, Eval, Json, LowerIsBetter, Metric, ScoreOption, Threads, Timeout
 from deltareg.paths import expand_home
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def sweep(
     ] = None,
     timeout: Timeout = None,
     force: Annotated[bool, typer.Option("--force", help="Evaluate what the check refuses too.")] = False,
+    device: Device = "cpu",
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -117,6 +118,7 @@ def sweep(
             timeout=seconds_of(timeout),
             out=None if out is None else expand_home(out),
             force=force,
+            device=device,
             threads=threads or settings.threads,
             watch=_tell if sys.stderr.isatty() else None,
         )

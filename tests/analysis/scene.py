@@ -31,6 +31,8 @@ ref = "acme/two"
 SCORE = '''\
 """How well a model says the alphabet."""
 
+import zlib
+
 import torch
 
 
@@ -41,10 +43,8 @@ def score(model, tokenizer):
 
 def weights(model, tokenizer):
     state = model.state_dict()
-    return {"sum": float(state["model.norm.weight"].double().sum()), "up": float(state[UP].double().sum())}
-
-
-UP = "model.layers.0.mlp.up_proj.weight"
+    names = {"norm": "model.norm.weight", "up": "model.layers.0.mlp.up_proj.weight"}
+    return {key: zlib.crc32(state[name].view(torch.uint8).numpy().tobytes()) for key, name in names.items()}
 
 
 def broken(model, tokenizer):

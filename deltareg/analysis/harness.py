@@ -60,8 +60,7 @@ class Harness:
             # By name: it ships no types.
             parts = ("", ".models.huggingface", ".tasks")
             lm_eval, models, managing = (import_module(f"lm_eval{part}") for part in parts)
-            tasks = managing.TaskManager(include_path=None if self.include is None else str(self.include))
-            unknown = [name for name in self.tasks if not tasks.match_tasks([name])]
+            tasks, unknown = self._known(managing.TaskManager)
             if unknown:
                 raise InvalidArgument(
                     f"lm-evaluation-harness has no task {unknown[0]!r}",
@@ -86,6 +85,19 @@ class Harness:
                 hint="run lm-eval by hand on a checkpoint of deltareg build; data sets need a network or the cache",
             ) from error
         return cast("Mapping[str, Any]", found)
+
+    def _known(self, manager: Any) -> tuple[Any, list[str]]:
+        """What knows the tasks, and those that it does not know."""
+        # To read the harness's own thousands of tasks takes seconds: not done for whom theirs are enough.
+        places = [] if self.include is None else [{"include_path": str(self.include), "include_defaults": False}]
+        places.append({"include_path": None if self.include is None else str(self.include)})
+        tasks, unknown = None, list(self.tasks)
+        for place in places:
+            tasks = manager(**place)
+            unknown = [name for name in self.tasks if not tasks.match_tasks([name])]
+            if not unknown:
+                break
+        return tasks, unknown
 
 
 def need_harness() -> None:

@@ -89,7 +89,9 @@ class Harness:
     def _known(self, manager: Any) -> tuple[Any, list[str]]:
         """What knows the tasks, and those that it does not know."""
         # To read the harness's own thousands of tasks takes seconds: not done for whom theirs are enough.
-        places = [] if self.include is None else [{"include_path": str(self.include), "include_defaults": False}]
+        places: list[dict[str, Any]] = (
+            [] if self.include is None else [{"include_path": str(self.include), "include_defaults": False}]
+        )
         places.append({"include_path": None if self.include is None else str(self.include)})
         tasks, unknown = None, list(self.tasks)
         for place in places:

@@ -63,7 +63,7 @@ def command_in(directory: Path, most: int = 1000) -> str:
 
 def checksum(directory: Path) -> int:
     """Of a tensor that the deltas change."""
-    return zlib.crc32(raw.read(directory)["model.layers.0.mlp.up_proj.weight"].data)
+    return zlib.crc32(raw.read(directory)["model.layers.0.mlp.up_proj.weight"].data.tobytes())
 
 
 def runs_in(directory: Path) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deltareg.analysis.plots import check_plot
-from deltareg.analysis.sweep import MetricSummary, SweepReport
+from deltareg.analysis.sweep_report import MetricSummary, SweepReport
 from deltareg.store.files import write_atomically
 
 __all__ = ["plot_sweep"]

@@ -13,7 +13,7 @@ from deltareg.paths import expand_home
 
 if TYPE_CHECKING:
     from deltareg.analysis.curves import Curve
-    from deltareg.analysis.sweep import SweepPoint, SweepReport
+    from deltareg.analysis.sweep_report import SweepPoint, SweepReport
 
 __all__ = ["sweep"]
 

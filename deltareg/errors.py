@@ -36,6 +36,7 @@ __all__ = [
     "DeviceFull",
     "DigestMismatch",
     "DiskFull",
+    "EvaluationFailed",
     "HubUnavailable",
     "InvalidArgument",
     "LicenceRefused",
@@ -184,6 +185,16 @@ class LockStale(DeltaregError):
     """
 
     code = "DR0010"
+
+
+class EvaluationFailed(DeltaregError):
+    """The command or function that was to evaluate a model failed, took too long, or gave no numbers.
+
+    The cause is what it said itself. Run it by hand on a checkpoint of `deltareg build`; a sweep with `--out` goes on
+    where it stopped.
+    """
+
+    code = "DR0011"
 
 
 # --- 2: usage -----------------------------------------------------------------------------------------------------

@@ -15,7 +15,9 @@ from pydantic.json_schema import models_json_schema
 from typer.main import get_command
 
 from deltareg.analysis.compare import ComparisonReport
+from deltareg.analysis.evaluating import EvaluationReport
 from deltareg.analysis.side_by_side import SideBySideReport
+from deltareg.analysis.sweep import SweepReport
 from deltareg.analysis.transfer import TransferAnalysis
 from deltareg.apply import ApplyReport
 from deltareg.apply.verify import VerifyReport
@@ -82,6 +84,8 @@ SCHEMAS: Mapping[str, type[BaseModel]] = {
     "compare": ComparisonReport,
     "side-by-side": SideBySideReport,
     "transfer-analysis": TransferAnalysis,
+    "sweep": SweepReport,
+    "eval": EvaluationReport,
     "apply": ApplyReport,
     "locking": LockReport,
     "build": BuildReport,

@@ -184,6 +184,25 @@ class Live:
         rest = {name: delta for name, delta in self._active.items() if name != found.reference}
         return self._change(rest, self._merge, force=True, alone=force, progress=progress)
 
+    def replace(
+        self,
+        deltas: Sequence[tuple[str | Reference, Weight, Parameters | None]],
+        *,
+        force: bool = False,
+        progress: Progress = SILENT,
+    ) -> LiveReport:
+        """Make these the deltas on the model, in this order and no others, in one change: quicker than one by one.
+
+        Raises what `apply` raises; InvalidArgument for one that is given twice.
+        """
+        wanted: dict[Reference, WeightedDelta] = {}
+        for reference, weight, parameters in deltas:
+            delta = open_delta(self._registry, reference, checked_weight(weight), schedules_of(parameters))
+            if delta.reference in wanted:
+                raise InvalidArgument(f"{delta.reference} is given twice", hint="give it one weight")
+            wanted[delta.reference] = delta
+        return self._change(wanted, self._merge, force=force, progress=progress)
+
     def clear(self) -> LiveReport:
         """Take everything off: the model has the bits that it had."""
         return self._change({}, self._merge, force=True, progress=SILENT)

@@ -48,7 +48,18 @@ from deltareg.resolve import Sources, resolve
 from deltareg.resolve.resolve import Base, location_in
 from deltareg.threads import thread_count
 
-__all__ = ["BuildReport", "BuiltDelta", "build", "rebuild"]
+__all__ = [
+    "BuildReport",
+    "BuiltDelta",
+    "Options",
+    "build",
+    "check_base",
+    "check_tensors",
+    "pinned",
+    "prepared",
+    "rebuild",
+    "weights_and_parameters",
+]
 
 _SHOWN = 6
 
@@ -186,17 +197,17 @@ def _build(
     place = base or location_in(lock.base.location, project.directory)
     check_output(out, how.overwrite)
     with ExitStack() as stack:
-        checkpoint = stack.enter_context(Checkpoint.open(_pinned(place, lock, base)))
-        _check_base(lock, checkpoint)
+        checkpoint = stack.enter_context(Checkpoint.open(pinned(place, lock, base)))
+        check_base(lock, checkpoint)
         # Before anything else is asked for; what the lock was written from may have been trusted then, and not now.
         for one in lock.deltas:
             check_locked(one, sources)
         wanted = fetches(lock, sources)
         warnings += [warning for one in wanted for warning in one.warnings]
-        job = _prepared(lock, checkpoint, wanted, how)
+        job = prepared(lock, checkpoint, wanted, how)
         refuse_conflicts(job.licence, accept=_accepts(lock, how))
         if not wrote and not how.dry_run and not _output_tells(lock, out):
-            _check_tensors(lock, checkpoint, how)
+            check_tensors(lock, checkpoint, how)
         if wrote and not how.dry_run:
             lock = keep_lock(lock, project)
         if not how.dry_run:
@@ -210,12 +221,10 @@ def _build(
     return _report(lock, project, out, how, started, wrote, warnings, wanted, job, report, sealing)
 
 
-def _prepared(lock: Lock, checkpoint: Checkpoint, wanted: Sequence[Fetch], how: Options) -> Prepared:
+def prepared(lock: Lock, checkpoint: Checkpoint, wanted: Sequence[Fetch], how: Options) -> Prepared:
     """Everything that can be wrong with what is applied is found here, from documents alone."""
     merge = Merge.of(lock.method, parameter_schedules(lock.method, lock.parameters), lock.seed)
-    deltas = [
-        WeightedDelta(one.locked.name, one.artifact, *_weights_and_parameters(lock, one.locked)) for one in wanted
-    ]
+    deltas = [WeightedDelta(one.locked.name, one.artifact, *weights_and_parameters(lock, one.locked)) for one in wanted]
     return prepare(
         checkpoint,
         deltas,
@@ -229,7 +238,8 @@ def _prepared(lock: Lock, checkpoint: Checkpoint, wanted: Sequence[Fetch], how: 
     )
 
 
-def _weights_and_parameters(lock: Lock, delta: LockedDelta) -> tuple[Schedule, dict[str, Schedule]]:
+def weights_and_parameters(lock: Lock, delta: LockedDelta) -> tuple[Schedule, dict[str, Schedule]]:
+    """What a lock gives one of its deltas. Raises InvalidArgument."""
     own = own_schedules(lock.method, delta.name, delta.parameters)
     return weight_schedule(delta.weight, delta.where), own
 
@@ -254,7 +264,7 @@ def _applied(
 ) -> ApplyReport:
     return apply(
         checkpoint,
-        [(one.name, *_weights_and_parameters(lock, one)) for one in lock.deltas],
+        [(one.name, *weights_and_parameters(lock, one)) for one in lock.deltas],
         sources.registry,
         out,
         method=lock.method,
@@ -314,7 +324,8 @@ def _differs(lock: Lock, before: LockedOutput, now: LockedOutput) -> OutputDiffe
     )
 
 
-def _check_base(lock: Lock, checkpoint: Checkpoint) -> None:
+def check_base(lock: Lock, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint of another shape than the lock's base. Raises NotHomologous."""
     found = fingerprint_of(checkpoint)
     if found.digest != lock.base.fingerprint:
         raise NotHomologous(
@@ -346,7 +357,7 @@ def _output_tells(lock: Lock, out: str | os.PathLike[str]) -> bool:
     return lock.output is not None and not is_bucket(out)
 
 
-def _check_tensors(lock: Lock, checkpoint: Checkpoint, how: Options) -> None:
+def check_tensors(lock: Lock, checkpoint: Checkpoint, how: Options) -> None:
     """Refuse other tensors of the same shapes: nothing would tell them from those that were locked."""
     found = None if lock.base.digest is None else base_digest(checkpoint, how.threads, how.progress)
     if found not in (None, lock.base.digest):
@@ -359,7 +370,7 @@ def _check_tensors(lock: Lock, checkpoint: Checkpoint, how: Options) -> None:
         )
 
 
-def _pinned(place: str, lock: Lock, given: str | None) -> str:
+def pinned(place: str, lock: Lock, given: str | None) -> str:
     """A model of the hub at the commit that was locked."""
     if given is None and lock.base.revision is not None and place.startswith("hf://"):
         return f"{place.partition('@')[0]}@{lock.base.revision}"

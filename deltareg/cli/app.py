@@ -23,6 +23,7 @@ from deltareg.cli.checkpoints import apply, diff
 from deltareg.cli.compare import compare
 from deltareg.cli.deprecations import deprecate, undeprecate
 from deltareg.cli.doctor import doctor
+from deltareg.cli.evaluate import evaluate
 from deltareg.cli.inspect import inspect
 from deltareg.cli.logins import login, logout, whoami
 from deltareg.cli.mergekit import import_mergekit
@@ -35,6 +36,7 @@ from deltareg.cli.search import search
 from deltareg.cli.setup import init
 from deltareg.cli.signers import signers_app
 from deltareg.cli.signing import sign
+from deltareg.cli.sweep import sweep
 from deltareg.cli.transfer import transfer
 from deltareg.cli.transfers import pull, push
 from deltareg.cli.yanks import unyank, yank
@@ -119,6 +121,8 @@ app.command("sign")(sign)
 app.add_typer(signers_app, name="signers")
 app.command("check")(check)
 app.command("compare")(compare)
+app.command("sweep")(sweep)
+app.command("eval")(evaluate)
 app.command("transfer")(transfer)
 app.command("apply")(apply)
 app.command("inspect")(inspect)

@@ -10,10 +10,14 @@ import typer
 __all__ = [
     "Conflicts",
     "Description",
+    "Device",
     "DryRun",
+    "Eval",
     "Json",
     "Licence",
     "LimitRate",
+    "LowerIsBetter",
+    "Metric",
     "On",
     "OnRemote",
     "Out",
@@ -23,8 +27,10 @@ __all__ = [
     "RecipeOption",
     "ReferenceArgument",
     "RemoteOption",
+    "ScoreOption",
     "Tag",
     "Threads",
+    "Timeout",
     "VersionArgument",
     "check_text",
     "complete_delta",
@@ -158,5 +164,44 @@ ReferenceArgument = Annotated[
         metavar="REFERENCE",
         help="The delta: namespace/name:1.2.3, :channel, @sha256:…; without any of them the latest version.",
         autocompletion=complete_delta,
+    ),
+]
+Eval = Annotated[
+    str | None,
+    typer.Option(
+        "--eval",
+        metavar="CMD",
+        help="A command that evaluates the checkpoint in {model}, and prints a JSON object of numbers as its last "
+        "line. It runs with your rights, without a shell.",
+    ),
+]
+ScoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--score",
+        metavar="FILE.py:FUNCTION",
+        help="A Python function of model and tokenizer that returns numbers by name; package.module:FUNCTION too. Its "
+        "code runs in this process, with your rights.",
+    ),
+]
+Metric = Annotated[
+    list[str] | None,
+    typer.Option("--metric", metavar="NAME", help="A metric to take; may be given several times. By default all."),
+]
+LowerIsBetter = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lower-is-better",
+        metavar="NAME",
+        help="A metric such as a loss or a perplexity. May be given several times.",
+    ),
+]
+Device = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="What the model of --score or --tasks computes on.")
+]
+Timeout = Annotated[
+    str | None,
+    typer.Option(
+        "--timeout", metavar="TIME", help="How long one run of CMD may take: 90s, 30m, 1h30m. By default for ever."
     ),
 ]

@@ -114,6 +114,32 @@ def test_weight_0_and_rules_change_only_what_they_are_for(registry: Registry, ba
     assert same(base, before)
 
 
+def test_all_deltas_are_replaced_in_one_change(
+    tmp_path: Path, base: dict[str, torch.Tensor], anarcii_bf16: Mapping[str, Path]
+) -> None:
+    registry = Registry(tmp_path / "home")
+    names = ("acme/one:1.0.0", "acme/two:1.0.0")
+    for name in names:
+        deltareg.diff(anarcii_bf16["antibody_4_2"], anarcii_bf16["shark_4_2"], registry, name)
+    before, expected = copied(base), copied(base)
+    other = deltareg.live(expected, registry)
+    other.apply(names[1], 0.3)
+    other.apply(names[0], 0.5)
+    model = deltareg.live(base, registry)
+    model.apply(names[0], 2.0)
+    report = model.replace([(names[1], 0.3, None), (names[0], 0.5, None)])
+    assert same(base, expected)
+    assert list(model.deltas) == [names[1], names[0]]
+    assert report.changed_tensors > 0
+    with pytest.raises(InvalidArgument, match="is given twice"):
+        model.replace([(names[0], 1.0, None), (names[0], 0.5, None)])
+    with pytest.raises(NotFound):
+        model.replace([("acme/none:1.0.0", 1.0, None)])
+    assert same(base, expected)
+    model.replace([])
+    assert same(base, before)
+
+
 def test_two_deltas_and_another_method(
     tmp_path: Path, registry: Registry, base: dict[str, torch.Tensor], anarcii_bf16: Mapping[str, Path]
 ) -> None:

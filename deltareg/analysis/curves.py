@@ -9,10 +9,11 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from deltareg.analysis.regression import student_quantile
 from deltareg.errors import InvalidArgument
 from deltareg.manifest import Count, Document
 
-__all__ = ["CONFIDENCE", "Concavity", "Curve", "Plateau", "concavity", "describe", "plateau", "t_quantile"]
+__all__ = ["CONFIDENCE", "Concavity", "Curve", "Plateau", "concavity", "describe", "plateau"]
 
 CONFIDENCE = 0.95
 """Of the intervals."""
@@ -108,7 +109,7 @@ def concavity(weights: Sequence[float], metric: Sequence[float]) -> Concavity | 
     residual = y - design @ coefficients
     freedom = count - 3
     spread = math.sqrt(float(residual @ residual) / freedom * float(inverse[2, 2]))
-    curvature, error = float(coefficients[2]), t_quantile(CONFIDENCE, freedom) * spread
+    curvature, error = float(coefficients[2]), student_quantile((1 + CONFIDENCE) / 2, freedom) * spread
     # What rounding alone gives is no curvature.
     rounding = 64 * np.finfo(np.float64).eps * float(np.abs(y).max(initial=0.0))
     error = max(error, rounding)
@@ -164,32 +165,3 @@ def plateau(
         open_low=first == 0,
         open_high=last == len(weights) - 1,
     )
-
-
-def t_quantile(confidence: float, freedom: int) -> float:
-    """The t with P(|T| ≤ t) = `confidence`, for Student's T of `freedom` degrees.
-
-    By bisection of the finite sums of Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
-    """
-    low, high = 0.0, 1.0
-    while _within(high, freedom) < confidence:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, freedom) < confidence else (low, middle)
-    return (low + high) / 2
-
-
-def _within(t: float, freedom: int) -> float:
-    """P(|T| ≤ t)."""
-    angle = math.atan(t / math.sqrt(freedom))
-    sine, squared = math.sin(angle), math.cos(angle) ** 2
-    odd = freedom % 2
-    if odd and freedom == 1:
-        return 2 * angle / math.pi
-    term = math.cos(angle) if odd else 1.0
-    total = term
-    for k in range(2 if odd else 1, freedom - 2, 2):
-        term *= squared * k / (k + 1)
-        total += term
-    return 2 / math.pi * (angle + sine * total) if odd else sine * total

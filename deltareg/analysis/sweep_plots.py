@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import html
-import io
 import math
 import os
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deltareg.analysis.plots import check_plot
+from deltareg.analysis.pictures import drawing, page, picture_of, table, write_picture
 from deltareg.analysis.sweep_report import MetricSummary, SweepReport
-from deltareg.store.files import write_atomically
 
 __all__ = ["plot_sweep"]
-
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem;color:#222;background:#fff}
-svg{max-width:100%;height:auto}
-table{border-collapse:collapse}th,td{padding:.2rem .8rem;border-bottom:1px solid #ddd;text-align:right}"""
 
 
 def plot_sweep(report: SweepReport, path: str | os.PathLike[str]) -> Path:
@@ -27,22 +20,13 @@ def plot_sweep(report: SweepReport, path: str | os.PathLike[str]) -> Path:
     One weight gives a curve with its best point and its plateau, two give a heat map. The same report gives the same
     bytes with the same matplotlib. Raises what `check_plot` raises; NotAllowed, DiskFull.
     """
-    goal = Path(path)
-    kind = check_plot(goal)
-    picture = _draw(report, "svg" if kind == "html" else kind)
-    if kind == "html":
-        picture = _page(report, picture.decode()).encode(errors="backslashreplace")
-    write_atomically(goal, picture, temporary=goal.with_name(f".{goal.name[:200]}.{os.getpid()}"))
-    return goal
+    return write_picture(Path(path), partial(_draw, report), partial(_page, report))
 
 
 def _draw(report: SweepReport, kind: str) -> bytes:
-    from matplotlib import rc_context  # pyright: ignore[reportUnknownVariableType]
     from matplotlib.figure import Figure
 
-    # parse_math: a name may hold a $. hashsalt and no date: the same report gives the same bytes.
-    settings: Any = {"svg.hashsalt": "deltareg", "svg.fonttype": "none", "text.parse_math": False}
-    with rc_context(settings):
+    with drawing():
         columns = min(3, max(1, len(report.metrics)))
         rows = -(-len(report.metrics) // columns) or 1
         figure: Any = Figure(figsize=(5.5 * columns, min(60.0, 3.8 * rows)), layout="constrained")
@@ -55,9 +39,7 @@ def _draw(report: SweepReport, kind: str) -> bytes:
                 _curve(axes, report, name, summary)
         for axes in list(panels):
             axes.set_axis_off()
-        out = io.BytesIO()
-        figure.savefig(out, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-    return out.getvalue()
+        return picture_of(figure, kind)
 
 
 def _curve(axes: Any, report: SweepReport, name: str, summary: MetricSummary) -> None:
@@ -114,21 +96,4 @@ def _page(report: SweepReport, picture: str) -> str:
         beta = [] if point.beta is None else [f"{point.beta:g}"]
         values = [point.metrics.get(name) for name in names]
         rows.append([f"{point.alpha:g}", *beta, *("–" if one is None else f"{one:.6g}" for one in values)])
-    title = f"Sweep of {html.escape(report.recipe)}"
-    parts = [
-        "<!doctype html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
-        f"<style>{_STYLE}</style></head><body><h1>{title}</h1>",
-        picture[picture.index("<svg") :],
-        "<table><thead>",
-        _row(heads, "th"),
-        "</thead><tbody>",
-        *(_row(row, "td") for row in rows),
-        "</tbody></table></body></html>",
-        "",
-    ]
-    return "\n".join(parts)
-
-
-def _row(cells: Sequence[str], kind: str) -> str:
-    return "<tr>" + "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in cells) + "</tr>"
+    return page(f"Sweep of {report.recipe}", [picture, table(heads, rows)])

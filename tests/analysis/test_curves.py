@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from deltareg.analysis.curves import concavity, describe, plateau, t_quantile
+from deltareg.analysis.curves import concavity, describe, plateau
 from deltareg.errors import InvalidArgument
 
 X = [number / 10 for number in range(21)]
@@ -107,22 +107,3 @@ def test_a_tolerance_is_a_share() -> None:
     everything = plateau(X, X, tolerance=1.0)
     assert everything is not None
     assert everything.points == len(X)
-
-
-@pytest.mark.parametrize(
-    ("freedom", "quantile"),
-    # Abramowitz and Stegun, table 26.10.
-    [
-        (1, 12.706),
-        (2, 4.303),
-        (3, 3.182),
-        (4, 2.776),
-        (5, 2.571),
-        (10, 2.228),
-        (30, 2.042),
-        (120, 1.980),
-        (9997, 1.960),
-    ],
-)
-def test_quantiles_of_students_t_are_those_of_the_table(freedom: int, quantile: float) -> None:
-    assert t_quantile(0.95, freedom) == pytest.approx(quantile, abs=6e-4)

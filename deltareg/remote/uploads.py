@@ -246,9 +246,11 @@ class Uploader:
             return
         # One of the registries that take no chunks.
         self._rewind(0)
-        self._location = self._target.begin() or ""
-        if not self._location or not self._send_rest():
-            raise RemoteUnavailable(f"{self._target.http.login} does not say how a blob is sent")
+        location = self._target.begin()
+        if location is None:
+            raise RemoteUnavailable(f"{self._target.http.login} does not say where to send a blob")
+        self._location = location
+        self._send_rest()
 
     def _send_chunks(self, note: _Note) -> bool:
         """All but the end of the upload; False where the registry takes no chunks."""
@@ -306,20 +308,25 @@ class Uploader:
             self._sent += len(piece)
 
         body = FilePart(self._source, begin, left, self._blob.digest, sent)
-        status = self._target.finish(
-            self._location,
-            self._blob.digest,
-            body,
-            {"Content-Range": f"{begin}-{self._blob.size - 1}"} if begin and left else {},
-            accept=(*_REFUSED, _TOO_LARGE),
-            repeatable=not self._target.keeps_all,  # what was kept is gone on with, and not sent again
-        )
+        try:
+            status = self._target.finish(
+                self._location,
+                self._blob.digest,
+                body,
+                {"Content-Range": f"{begin}-{self._blob.size - 1}"} if begin and left else {},
+                # What was kept is gone on with, and not sent again. Elsewhere there is no other way: a refusal is told.
+                accept=(*_REFUSED, _TOO_LARGE) if self._target.keeps_all else (),
+                repeatable=not self._target.keeps_all,
+            )
+        except DeltaregError:
+            # That the source is damaged says more than the registry's words for it.
+            self._check_sent()
+            raise
         if status == _TOO_LARGE:
             self._target.keeps_all = False
             self._rewind(begin)
             return False
-        if self._hashed == self._blob.size:
-            self._check_source()
+        self._check_sent()
         self._ended(status)
         return True
 
@@ -335,6 +342,10 @@ class Uploader:
         self._hasher.update(piece)
         self._hashed += len(piece)
         self._progress.advance(len(piece))
+
+    def _check_sent(self) -> None:
+        if self._hashed == self._blob.size:
+            self._check_source()
 
     def _check_source(self) -> None:
         if f"sha256:{self._hasher.hexdigest()}" != self._blob.digest:

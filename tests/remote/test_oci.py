@@ -350,3 +350,13 @@ def test_proxy_that_takes_little_or_no_chunks_is_coped_with(registry: DockerRegi
         flip(local.path(Digest(blob.digest)), 80)
         with pytest.raises(DigestMismatch):
             send(OciRemote(remote.url), local, blob, repository="acme/other")
+
+
+def test_proxy_that_takes_neither_chunks_nor_the_whole_is_told_at_once(registry: DockerRegistry, local: Store) -> None:
+    rule = "if ($request_method = PATCH) { return 405; } client_max_body_size 300k;"
+    server = f"location / {{ {rule} proxy_pass {registry.url}; proxy_set_header Host $http_host; }}"
+    with serve_nginx(server) as url:
+        remote = OciRemote(f"{url.replace('http:', 'oci+http:')}/test-{next(_NUMBERS)}")
+        blob = stored(local, noise(2_000_000))
+        with pytest.raises(NotAllowed, match="413"):
+            send(remote, local, blob)
